@@ -1,0 +1,47 @@
+//! Tollgate: an OpenAI-compatible gateway that turns model usage into money without losing or
+//! inventing any of it.
+//!
+//! # The path of a request, which is the order of the files
+//!
+//! ```text
+//! server       accepts the connection
+//! routes       gives the request an id; one table of routes, one stack of layers
+//! controllers  extract: who calls, what body  ·  chat: the table of contents
+//! services     auth -> catalog -> admission (hold placed) -> upstream -> exchange -> meter (tap)
+//!              -> settle -> ledger
+//! store        the batch becomes one transaction, on SQLite or PostgreSQL
+//! ```
+//!
+//! # What always holds
+//!
+//! - Nothing reaches a client before its hold is committed, and every hold is closed once, by a
+//!   usage record of the same id.
+//! - Only `store::books` changes a balance; it is pure, and both stores call it.
+//! - Imports point one way: models < config, error < store < services < state < controllers <
+//!   routes < server, demo, log < commands < main.
+//! - Money and tokens are integers; no float computes anything.
+
+/// The command line.
+pub mod commands;
+/// Environment variables, each read once.
+pub mod config;
+/// HTTP in and out.
+pub mod controllers;
+/// An upstream for the first run.
+pub mod demo;
+/// One error, one envelope, one log line.
+pub mod error;
+/// Tracing.
+pub mod log;
+/// Data only: the wire, the tables, money.
+pub mod models;
+/// The table of routes.
+pub mod routes;
+/// The listener.
+pub mod server;
+/// The trunk of a request and its leaves.
+pub mod services;
+/// What handlers can reach.
+pub mod state;
+/// Business transactions on two databases.
+pub mod store;

@@ -1,0 +1,126 @@
+//! The command line: `serve`, and the commands that do an operator's work beside a running server.
+//!
+//! Invariant: a command changes the books through the same `Store` as the server. What a program
+//! reads (a new key, a new account's id) is alone on standard output.
+
+mod account;
+mod events;
+mod key;
+mod serve;
+
+use crate::config::{Config, DatabaseConfig, DatabaseKind};
+use crate::store::Store;
+use crate::store::postgres::PostgresStore;
+use crate::store::sqlite::SqliteStore;
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use secrecy::ExposeSecret;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// An OpenAI-compatible gateway that keeps the books.
+#[derive(Parser)]
+#[command(version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway (default).
+    Serve,
+    /// Apply pending migrations.
+    Migrate,
+    /// Print what is configured, secrets masked.
+    Config,
+    /// Accounts: who pays.
+    #[command(subcommand)]
+    Account(account::Account),
+    /// Credit of prepaid accounts.
+    #[command(subcommand)]
+    Credit(account::Credit),
+    /// API keys.
+    #[command(subcommand)]
+    Key(key::Key),
+    /// Billing events on their way to the sinks.
+    #[command(subcommand)]
+    Events(events::Events),
+    /// Recompute the books; fails when anything differs.
+    Verify,
+}
+
+/// How lists are printed.
+#[derive(Args, Clone, Copy)]
+struct Output {
+    /// Print JSON, one object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// Whatever keeps it from its work; the message is for the operator.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let config = Config::from_env()?;
+    let command = cli.command.unwrap_or(Command::Serve);
+    if matches!(command, Command::Config) {
+        for (name, value) in config.shown() {
+            println!("{name}={value}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Both TLS users (upstream and database) take this provider.
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a crypto provider was installed before"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(dispatch(command, config))
+}
+
+async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+    if matches!(command, Command::Serve) {
+        return serve::run(config).await;
+    }
+    let store = open_store(&config).await?;
+    if config.database.migrate || matches!(command, Command::Migrate) {
+        store.migrate().await.context("applying migrations")?;
+    }
+    let store = store.as_ref();
+    match command {
+        Command::Account(command) => account::run_account(command, store).await?,
+        Command::Credit(command) => account::run_credit(command, store).await?,
+        Command::Key(command) => key::run(command, store).await?,
+        Command::Events(command) => events::run(command, store).await?,
+        Command::Verify => return events::verify(store).await,
+        Command::Serve | Command::Config | Command::Migrate => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let DatabaseConfig { url, kind, .. } = &config.database;
+    let url = url.expose_secret();
+    let sinks = config.billing.sinks();
+    Ok(match kind {
+        DatabaseKind::Sqlite => Arc::new(SqliteStore::open(url, sinks).await?),
+        DatabaseKind::Postgres => Arc::new(PostgresStore::open(url, sinks)?),
+    })
+}
+
+/// Prints a row as JSON or as words.
+fn print<T: serde::Serialize>(
+    row: &T,
+    output: Output,
+    words: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    if output.json {
+        println!("{}", serde_json::to_string(row)?);
+    } else {
+        println!("{}", words());
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! `tollgate account …` and `tollgate credit …`.
+
+use super::{Output, print};
+use crate::models::account::{self, AccountKind, NewAccount};
+use crate::models::ids::AccountId;
+use crate::models::ledger::EntryKind;
+use crate::models::money::NanoUsd;
+use crate::models::timestamp::Timestamp;
+use crate::store::{Entry, LedgerOp, Outcome, Store};
+use anyhow::{Context, bail};
+use clap::Subcommand;
+
+#[derive(Subcommand)]
+pub enum Account {
+    /// Make an account; prints its id.
+    Create {
+        #[arg(long)]
+        name: String,
+        /// Pays later, up to a limit a month.
+        #[arg(long)]
+        postpaid: bool,
+        /// Most to spend in a calendar month, in USD; for postpaid accounts.
+        #[arg(long, value_parser = usd, requires = "postpaid")]
+        limit: Option<NanoUsd>,
+        /// Credit to begin with, in USD.
+        #[arg(long, value_parser = usd)]
+        credit: Option<NanoUsd>,
+        #[arg(long)]
+        stripe_customer: Option<String>,
+    },
+    /// Show one account.
+    Show {
+        /// Name or id.
+        #[arg(long)]
+        account: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List accounts.
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Credit {
+    /// Add credit; prints the balance after it.
+    Grant {
+        /// Name or id.
+        #[arg(long)]
+        account: String,
+        #[arg(long, value_parser = usd)]
+        usd: NanoUsd,
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+pub async fn run_account(command: Account, store: &dyn Store) -> anyhow::Result<()> {
+    match command {
+        Account::Create {
+            name,
+            postpaid,
+            limit,
+            credit,
+            stripe_customer,
+        } => {
+            let kind = if postpaid {
+                AccountKind::Postpaid
+            } else {
+                AccountKind::Prepaid
+            };
+            let new = NewAccount {
+                name,
+                kind,
+                limit_nusd: limit,
+                stripe_customer_id: stripe_customer,
+            };
+            println!("{}", create(store, new, credit).await?);
+            Ok(())
+        }
+        Account::Show { account, output } => show(&find(store, &account).await?, output),
+        Account::List { output } => list(store, output).await,
+    }
+}
+
+pub async fn run_credit(command: Credit, store: &dyn Store) -> anyhow::Result<()> {
+    let Credit::Grant {
+        account,
+        usd,
+        reason,
+    } = command;
+    if usd <= NanoUsd::ZERO {
+        bail!("a credit is more than zero");
+    }
+    let account = find(store, &account).await?;
+    println!("{}", grant(store, account.id, usd, reason).await?);
+    Ok(())
+}
+
+/// Makes an account, with credit where there is some.
+pub async fn create(
+    store: &dyn Store,
+    new: NewAccount,
+    credit: Option<NanoUsd>,
+) -> anyhow::Result<AccountId> {
+    let account = account::Account::open(new, Timestamp::now());
+    store.create_account(&account).await?;
+    if let Some(credit) = credit.filter(|credit| *credit > NanoUsd::ZERO) {
+        grant(store, account.id, credit, "opening credit".to_owned()).await?;
+    }
+    Ok(account.id)
+}
+
+async fn grant(
+    store: &dyn Store,
+    account_id: AccountId,
+    amount_nusd: NanoUsd,
+    reason: String,
+) -> anyhow::Result<NanoUsd> {
+    let entry = Entry {
+        account_id,
+        kind: EntryKind::Credit,
+        amount_nusd,
+        reason,
+    };
+    let outcomes = store
+        .commit(&[LedgerOp::Enter(entry)], Timestamp::now())
+        .await?;
+    store.announce_change().await?;
+    match outcomes.as_slice() {
+        [Outcome::Entered { balance }] => Ok(*balance),
+        other => bail!("the credit was not entered: {other:?}"),
+    }
+}
+
+/// The account of a name or id.
+pub async fn find(store: &dyn Store, name_or_id: &str) -> anyhow::Result<account::Account> {
+    let by_name = store.account_by_name(name_or_id).await?;
+    let found = match (by_name, name_or_id.parse()) {
+        (None, Ok(id)) => store.account(id).await?,
+        (found, _) => found,
+    };
+    found.with_context(|| format!("there is no account «{name_or_id}»"))
+}
+
+async fn list(store: &dyn Store, output: Output) -> anyhow::Result<()> {
+    let mut after = None;
+    loop {
+        let page = store.accounts_after(after).await?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.id);
+        for account in &page {
+            show(account, output)?;
+        }
+    }
+}
+
+fn show(account: &account::Account, output: Output) -> anyhow::Result<()> {
+    print(account, output, || {
+        let kind = match account.kind {
+            AccountKind::Prepaid => "prepaid",
+            AccountKind::Postpaid => "postpaid",
+        };
+        format!(
+            "{}  {}  {kind}  balance {} USD  held {} USD",
+            account.id, account.name, account.balance_nusd, account.held_nusd
+        )
+    })
+}
+
+/// Dollars on the command line.
+pub fn usd(text: &str) -> Result<NanoUsd, String> {
+    NanoUsd::parse_usd(text)
+        .filter(|amount| *amount >= NanoUsd::ZERO)
+        .ok_or_else(|| "not an amount of dollars like 12.50".to_owned())
+}

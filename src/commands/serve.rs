@@ -1,0 +1,256 @@
+//! `tollgate serve`: builds what a request needs, serves, and leaves in order.
+//!
+//! The order of leaving: readiness off, a moment for load balancers, the listener closed, streams
+//! to their end or the deadline, the rest settled as it stands, the ledger written out.
+
+mod welcome;
+
+use crate::config::{Config, DatabaseKind, Disconnect, UpstreamKind};
+use crate::models::ids::InstanceId;
+use crate::routes;
+use crate::server::{self, Signals};
+use crate::services::admission::{Admission, HoldTerms};
+use crate::services::auth::Auth;
+use crate::services::catalog::Catalog;
+use crate::services::ledger::{self, Ledger, Writer};
+use crate::services::recovery::Recovery;
+use crate::services::settle::Settler;
+use crate::services::tokens::Vocabularies;
+use crate::services::upstream::Upstream;
+use crate::state::App;
+use crate::store::Store;
+use crate::{demo, log};
+use anyhow::{Context, bail};
+use secrecy::ExposeSecret;
+use std::fs::File;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Answers read on for clients that have gone, at once.
+const DRAINS_MAX: usize = 1_024;
+/// How long the start waits for the first model list before it serves without one.
+const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
+/// For error events to reach their clients after the deadline.
+const LAST_BYTES_WAIT: Duration = Duration::from_secs(2);
+/// For the ledger to write out what was settled.
+const LEDGER_WAIT: Duration = Duration::from_secs(30);
+/// After a listener for changes has failed.
+const CHANGES_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
+    log::start(&config.log)?;
+    config.check_demo()?;
+    let lock = lock(&config)?;
+    let store = super::open_store(&config).await?;
+    if config.database.migrate {
+        store.migrate().await.context("applying migrations")?;
+    }
+    let base = upstream_base(&mut config).await?;
+    let (app, writer) = build(config, store, &base).await?;
+    let writer = tokio::spawn(writer.run());
+    let background = CancellationToken::new();
+    start_background(&app, &background);
+    serve(app, background, writer).await?;
+    drop(lock);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One server a SQLite file: the lock proves that the owner of an old hold is dead.
+fn lock(config: &Config) -> anyhow::Result<Option<File>> {
+    if config.database.kind != DatabaseKind::Sqlite {
+        return Ok(None);
+    }
+    let url = config.database.url.expose_secret();
+    let path = url
+        .trim_start_matches("sqlite://")
+        .trim_start_matches("sqlite:");
+    let path = path.split('?').next().unwrap_or(path);
+    let file = File::create(format!("{path}.lock")).context("making the lock file")?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(_) => bail!("another Tollgate serves {path}"),
+    }
+}
+
+async fn upstream_base(config: &mut Config) -> anyhow::Result<String> {
+    if let Some(base) = &config.upstream.base_url {
+        return Ok(base.clone());
+    }
+    tracing::warn!(
+        "no upstream is configured: a built-in DEMO answers as model «{}»; \
+         set OPENROUTER_API_KEY or UPSTREAM_BASE_URL for a real one",
+        demo::MODEL
+    );
+    config.upstream.kind = UpstreamKind::OpenAi;
+    config.upstream.disconnect = Disconnect::Drain;
+    demo::start().await
+}
+
+async fn build(
+    config: Config,
+    store: Arc<dyn Store>,
+    base: &str,
+) -> anyhow::Result<(Arc<App>, Writer)> {
+    let upstream = Arc::new(Upstream::new(&config, base)?);
+    let vocabularies = tokio::task::spawn_blocking(Vocabularies::load).await??;
+    let (ledger, writer) = ledger::new(store.clone());
+    let catalog = Catalog::new(
+        upstream.clone(),
+        store.clone(),
+        vocabularies.clone(),
+        config.money.clone(),
+    )?;
+    let catalog = Arc::new(catalog);
+    let stop = CancellationToken::new();
+    let settler = settler(&config, upstream, ledger.clone(), stop.clone());
+    let admission = Admission {
+        catalog: catalog.clone(),
+        ledger,
+        settler: Arc::new(settler),
+        vocabularies,
+        instance: InstanceId::generate(),
+        terms: HoldTerms::of(&config),
+    };
+    let auth = Auth::new(store.clone(), config.database.wait);
+    let leaving = CancellationToken::new();
+    let app = App {
+        config,
+        store,
+        auth,
+        catalog,
+        admission,
+        leaving,
+        stop,
+    };
+    Ok((Arc::new(app), writer))
+}
+
+fn settler(
+    config: &Config,
+    upstream: Arc<Upstream>,
+    ledger: Ledger,
+    stop: CancellationToken,
+) -> Settler {
+    Settler {
+        upstream,
+        ledger,
+        disconnect: config.upstream.disconnect,
+        drain_wait: config.upstream.disconnect_drain,
+        drains: Arc::new(Semaphore::new(DRAINS_MAX)),
+        tasks: TaskTracker::new(),
+        runtime: tokio::runtime::Handle::current(),
+        stop,
+    }
+}
+
+/// What goes on beside requests, until `background` ends it.
+fn start_background(app: &Arc<App>, background: &CancellationToken) {
+    let (catalog, stop) = (app.catalog.clone(), background.clone());
+    tokio::spawn(async move { catalog.run(stop).await });
+
+    let recovery = Recovery {
+        store: app.store.clone(),
+        settler: app.admission.settler.clone(),
+        instance: app.admission.instance,
+        lease: app.config.database.lease,
+    };
+    let stop = background.clone();
+    tokio::spawn(async move { recovery.run(stop).await });
+
+    let (app, stop) = (app.clone(), background.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = follow_changes(&app) => {}
+            () = stop.cancelled() => {}
+        }
+    });
+}
+
+/// Drops what is remembered when another process has changed accounts or keys.
+async fn follow_changes(app: &App) {
+    loop {
+        if let Err(error) = app.store.changed_elsewhere().await {
+            tracing::debug!("waiting for changes: {error}");
+            tokio::time::sleep(CHANGES_PAUSE).await;
+        }
+        app.auth.forget();
+        app.admission.ledger.forget_snapshots();
+    }
+}
+
+async fn serve(
+    app: Arc<App>,
+    background: CancellationToken,
+    writer: tokio::task::JoinHandle<()>,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(app.config.server.listen)
+        .await
+        .with_context(|| format!("listening on {}", app.config.server.listen))?;
+    if app.config.database.kind == DatabaseKind::Sqlite {
+        app.store
+            .expire_leases_of_others(app.admission.instance)
+            .await?;
+    }
+    if tokio::time::timeout(FIRST_LIST_WAIT, app.catalog.filled())
+        .await
+        .is_err()
+    {
+        tracing::warn!("serving without a model list: the upstream has not given one yet");
+    }
+    welcome::print(&app, listener.local_addr()?).await?;
+
+    let signals = Signals::default();
+    let connections = TaskTracker::new();
+    let router = routes::router(app.clone());
+    let serving = server::serve(listener, router, signals.clone(), connections.clone());
+    let serving = tokio::spawn(serving);
+    wait_for_signal().await?;
+    leave(app, signals, connections).await;
+    background.cancel();
+    serving.await?;
+    // The last ways into the ledger are gone: the writer ends when all is written.
+    match tokio::time::timeout(LEDGER_WAIT, writer).await {
+        Ok(ended) => ended.context("the ledger writer"),
+        Err(_) => bail!("the ledger could not be written out in time; recovery will settle it"),
+    }
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn leave(app: Arc<App>, signals: Signals, connections: TaskTracker) {
+    let server = &app.config.server;
+    tracing::info!("leaving: readiness is off");
+    app.leaving.cancel();
+    tokio::time::sleep(server.shutdown_delay).await;
+    signals.drain.cancel();
+    connections.close();
+    let tasks = app.admission.settler.tasks.clone();
+    tasks.close();
+    let finish = async {
+        connections.wait().await;
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(server.drain, finish).await.is_err() {
+        tracing::warn!("the deadline for streams has passed: settling them as they stand");
+    }
+    app.stop.cancel();
+    let _ = tokio::time::timeout(LAST_BYTES_WAIT, connections.wait()).await;
+    signals.abort.cancel();
+    connections.wait().await;
+    tasks.wait().await;
+}

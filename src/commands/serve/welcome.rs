@@ -1,0 +1,61 @@
+//! What is printed when the server is ready, and the account of a first run.
+//!
+//! Invariant: a key is made only for a fresh SQLite file, and shown once.
+
+use crate::commands::{account, key};
+use crate::config::DatabaseKind;
+use crate::demo;
+use crate::models::account::{AccountKind, NewAccount};
+use crate::models::money::NanoUsd;
+use crate::state::App;
+use std::net::SocketAddr;
+
+/// Credit of the account that a first run makes.
+const FIRST_CREDIT: NanoUsd = NanoUsd(10_000_000_000);
+
+pub async fn print(app: &App, address: SocketAddr) -> anyhow::Result<()> {
+    let base = format!("http://{address}/v1");
+    println!("Tollgate listening on {base}");
+    if let Some(key) = first_key(app).await? {
+        let model = if app.config.upstream.base_url.is_none() {
+            demo::MODEL
+        } else {
+            "openai/gpt-4o-mini"
+        };
+        print_first_steps(&base, &key, model);
+    }
+    Ok(())
+}
+
+/// A key for a file that has no account yet.
+async fn first_key(app: &App) -> anyhow::Result<Option<String>> {
+    let store = app.store.as_ref();
+    if app.config.database.kind != DatabaseKind::Sqlite
+        || !store.accounts_after(None).await?.is_empty()
+    {
+        return Ok(None);
+    }
+    let new = NewAccount {
+        name: "default".to_owned(),
+        kind: AccountKind::Prepaid,
+        limit_nusd: None,
+        stripe_customer_id: None,
+    };
+    let account = account::create(store, new, Some(FIRST_CREDIT)).await?;
+    Ok(Some(
+        key::create(store, account, "first".to_owned(), None).await?,
+    ))
+}
+
+fn print_first_steps(base: &str, key: &str, model: &str) {
+    println!(
+        r#"
+API key (shown once): {key}
+It belongs to the account "default", which has {FIRST_CREDIT} USD of credit. Try it:
+
+curl -N {base}/chat/completions -H "Authorization: Bearer {key}" -H "Content-Type: application/json" -d '{{"model":"{model}","stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'
+
+python3 -c 'from openai import OpenAI; print(OpenAI(base_url="{base}", api_key="{key}").chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}]).choices[0].message.content)'
+"#
+    );
+}

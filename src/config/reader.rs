@@ -1,0 +1,143 @@
+//! Reads typed variables and remembers what was read, for `tollgate config` and for the check that
+//! no `TOLLGATE_*` variable is left unread.
+
+use super::ConfigError;
+use secrecy::SecretString;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+use std::time::Duration;
+
+pub struct Reader {
+    variables: BTreeMap<String, String>,
+    shown: Vec<(&'static str, String)>,
+}
+
+/// Longest wait that can be set: a day. Larger numbers are typing errors.
+const SECONDS_MAX: u64 = 86_400;
+
+impl Reader {
+    pub fn of_process() -> Result<Self, ConfigError> {
+        let mut variables = BTreeMap::new();
+        for (name, value) in std::env::vars_os() {
+            // Variables of others may be anything; ours must be text.
+            let Ok(name) = name.into_string() else {
+                continue;
+            };
+            match value.into_string() {
+                Ok(value) if value.is_empty() => {}
+                Ok(value) => drop(variables.insert(name, value)),
+                Err(_) if name.starts_with("TOLLGATE_") => {
+                    return Err(ConfigError(format!("{name} is not valid UTF-8")));
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(Self {
+            variables,
+            shown: Vec::new(),
+        })
+    }
+
+    /// What was read; an error when one of our variables was not.
+    pub fn finish(self) -> Result<Vec<(&'static str, String)>, ConfigError> {
+        let known = |name: &str| self.shown.iter().any(|(read, _)| *read == name);
+        let ours = self
+            .variables
+            .keys()
+            .filter(|name| name.starts_with("TOLLGATE_"));
+        // Variables of the test environment are not the program's.
+        let unknown = ours
+            .into_iter()
+            .find(|name| !known(name) && !name.contains("_TEST_"));
+        match unknown {
+            Some(name) => Err(ConfigError(format!(
+                "unknown variable {name}; `.env.example` has them all"
+            ))),
+            None => Ok(self.shown),
+        }
+    }
+
+    pub fn optional(&mut self, name: &'static str) -> Option<String> {
+        let value = self.variables.get(name).cloned();
+        self.shown.push((name, value.clone().unwrap_or_default()));
+        value
+    }
+
+    pub fn text(&mut self, name: &'static str, default: &str) -> String {
+        let value = self
+            .variables
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| default.to_owned());
+        self.shown.push((name, value.clone()));
+        value
+    }
+
+    pub fn secret(&mut self, name: &'static str) -> Option<SecretString> {
+        let value = self.variables.get(name).cloned();
+        let shown = if value.is_some() { "***" } else { "" };
+        self.shown.push((name, shown.to_owned()));
+        value.map(SecretString::from)
+    }
+
+    /// A text that may hold a password: masked unless it is the default.
+    pub fn secret_or(&mut self, name: &'static str, default: &str) -> SecretString {
+        match self.variables.get(name).cloned() {
+            Some(value) => {
+                let scheme = value.split(':').next().unwrap_or_default();
+                self.shown.push((name, format!("{scheme}:***")));
+                SecretString::from(value)
+            }
+            None => {
+                self.shown.push((name, default.to_owned()));
+                SecretString::from(default.to_owned())
+            }
+        }
+    }
+
+    pub fn parsed<T: FromStr>(
+        &mut self,
+        name: &'static str,
+        default: &str,
+    ) -> Result<T, ConfigError>
+    where
+        T::Err: Display,
+    {
+        let text = self.text(name, default);
+        text.parse()
+            .map_err(|error| ConfigError(format!("{name}: {error}")))
+    }
+
+    pub fn seconds(&mut self, name: &'static str, default: &str) -> Result<Duration, ConfigError> {
+        match self.parsed(name, default)? {
+            seconds if seconds <= SECONDS_MAX => Ok(Duration::from_secs(seconds)),
+            _ => Err(ConfigError(format!("{name}: more than a day"))),
+        }
+    }
+
+    pub fn milliseconds(
+        &mut self,
+        name: &'static str,
+        default: &str,
+    ) -> Result<Duration, ConfigError> {
+        match self.parsed(name, default)? {
+            millis if millis <= SECONDS_MAX * 1_000 => Ok(Duration::from_millis(millis)),
+            _ => Err(ConfigError(format!("{name}: more than a day"))),
+        }
+    }
+
+    pub fn one_of<T: Copy>(
+        &mut self,
+        name: &'static str,
+        default: &str,
+        choices: &[(&str, T)],
+    ) -> Result<T, ConfigError> {
+        let text = self.text(name, default);
+        let found = choices.iter().find(|(choice, _)| *choice == text);
+        found.map(|(_, value)| *value).ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
+            ConfigError(format!("{name} must be one of {}", names.join(", ")))
+        })
+    }
+}

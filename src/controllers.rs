@@ -1,0 +1,8 @@
+//! HTTP in and out. A controller reads like a table of contents: one call a stage.
+//!
+//! Invariant: no SQL, no prices, no sockets here.
+
+pub mod chat;
+pub mod extract;
+pub mod health;
+pub mod models;

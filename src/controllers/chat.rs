@@ -1,0 +1,58 @@
+//! `POST /v1/chat/completions`.
+
+use crate::controllers::extract::JsonBody;
+use crate::error::Error;
+use crate::models::ids::RequestId;
+use crate::models::openai::request::ChatRequest;
+use crate::services::auth::Principal;
+use crate::services::exchange::{Exchange, Form};
+use crate::services::meter::Meter;
+use crate::state::App;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
+
+/// Admits, forwards, and answers with the upstream's bytes.
+///
+/// # Errors
+/// Whatever ends a request before its first byte.
+pub async fn create(
+    State(app): State<Arc<App>>,
+    id: RequestId,
+    principal: Principal,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Error> {
+    let request = ChatRequest::parse(&body)?;
+    let admitted = app.admission.admit(id, &principal, &request, &body).await?;
+    let (exchange, form) = admitted.forward().await?;
+    match form {
+        Form::Events => Ok(stream(&app, exchange)),
+        Form::Document => document(&app, exchange).await,
+    }
+}
+
+fn stream(app: &App, exchange: Exchange) -> Response {
+    let meter = Meter::new(exchange, app.config.upstream.idle, app.stop.clone());
+    let headers = [
+        (CONTENT_TYPE.as_str(), "text/event-stream; charset=utf-8"),
+        (CACHE_CONTROL.as_str(), "no-cache"),
+        // Proxies that collect answers would turn a stream into a plain answer.
+        ("x-accel-buffering", "no"),
+    ];
+    (headers, Body::new(meter)).into_response()
+}
+
+async fn document(app: &App, mut exchange: Exchange) -> Result<Response, Error> {
+    match exchange.document(app.config.upstream.idle).await {
+        Ok(document) => {
+            exchange.complete();
+            Ok(([(CONTENT_TYPE, "application/json")], document).into_response())
+        }
+        Err(error) => {
+            exchange.void();
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What handlers ask for: the request's id, who calls, and the body.
+//!
+//! Invariant: a handler that takes a [`Principal`] is only reached with a valid key, and a
+//! [`JsonBody`] is whole, within its bound, and said to be JSON.
+
+use crate::error::Error;
+use crate::models::ids::RequestId;
+use crate::services::auth::Principal;
+use crate::state::App;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A request body.
+pub struct JsonBody(pub Bytes);
+
+/// A body that takes longer to arrive is given up.
+const BODY_WAIT: Duration = Duration::from_secs(60);
+
+impl<S: Sync> FromRequestParts<S> for RequestId {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let missing = || Error::Internal("a request without an id".to_owned());
+        parts.extensions.get::<Self>().copied().ok_or_else(missing)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Principal {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
+        app.auth.principal(bearer(&parts.headers)?).await
+    }
+}
+
+impl FromRequest<Arc<App>> for JsonBody {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
+        let max = app.config.server.body_bytes_max;
+        check_head(request.headers(), max)?;
+        let body = Limited::new(request.into_body(), max).collect();
+        let body = tokio::time::timeout(BODY_WAIT, body)
+            .await
+            .map_err(|_| Error::BodyIncomplete)?;
+        match body {
+            Ok(body) => Ok(Self(body.to_bytes())),
+            Err(error) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge { max }),
+            Err(_) => Err(Error::BodyIncomplete),
+        }
+    }
+}
+
+fn check_head(headers: &HeaderMap, max: usize) -> Result<(), Error> {
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let media_type = content_type
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default();
+    if !media_type.trim().eq_ignore_ascii_case("application/json") {
+        return Err(Error::NotJson);
+    }
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    let length = length.and_then(|value| value.parse::<usize>().ok());
+    if length.is_some_and(|length| length > max) {
+        Err(Error::BodyTooLarge { max })
+    } else {
+        Ok(())
+    }
+}
+
+/// The one bearer token of the request.
+fn bearer(headers: &HeaderMap) -> Result<&str, Error> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().ok_or(Error::MissingKey)?;
+    if values.next().is_some() {
+        return Err(Error::WrongKey);
+    }
+    let text = value.to_str().map_err(|_| Error::WrongKey)?;
+    let (scheme, token) = text.split_once(' ').ok_or(Error::WrongKey)?;
+    let token = token.trim();
+    if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() {
+        Ok(token)
+    } else {
+        Err(Error::WrongKey)
+    }
+}

@@ -1,0 +1,41 @@
+//! `GET /healthz` (the process lives) and `GET /readyz` (it wants work).
+//!
+//! Invariant: liveness asks nothing of the database or the upstream: restarting would not mend
+//! them.
+
+use crate::state::App;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A database that takes longer is not ready.
+const PING_WAIT: Duration = Duration::from_secs(2);
+
+pub async fn live() -> Response {
+    Json(json!({"status": "ok"})).into_response()
+}
+
+pub async fn ready(State(app): State<Arc<App>>) -> Response {
+    let (status, says) = match readiness(&app).await {
+        Ok(()) => (StatusCode::OK, "ready"),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
+    };
+    (status, Json(json!({"status": says}))).into_response()
+}
+
+async fn readiness(app: &App) -> Result<(), &'static str> {
+    if app.leaving.is_cancelled() {
+        return Err("shutting down");
+    }
+    if !app.catalog.is_filled() {
+        return Err("no model list yet");
+    }
+    match tokio::time::timeout(PING_WAIT, app.store.ping()).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err("the database does not answer"),
+    }
+}

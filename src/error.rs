@@ -1,0 +1,324 @@
+//! One error type, one envelope, one log line.
+//!
+//! Invariant: what a client reads never holds a key, an upstream's address, or another's data; the
+//! cause goes to the log, once, where the response is made. Every variant has its status, type and
+//! code in one exhaustive match each.
+
+use crate::models::openai::request::Invalid;
+use axum::http::header::{ALLOW, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    // === who calls ===
+    #[error("no API key was given")]
+    MissingKey,
+    #[error("the API key is not valid")]
+    WrongKey,
+    // === what is asked ===
+    #[error("invalid request: {}", .0.message)]
+    Invalid(Invalid),
+    #[error("unknown URL")]
+    UnknownUrl,
+    #[error("method not allowed")]
+    MethodNotAllowed { allow: &'static str },
+    #[error("the content type is not JSON")]
+    NotJson,
+    #[error("the body is larger than {max} bytes")]
+    BodyTooLarge { max: usize },
+    #[error("the body did not arrive")]
+    BodyIncomplete,
+    #[error("unknown model")]
+    UnknownModel { model: String },
+    #[error("the key may not use this model")]
+    ModelNotAllowed { model: String },
+    #[error("the model has no known price")]
+    ModelNotPriced { model: String },
+    // === what may be spent ===
+    #[error("the account cannot pay for this request")]
+    InsufficientQuota,
+    #[error("the account is suspended")]
+    Suspended,
+    // === what Tollgate needs ===
+    #[error("too many requests at once")]
+    Overloaded,
+    #[error("the database is unavailable: {0}")]
+    Database(String),
+    #[error("the model list is not there yet")]
+    NoModels,
+    #[error("this process is shutting down")]
+    ShuttingDown,
+    #[error("internal: {0}")]
+    Internal(String),
+    // === what the upstream says ===
+    /// It refuses the operator's key or credit: not the client's doing.
+    #[error("the upstream refused our credentials or credit: {status}")]
+    UpstreamRefused { status: StatusCode },
+    #[error("the upstream limits our rate")]
+    UpstreamRateLimited { retry_after: Option<HeaderValue> },
+    /// It found the request at fault; its message is meant for the client.
+    #[error("the upstream found the request at fault: {status}")]
+    UpstreamRejected { status: StatusCode, message: String },
+    #[error("the upstream failed: {status}: {reason}")]
+    UpstreamFailed {
+        status: StatusCode,
+        reason: &'static str,
+    },
+    #[error("the upstream could not be reached: {0}")]
+    UpstreamUnavailable(String),
+    #[error("the upstream did not answer in time: {0}")]
+    UpstreamTimeout(&'static str),
+}
+
+/// OpenAI's error object; `error` is its only member on the wire.
+#[derive(Debug, serde::Serialize)]
+struct Envelope<'a> {
+    error: Body<'a>,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Body<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}
+
+/// How soon to come back when the cause is ours and short.
+const RETRY_AFTER_OURS: Duration = Duration::from_secs(1);
+
+impl Error {
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::MissingKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::Invalid(_) | Self::BodyIncomplete | Self::ModelNotPriced { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::UnknownUrl | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ModelNotAllowed { .. } | Self::Suspended => StatusCode::FORBIDDEN,
+            Self::InsufficientQuota | Self::UpstreamRateLimited { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::UpstreamRejected { status, .. } => *status,
+            Self::UpstreamFailed { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::UpstreamRefused { .. }
+            | Self::UpstreamFailed { .. }
+            | Self::UpstreamUnavailable(_) => StatusCode::BAD_GATEWAY,
+            Self::UpstreamTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::MissingKey
+            | Self::WrongKey
+            | Self::Invalid(_)
+            | Self::UnknownUrl
+            | Self::MethodNotAllowed { .. }
+            | Self::NotJson
+            | Self::BodyTooLarge { .. }
+            | Self::BodyIncomplete
+            | Self::UnknownModel { .. }
+            | Self::ModelNotAllowed { .. }
+            | Self::ModelNotPriced { .. }
+            | Self::UpstreamRejected { .. } => "invalid_request_error",
+            Self::InsufficientQuota => "insufficient_quota",
+            Self::Suspended => "access_terminated",
+            Self::UpstreamRateLimited { .. } => "rate_limit_error",
+            Self::Overloaded
+            | Self::Database(_)
+            | Self::NoModels
+            | Self::ShuttingDown
+            | Self::Internal(_) => "server_error",
+            Self::UpstreamRefused { .. }
+            | Self::UpstreamFailed { .. }
+            | Self::UpstreamUnavailable(_)
+            | Self::UpstreamTimeout(_) => "upstream_error",
+        }
+    }
+
+    /// A stable word for programs.
+    #[must_use]
+    pub fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::MissingKey | Self::Invalid(_) | Self::UpstreamRejected { .. } => return None,
+            Self::WrongKey => "invalid_api_key",
+            Self::UnknownUrl => "unknown_url",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::NotJson => "unsupported_media_type",
+            Self::BodyTooLarge { .. } => "request_too_large",
+            Self::BodyIncomplete => "incomplete_body",
+            Self::UnknownModel { .. } => "model_not_found",
+            Self::ModelNotAllowed { .. } => "model_not_allowed",
+            Self::ModelNotPriced { .. } => "model_not_priced",
+            Self::InsufficientQuota => "insufficient_quota",
+            Self::Suspended => "account_suspended",
+            Self::Overloaded => "overloaded",
+            Self::Database(_) => "database_unavailable",
+            Self::NoModels => "models_unavailable",
+            Self::ShuttingDown => "shutting_down",
+            Self::Internal(_) => "internal_error",
+            Self::UpstreamRefused { .. } => "upstream_refused",
+            Self::UpstreamRateLimited { .. } => "rate_limit_exceeded",
+            Self::UpstreamFailed { .. } => "upstream_error",
+            Self::UpstreamUnavailable(_) => "upstream_unavailable",
+            Self::UpstreamTimeout(_) => "upstream_timeout",
+        })
+    }
+
+    fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid(invalid) => invalid.param,
+            Self::UnknownModel { .. }
+            | Self::ModelNotAllowed { .. }
+            | Self::ModelNotPriced { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// What the client reads.
+    fn message(&self) -> String {
+        match self {
+            Self::MissingKey => "You didn't provide an API key. Provide it in an Authorization \
+                header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+                .to_owned(),
+            Self::WrongKey => "Incorrect API key provided.".to_owned(),
+            Self::Invalid(invalid) => invalid.message.clone(),
+            Self::UnknownUrl => "Unknown request URL. Please check the URL for typos.".to_owned(),
+            Self::MethodNotAllowed { allow } => {
+                format!("Not allowed to use this method here; allowed: {allow}.")
+            }
+            Self::NotJson => "Unsupported content type: send 'application/json'.".to_owned(),
+            Self::BodyTooLarge { max } => {
+                format!("The request body is too large: at most {max} bytes.")
+            }
+            Self::BodyIncomplete => "The request body did not arrive in full.".to_owned(),
+            Self::UnknownModel { model } => {
+                format!("The model `{model}` does not exist or you do not have access to it.")
+            }
+            Self::ModelNotAllowed { model } => {
+                format!("This API key does not have access to the model `{model}`.")
+            }
+            Self::ModelNotPriced { model } => {
+                format!("The model `{model}` has no price here and cannot be used.")
+            }
+            Self::InsufficientQuota => "You exceeded your current quota, please check your plan \
+                and billing details."
+                .to_owned(),
+            Self::Suspended => "This account is suspended.".to_owned(),
+            Self::Overloaded => "Too many requests at once. Please try again later.".to_owned(),
+            Self::Database(_) => "A service that this one needs is unavailable. Please try \
+                again later."
+                .to_owned(),
+            Self::NoModels => {
+                "The list of models is not available yet. Please try again later.".to_owned()
+            }
+            Self::ShuttingDown => {
+                "This server is shutting down. Please send the request again.".to_owned()
+            }
+            Self::Internal(_) => {
+                "The server had an error while processing your request.".to_owned()
+            }
+            Self::UpstreamRefused { .. } => {
+                "The model's provider is not available to this service.".to_owned()
+            }
+            Self::UpstreamRateLimited { .. } => {
+                "The model's provider limits the rate of requests. Please try again later."
+                    .to_owned()
+            }
+            Self::UpstreamRejected { message, .. } => message.clone(),
+            Self::UpstreamFailed { .. } => "The model's provider failed.".to_owned(),
+            Self::UpstreamUnavailable(_) => "The model's provider cannot be reached.".to_owned(),
+            Self::UpstreamTimeout(_) => "The model's provider did not answer in time.".to_owned(),
+        }
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        match self {
+            Self::MethodNotAllowed { allow } => {
+                headers.insert(ALLOW, HeaderValue::from_static(allow));
+            }
+            // The SDKs retry a 429; no retry brings money.
+            Self::InsufficientQuota => {
+                headers.insert(
+                    HeaderName::from_static("x-should-retry"),
+                    HeaderValue::from_static("false"),
+                );
+            }
+            Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_OURS.as_secs()));
+            }
+            Self::UpstreamRateLimited {
+                retry_after: Some(retry_after),
+            } => {
+                headers.insert(RETRY_AFTER, retry_after.clone());
+            }
+            _ => {}
+        }
+        headers
+    }
+
+    /// The envelope as JSON text.
+    #[must_use]
+    pub fn envelope(&self) -> String {
+        let message = self.message();
+        let envelope = Envelope {
+            error: Body {
+                message: &message,
+                kind: self.kind(),
+                param: self.param(),
+                code: self.code(),
+            },
+        };
+        // Plain texts have no way to fail.
+        serde_json::to_string(&envelope).unwrap_or_default()
+    }
+
+    /// The one log line of a failure: loud when it is ours or the upstream's, quiet when it is the
+    /// client's.
+    fn log(&self) {
+        let status = self.status().as_u16();
+        let code = self.code().unwrap_or("invalid_request");
+        if self.status().is_server_error() {
+            tracing::error!(
+                http.status = status,
+                error.code = code,
+                "request failed: {self}"
+            );
+        } else {
+            tracing::debug!(
+                http.status = status,
+                error.code = code,
+                "request refused: {self}"
+            );
+        }
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        self.log();
+        let content_type = [(axum::http::header::CONTENT_TYPE, "application/json")];
+        (self.status(), content_type, self.headers(), self.envelope()).into_response()
+    }
+}

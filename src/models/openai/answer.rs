@@ -1,0 +1,241 @@
+//! What an upstream answers: a stream's chunk or a whole completion, and its usage.
+//!
+//! Nothing here fails over an odd member: what cannot be read is missing (see `lenient`).
+
+use super::lenient::{Flag, Int, List, Object, Text};
+use crate::models::money::{Tokens, parse_cost_pico};
+use crate::models::usage::TokenUsage;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// A chunk of a stream, or a whole completion: they differ in `delta` and `message`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Answer<'a> {
+    #[serde(borrow)]
+    pub id: Text<'a>,
+    #[serde(borrow)]
+    pub model: Text<'a>,
+    #[serde(borrow)]
+    pub provider: Text<'a>,
+    #[serde(borrow)]
+    pub choices: List<Object<Choice<'a>>>,
+    #[serde(borrow)]
+    pub usage: Object<Usage<'a>>,
+    #[serde(borrow)]
+    pub error: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Choice<'a> {
+    pub index: Int,
+    #[serde(borrow, alias = "message")]
+    pub delta: Object<Delta<'a>>,
+    #[serde(borrow)]
+    pub finish_reason: Text<'a>,
+}
+
+/// A message, or a piece of one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Delta<'a> {
+    #[serde(borrow)]
+    pub content: Text<'a>,
+    #[serde(borrow)]
+    pub refusal: Text<'a>,
+    /// OpenRouter's name.
+    #[serde(borrow)]
+    pub reasoning: Text<'a>,
+    /// DeepSeek's and LiteLLM's name for the same text.
+    #[serde(borrow)]
+    pub reasoning_content: Text<'a>,
+    #[serde(borrow)]
+    pub tool_calls: List<Object<ToolCall<'a>>>,
+    #[serde(borrow)]
+    pub function_call: Object<Function<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ToolCall<'a> {
+    pub index: Int,
+    #[serde(borrow)]
+    pub function: Object<Function<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Function<'a> {
+    #[serde(borrow)]
+    pub name: Text<'a>,
+    #[serde(borrow)]
+    pub arguments: Text<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Usage<'a> {
+    prompt_tokens: Int,
+    completion_tokens: Int,
+    prompt_tokens_details: Object<PromptDetails>,
+    completion_tokens_details: Object<CompletionDetails>,
+    #[serde(borrow)]
+    pub cost: Option<&'a RawValue>,
+    is_byok: Flag,
+    #[serde(borrow)]
+    cost_details: Object<CostDetails<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PromptDetails {
+    cached_tokens: Int,
+    cache_write_tokens: Int,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CompletionDetails {
+    reasoning_tokens: Int,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CostDetails<'a> {
+    #[serde(borrow)]
+    upstream_inference_cost: Option<&'a RawValue>,
+}
+
+/// What the upstream says it used and charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reported {
+    pub tokens: TokenUsage,
+    /// What the operator pays for it, in pico-USD. `None`: unknown.
+    pub cost_pico: Option<i128>,
+}
+
+/// No real answer comes near; a larger number is a fault, and our own count is used instead.
+const TOKENS_PLAUSIBLE_MAX: i64 = 100_000_000;
+/// A thousand dollars for one call is a fault as well.
+const COST_PLAUSIBLE_PICO_MAX: i128 = 1_000_000_000_000_000;
+
+impl Answer<'_> {
+    /// The usage, when there is one that can be believed.
+    #[must_use]
+    pub fn reported(&self) -> Option<Reported> {
+        if self.usage.given {
+            self.usage.value.reported()
+        } else {
+            None
+        }
+    }
+}
+
+impl Usage<'_> {
+    fn reported(&self) -> Option<Reported> {
+        let prompt = plausible(self.prompt_tokens)?;
+        let completion = plausible(self.completion_tokens)?;
+        let details = &self.prompt_tokens_details.value;
+        let cached = part(details.cached_tokens, prompt);
+        Some(Reported {
+            tokens: TokenUsage {
+                prompt: Tokens(prompt),
+                cached: Tokens(cached),
+                cache_write: Tokens(part(details.cache_write_tokens, prompt - cached)),
+                completion: Tokens(completion),
+                reasoning: Tokens(part(
+                    self.completion_tokens_details.value.reasoning_tokens,
+                    completion,
+                )),
+            },
+            cost_pico: self.cost_pico(),
+        })
+    }
+
+    /// With a bring-your-own key OpenRouter's `cost` is its fee and the provider's price comes on
+    /// top; otherwise the two are the same money and must not be added.
+    /// <https://openrouter.ai/docs/use-cases/usage-accounting>
+    fn cost_pico(&self) -> Option<i128> {
+        let cost = cost_of(self.cost)?;
+        if !self.is_byok.0 {
+            return Some(cost);
+        }
+        Some(cost + cost_of(self.cost_details.value.upstream_inference_cost)?)
+    }
+}
+
+fn plausible(number: Int) -> Option<i64> {
+    number
+        .0
+        .filter(|number| (0..=TOKENS_PLAUSIBLE_MAX).contains(number))
+}
+
+/// A part is at most its whole; a missing one is zero.
+fn part(number: Int, whole: i64) -> i64 {
+    plausible(number).unwrap_or(0).min(whole)
+}
+
+/// Null and odd costs are unknown; zero is zero.
+fn cost_of(raw: Option<&RawValue>) -> Option<i128> {
+    parse_cost_pico(raw?.get()).filter(|cost| (0..=COST_PLAUSIBLE_PICO_MAX).contains(cost))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reported(usage: &str) -> Option<Reported> {
+        let text = format!(r#"{{"usage":{usage}}}"#);
+        let answer: Answer<'_> = serde_json::from_str(&text).unwrap();
+        answer.reported()
+    }
+
+    #[test]
+    fn parts_stay_within_their_wholes() {
+        let usage = reported(
+            r#"{"prompt_tokens":10,"completion_tokens":5,"cost":null,
+                "prompt_tokens_details":{"cached_tokens":8,"cache_write_tokens":9},
+                "completion_tokens_details":{"reasoning_tokens":99}}"#,
+        )
+        .unwrap();
+        assert_eq!(usage.tokens.cached, Tokens(8));
+        assert_eq!(usage.tokens.cache_write, Tokens(2));
+        assert_eq!(usage.tokens.reasoning, Tokens(5));
+        assert_eq!(usage.cost_pico, None, "a null cost is unknown");
+    }
+
+    #[test]
+    fn an_explicit_zero_is_a_zero() {
+        let usage = reported(r#"{"prompt_tokens":0,"completion_tokens":0,"cost":0}"#).unwrap();
+        assert_eq!(usage.tokens, TokenUsage::default());
+        assert_eq!(usage.cost_pico, Some(0));
+    }
+
+    #[test]
+    fn unbelievable_usage_is_none() {
+        for usage in [
+            "null",
+            "{}",
+            "7",
+            r#"{"prompt_tokens":1}"#,
+            r#"{"prompt_tokens":-1,"completion_tokens":1}"#,
+            r#"{"prompt_tokens":1,"completion_tokens":99999999999}"#,
+            r#"{"prompt_tokens":"1","completion_tokens":1}"#,
+        ] {
+            assert_eq!(reported(usage), None, "{usage}");
+        }
+    }
+
+    #[test]
+    fn upstream_cost_is_added_for_own_keys_only() {
+        let usage = |byok| {
+            reported(&format!(
+                r#"{{"prompt_tokens":1,"completion_tokens":1,"cost":0.5,"is_byok":{byok},
+                    "cost_details":{{"upstream_inference_cost":0.25}}}}"#
+            ))
+        };
+        assert_eq!(usage(false).unwrap().cost_pico, Some(500_000_000_000));
+        assert_eq!(usage(true).unwrap().cost_pico, Some(750_000_000_000));
+    }
+}

@@ -1,0 +1,287 @@
+//! Scalars and containers that read what they can and take anything else as missing.
+//!
+//! An upstream that sends `"created": 1.5`, `choices: null` or a number for an id still has its
+//! text counted; a strict type would lose the whole chunk over one odd member.
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// A string, else nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Text<'a>(pub Option<Cow<'a, str>>);
+
+/// An integer, else nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Int(pub Option<i64>);
+
+/// A boolean, else false.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flag(pub bool);
+
+/// An array, else empty.
+#[derive(Debug, PartialEq, Eq)]
+pub struct List<T>(pub Vec<T>);
+
+/// An object, else its default; `given` tells which.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Object<T> {
+    pub value: T,
+    pub given: bool,
+}
+
+// === the visits of everything that is not wanted ===
+
+macro_rules! take_as_missing {
+    ($($visit:ident($type:ty)),* $(,)?) => {
+        $(fn $visit<E>(self, _: $type) -> Result<Self::Value, E> {
+            Ok(Self::Value::default())
+        })*
+    };
+    (unit) => {
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(Self::Value::default())
+        }
+    };
+    (seq) => {
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(Self::Value::default())
+        }
+    };
+    (map) => {
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            Ok(Self::Value::default())
+        }
+    };
+}
+
+// === Text ===
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor<'a>(PhantomData<&'a ()>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for TextVisitor<'a> {
+            type Value = Text<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'a>, E> {
+                Ok(Text(Some(Cow::Borrowed(text))))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'a>, E> {
+                Ok(Text(Some(Cow::Owned(text.to_owned()))))
+            }
+
+            take_as_missing!(
+                visit_bool(bool),
+                visit_i64(i64),
+                visit_u64(u64),
+                visit_f64(Float)
+            );
+            take_as_missing!(unit);
+            take_as_missing!(seq);
+            take_as_missing!(map);
+        }
+
+        deserializer.deserialize_any(TextVisitor(PhantomData))
+    }
+}
+
+// === Int ===
+
+impl<'de> Deserialize<'de> for Int {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IntVisitor;
+
+        impl<'de> Visitor<'de> for IntVisitor {
+            type Value = Int;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Int, E> {
+                Ok(Int(Some(number)))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Int, E> {
+                Ok(Int(i64::try_from(number).ok()))
+            }
+
+            take_as_missing!(visit_bool(bool), visit_f64(Float), visit_str(&str));
+            take_as_missing!(unit);
+            take_as_missing!(seq);
+            take_as_missing!(map);
+        }
+
+        deserializer.deserialize_any(IntVisitor)
+    }
+}
+
+// === Flag ===
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FlagVisitor;
+
+        impl<'de> Visitor<'de> for FlagVisitor {
+            type Value = Flag;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Flag, E> {
+                Ok(Flag(value))
+            }
+
+            take_as_missing!(
+                visit_i64(i64),
+                visit_u64(u64),
+                visit_f64(Float),
+                visit_str(&str)
+            );
+            take_as_missing!(unit);
+            take_as_missing!(seq);
+            take_as_missing!(map);
+        }
+
+        deserializer.deserialize_any(FlagVisitor)
+    }
+}
+
+// === List ===
+
+/// A container stops growing here; real answers have far fewer choices and tool calls per chunk.
+const LIST_ITEMS_MAX: usize = 1_024;
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List<T>, A::Error> {
+                let mut items = Vec::new();
+                while items.len() < LIST_ITEMS_MAX {
+                    match seq.next_element()? {
+                        Some(item) => items.push(item),
+                        None => return Ok(List(items)),
+                    }
+                }
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(List(items))
+            }
+
+            take_as_missing!(
+                visit_bool(bool),
+                visit_i64(i64),
+                visit_u64(u64),
+                visit_f64(Float),
+                visit_str(&str)
+            );
+            take_as_missing!(unit);
+            take_as_missing!(map);
+        }
+
+        deserializer.deserialize_any(ListVisitor(PhantomData))
+    }
+}
+
+// === Object ===
+
+impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                let value = T::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Object { value, given: true })
+            }
+
+            take_as_missing!(
+                visit_bool(bool),
+                visit_i64(i64),
+                visit_u64(u64),
+                visit_f64(Float),
+                visit_str(&str)
+            );
+            take_as_missing!(unit);
+            take_as_missing!(seq);
+        }
+
+        deserializer.deserialize_any(ObjectVisitor(PhantomData))
+    }
+}
+
+/// Named once, because serde hands such numbers over and nothing here may compute with them.
+type Float = f64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<'a, T: Deserialize<'a>>(text: &'a str) -> T {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn odd_types_are_missing_and_do_not_fail() {
+        for odd in ["null", "true", "1.5", "-3", "[1,[2]]", r#"{"a":{}}"#] {
+            assert_eq!(read::<Text<'_>>(odd), Text(None), "{odd}");
+        }
+        for odd in [
+            "null",
+            "true",
+            "1.5",
+            r#""7""#,
+            "18446744073709551615",
+            "[]",
+            "{}",
+        ] {
+            assert_eq!(read::<Int>(odd), Int(None), "{odd}");
+        }
+        for odd in ["null", "1", r#""x""#, r#"{"a":1}"#] {
+            assert_eq!(read::<List<Int>>(odd), List(vec![]), "{odd}");
+        }
+        assert_eq!(
+            read::<List<Int>>("[1,null,2]").0,
+            [Int(Some(1)), Int(None), Int(Some(2))]
+        );
+    }
+
+    #[test]
+    fn text_is_borrowed_where_nothing_is_escaped() {
+        assert!(matches!(
+            read::<Text<'_>>(r#""plain""#).0,
+            Some(Cow::Borrowed("plain"))
+        ));
+        assert_eq!(read::<Text<'_>>(r#""a\nb""#).0.unwrap(), "a\nb");
+    }
+}

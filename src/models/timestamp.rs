@@ -1,0 +1,120 @@
+//! UTC time in microseconds, written as RFC 3339 text of fixed width.
+//!
+//! Invariant: the text of an earlier time sorts before that of a later one, so that SQLite can
+//! compare times as text. Reads no clock except in [`Timestamp::now`].
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Microseconds since 1970 UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+const MICROS_PER_SECOND: i64 = 1_000_000;
+
+impl Timestamp {
+    /// The wall clock. Pure code takes a `Timestamp` as an argument instead.
+    #[must_use]
+    pub fn now() -> Self {
+        Self::from_datetime(OffsetDateTime::now_utc())
+    }
+
+    #[must_use]
+    pub fn from_unix_seconds(seconds: i64) -> Self {
+        Self(seconds.saturating_mul(MICROS_PER_SECOND))
+    }
+
+    fn from_datetime(at: OffsetDateTime) -> Self {
+        let micros = at.unix_timestamp_nanos() / 1_000;
+        Self(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    /// Parses RFC 3339 with any offset; PostgreSQL writes `+00:00`, we write `Z`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        OffsetDateTime::parse(text, &Rfc3339)
+            .ok()
+            .map(Self::from_datetime)
+    }
+
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(micros))
+    }
+
+    /// Time since `earlier`; zero when the clock went back.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        let micros = self.0.saturating_sub(earlier.0);
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+    }
+
+    /// The first instant of this calendar month, UTC: where a postpaid period begins.
+    #[must_use]
+    pub fn month_start(self) -> Self {
+        let date = self.datetime().date();
+        let first = date.replace_day(1).unwrap_or(date);
+        Self::from_datetime(first.midnight().assume_utc())
+    }
+
+    fn datetime(self) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000)
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = self.datetime();
+        write!(
+            f,
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
+            at.year(),
+            u8::from(at.month()),
+            at.day(),
+            at.hour(),
+            at.minute(),
+            at.second(),
+            at.microsecond(),
+        )
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| de::Error::custom("not an RFC 3339 time"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_has_fixed_width_and_comes_back() {
+        let at = Timestamp(1_795_521_600_000_001);
+        assert_eq!(at.to_string(), "2026-11-24T12:00:00.000001Z");
+        assert_eq!(Timestamp::parse(&at.to_string()), Some(at));
+        assert_eq!(
+            Timestamp::parse("2026-11-24T13:00:00.000001+01:00"),
+            Some(at)
+        );
+    }
+
+    #[test]
+    fn a_month_starts_at_its_first_midnight() {
+        let at = Timestamp::parse("2028-02-29T23:59:59Z").unwrap();
+        assert_eq!(at.month_start().to_string(), "2028-02-01T00:00:00.000000Z");
+    }
+}

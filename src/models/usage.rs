@@ -1,0 +1,127 @@
+//! What a request used, where the numbers come from, and how it ended.
+//!
+//! Invariant: cached and cache-write tokens are parts of the prompt's, reasoning tokens are part of
+//! the completion's; nothing ever adds a part to its whole.
+
+use super::ids::{AccountId, ApiKeyId, RequestId};
+use super::money::{NanoUsd, Tokens};
+use super::timestamp::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Token numbers of one request. The parts are within the totals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenUsage {
+    pub prompt: Tokens,
+    /// Within `prompt`: read from the provider's cache.
+    pub cached: Tokens,
+    /// Within `prompt`: written to the provider's cache.
+    pub cache_write: Tokens,
+    pub completion: Tokens,
+    /// Within `completion`.
+    pub reasoning: Tokens,
+}
+
+/// Where the billed numbers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageSource {
+    /// The upstream's `usage` in the answer.
+    Upstream,
+    /// Asked of the upstream afterwards.
+    Lookup,
+    /// Our own count of the text that passed.
+    Counted,
+    /// Our own count with something unknown in it: a vocabulary, a part we never saw.
+    Estimated,
+    /// Nothing was used; the hold was voided.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    Completed,
+    UpstreamFailed,
+    ClientGone,
+    /// The process died; another one, or the next start, closed the hold.
+    Killed,
+}
+
+/// One row of `usage_records`; the members are the columns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRecord {
+    pub id: RequestId,
+    pub account_id: AccountId,
+    pub api_key_id: Option<ApiKeyId>,
+    pub upstream: String,
+    pub model: String,
+    pub model_served: Option<String>,
+    pub provider: Option<String>,
+    pub generation_id: Option<String>,
+    #[serde(with = "flag")]
+    pub streamed: bool,
+    pub ending: Ending,
+    pub finish_reason: Option<String>,
+    pub upstream_status: Option<i64>,
+    pub source: UsageSource,
+    pub prompt_tokens: Tokens,
+    pub cached_tokens: Tokens,
+    pub cache_write_tokens: Tokens,
+    pub completion_tokens: Tokens,
+    pub reasoning_tokens: Tokens,
+    pub counted_prompt_tokens: Option<Tokens>,
+    pub counted_completion_tokens: Option<Tokens>,
+    pub counter: Option<String>,
+    #[serde(with = "flag")]
+    pub counter_exact: bool,
+    pub upstream_cost_nusd: Option<NanoUsd>,
+    /// In a settlement: what the price says. In the table: what was charged.
+    pub charge_nusd: NanoUsd,
+    pub shortfall_nusd: NanoUsd,
+    pub hold_nusd: NanoUsd,
+    pub price_id: String,
+    pub attempts: i64,
+    pub started_at: Timestamp,
+    pub first_byte_at: Option<Timestamp>,
+    pub ended_at: Timestamp,
+}
+
+impl UsageRecord {
+    #[must_use]
+    pub fn is_billable(&self) -> bool {
+        self.prompt_tokens.0 > 0 || self.completion_tokens.0 > 0 || !self.charge_nusd.is_zero()
+    }
+}
+
+/// Booleans that come back from SQLite's JSON as 0 and 1.
+pub mod flag {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Flag {
+        Bool(bool),
+        Number(i64),
+    }
+
+    /// # Errors
+    /// Those of the serializer.
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde's `with` passes a reference"
+    )]
+    pub fn serialize<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bool(*value)
+    }
+
+    /// # Errors
+    /// When the value is neither a boolean nor 0 or 1.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+        match Flag::deserialize(deserializer)? {
+            Flag::Bool(value) => Ok(value),
+            Flag::Number(0) => Ok(false),
+            Flag::Number(1) => Ok(true),
+            Flag::Number(_) => Err(de::Error::custom("a flag is 0 or 1")),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The trunk of a request, in its order, and the leaves it stands on.
+//!
+//! Invariant: a module may use those above it and those it is drawn beside, never one below. Leaves
+//! (`pricing`, `sse`, `tokens`, `tap`, `reading`) do no I/O.
+
+// === leaves ===
+pub mod pricing;
+pub mod sse;
+pub mod tokens;
+
+// === what a request passes, in its order ===
+pub mod admission;
+pub mod auth;
+pub mod catalog;
+pub mod exchange;
+pub mod ledger;
+pub mod meter;
+pub mod reading;
+pub mod settle;
+pub mod tap;
+pub mod upstream;
+
+// === what goes on beside requests ===
+pub mod recovery;
+pub mod verify;

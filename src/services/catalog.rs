@@ -1,0 +1,240 @@
+//! The models: the upstream's list with each model's price, cached, refreshed behind the scenes.
+//!
+//! Invariants: a request never waits for the upstream's list; a list that cannot be fetched leaves
+//! the last one in force; a price is in the store before a request is made with it. Which upstream
+//! says what, and how the operator's table overrides it, is in `sources`.
+
+mod sources;
+
+use crate::config::MoneyConfig;
+use crate::error::Error;
+use crate::models::price::{Price, Rule, Terms};
+use crate::models::timestamp::Timestamp;
+use crate::services::tokens::Vocabularies;
+use crate::services::upstream::Upstream;
+use crate::store::Store;
+use async_openai::types::models::{ListModelResponse, Model as WireModel};
+use bytes::Bytes;
+use sources::{Offer, OperatorPrices};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub struct Catalog {
+    upstream: Arc<Upstream>,
+    store: Arc<dyn Store>,
+    vocabularies: Vocabularies,
+    money: MoneyConfig,
+    operator: OperatorPrices,
+    listing: RwLock<Arc<Listing>>,
+    is_filled: watch::Sender<bool>,
+}
+
+/// One state of the list.
+#[derive(Default)]
+struct Listing {
+    models: HashMap<String, Arc<Model>>,
+    json: Bytes,
+}
+
+/// A model that can be asked for.
+pub struct Model {
+    pub id: String,
+    /// `None`: its price is not known, and it is refused.
+    pub price: Option<Arc<Price>>,
+    /// The most that it can answer, when the upstream says so.
+    pub completion_tokens_max: Option<i64>,
+    /// As `GET /v1/models/{id}` shows it.
+    pub json: Bytes,
+}
+
+const REFRESH_EVERY: Duration = Duration::from_secs(300);
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+impl Catalog {
+    /// An empty catalog; [`Catalog::run`] fills it.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the operator's prices cannot be read.
+    pub fn new(
+        upstream: Arc<Upstream>,
+        store: Arc<dyn Store>,
+        vocabularies: Vocabularies,
+        money: MoneyConfig,
+    ) -> Result<Self, Error> {
+        let operator = match &money.prices {
+            Some(path) => OperatorPrices::read(Path::new(path))?,
+            None => OperatorPrices::default(),
+        };
+        let listing = RwLock::default();
+        let is_filled = watch::Sender::new(false);
+        Ok(Self {
+            upstream,
+            store,
+            vocabularies,
+            money,
+            operator,
+            listing,
+            is_filled,
+        })
+    }
+
+    /// Keeps the list fresh until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let wait = match self.refresh().await {
+                Ok(()) => {
+                    pause = RETRY_FIRST;
+                    REFRESH_EVERY
+                }
+                Err(error) => {
+                    tracing::warn!("the model list could not be refreshed: {error}");
+                    let wait = pause;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    wait
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Fetches the list once.
+    ///
+    /// # Errors
+    /// The upstream's or the store's.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        let offers = sources::fetch(&self.upstream).await?;
+        let listing = self.list(offers)?;
+        let prices: Vec<_> = listing
+            .models
+            .values()
+            .filter_map(|m| m.price.clone())
+            .collect();
+        self.store.put_prices(&prices, Timestamp::now()).await?;
+        self.load_vocabularies(&listing).await?;
+        tracing::info!(
+            models = listing.models.len(),
+            priced = prices.len(),
+            "model list"
+        );
+        *self.listing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(listing);
+        self.is_filled.send_replace(true);
+        Ok(())
+    }
+
+    /// Returns when there has been a list.
+    pub async fn filled(&self) {
+        // The sender lives as long as `self`.
+        let _ = self
+            .is_filled
+            .subscribe()
+            .wait_for(|is_filled| *is_filled)
+            .await;
+    }
+
+    #[must_use]
+    pub fn is_filled(&self) -> bool {
+        *self.is_filled.borrow()
+    }
+
+    /// The model of this name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`], or [`Error::NoModels`] before there has been a list.
+    pub fn model(&self, id: &str) -> Result<Arc<Model>, Error> {
+        if !self.is_filled() {
+            return Err(Error::NoModels);
+        }
+        let unknown = || Error::UnknownModel {
+            model: id.to_owned(),
+        };
+        self.current().models.get(id).cloned().ok_or_else(unknown)
+    }
+
+    /// The list as `GET /v1/models` shows it.
+    ///
+    /// # Errors
+    /// [`Error::NoModels`] before there has been a list.
+    pub fn json(&self) -> Result<Bytes, Error> {
+        if self.is_filled() {
+            Ok(self.current().json.clone())
+        } else {
+            Err(Error::NoModels)
+        }
+    }
+
+    fn current(&self) -> Arc<Listing> {
+        self.listing
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn list(&self, offers: Vec<Offer>) -> Result<Listing, Error> {
+        let wire: Vec<WireModel> = offers.iter().map(Offer::wire).collect();
+        let list = ListModelResponse {
+            object: "list".to_owned(),
+            data: wire.clone(),
+        };
+        let mut models = HashMap::with_capacity(offers.len());
+        for (offer, wire) in offers.into_iter().zip(wire) {
+            let price = self.price(&offer);
+            let json = to_json(&wire)?;
+            let completion_tokens_max = offer.completion_tokens_max;
+            let model = Model {
+                id: offer.id.clone(),
+                price,
+                completion_tokens_max,
+                json,
+            };
+            models.insert(offer.id, Arc::new(model));
+        }
+        Ok(Listing {
+            models,
+            json: to_json(&list)?,
+        })
+    }
+
+    /// The operator's table first: it says retail prices. Else the upstream's price and markup.
+    fn price(&self, offer: &Offer) -> Option<Arc<Price>> {
+        let terms = match self.operator.rates(&offer.id) {
+            Some(rates) => Terms {
+                model: offer.id.clone(),
+                rule: Rule::List,
+                markup_ppm: crate::models::money::Markup::NONE,
+                rates,
+            },
+            None => Terms {
+                model: offer.id.clone(),
+                rule: Rule::CostPlus,
+                markup_ppm: self.money.markup,
+                rates: offer.rates?,
+            },
+        };
+        Some(Arc::new(Price::new(terms)))
+    }
+
+    /// Reading a vocabulary takes a good part of a second: off the async threads.
+    async fn load_vocabularies(&self, listing: &Listing) -> Result<(), Error> {
+        let vocabularies = self.vocabularies.clone();
+        let models: Vec<String> = listing.models.keys().cloned().collect();
+        let load = move || vocabularies.prepare(models.iter().map(String::as_str));
+        tokio::task::spawn_blocking(load)
+            .await
+            .map_err(|error| Error::Internal(format!("loading a vocabulary: {error}")))
+    }
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Result<Bytes, Error> {
+    serde_json::to_vec(value)
+        .map(Bytes::from)
+        .map_err(|error| Error::Internal(format!("writing a model as JSON: {error}")))
+}

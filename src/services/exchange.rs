@@ -1,0 +1,322 @@
+//! One call under way: the open hold, the upstream's leg and what was read of it so far.
+//!
+//! Invariant: an exchange ends exactly once, in one of three ways. Completing or failing it
+//! consumes what it holds; dropping it before that means that the client has gone. Then the rest
+//! is decided by policy, on a task of its own, because `Drop` only hands over.
+
+mod drain;
+
+use crate::config::UpstreamKind;
+use crate::error::Error;
+use crate::models::money::Tokens;
+use crate::models::openai::answer::Answer;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::Ending;
+use crate::services::pricing;
+use crate::services::reading::Reading;
+use crate::services::settle::OpenHold;
+use crate::services::tap::{self, Finish, Tap};
+use crate::services::upstream::{Call, cost_header, generation_id};
+use axum::http::header::CONTENT_TYPE;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+pub struct Exchange {
+    live: Option<Box<Live>>,
+}
+
+/// What is alive until the exchange ends.
+struct Live {
+    open: OpenHold,
+    leg: Leg,
+    tap: Tap,
+    /// The client asked for a stream.
+    is_streamed: bool,
+    noted_at: Instant,
+    noted_tokens: i64,
+}
+
+enum Leg {
+    NotCalled,
+    Calling(Call),
+    Reading(Incoming),
+    Over,
+}
+
+/// What the upstream answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Events,
+    Document,
+}
+
+/// A plain answer larger than this is a fault: it is held in memory to be read.
+const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+/// How often a long stream's progress is written down.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
+impl Exchange {
+    /// An exchange whose upstream has not been called.
+    pub fn new(open: OpenHold, is_streamed: bool, shows_usage: bool) -> Self {
+        let reading = Reading::new(open.tokenizer.clone());
+        let tap = Tap::new(reading, open.price.clone(), shows_usage);
+        let (leg, noted_at) = (Leg::NotCalled, Instant::now());
+        let live = Live {
+            open,
+            leg,
+            tap,
+            is_streamed,
+            noted_at,
+            noted_tokens: 0,
+        };
+        Self {
+            live: Some(Box::new(live)),
+        }
+    }
+
+    /// Calls the upstream and waits for its answer's head.
+    ///
+    /// # Errors
+    /// What the upstream says, or that it says nothing.
+    pub async fn call(&mut self, body: Bytes) -> Result<Form, Error> {
+        let live = self.live()?;
+        live.leg = Leg::Calling(live.open.settler.upstream.chat(body));
+        live.answered().await
+    }
+
+    /// The whole of a plain answer, as the client gets it.
+    ///
+    /// # Errors
+    /// [`Error::UpstreamFailed`] when it is no completion, or what reading it ended with.
+    pub async fn document(&mut self, idle: Duration) -> Result<Bytes, Error> {
+        self.live()?.document(idle).await
+    }
+
+    /// The exchange has ended well: what was read is charged.
+    pub fn complete(&mut self) {
+        self.conclude(Ending::Completed);
+    }
+
+    /// The upstream failed after the client had got something: that is charged.
+    pub fn break_off(&mut self) {
+        self.conclude(Ending::UpstreamFailed);
+    }
+
+    /// The upstream failed before the client got anything: nothing is charged.
+    pub fn void(&mut self) {
+        if let Some(live) = self.live.take() {
+            live.open.void(Ending::UpstreamFailed);
+        }
+    }
+
+    fn conclude(&mut self, ending: Ending) {
+        if let Some(live) = self.live.take() {
+            live.conclude(ending);
+        }
+    }
+
+    fn live(&mut self) -> Result<&mut Live, Error> {
+        let ended = || Error::Internal("the exchange has ended".to_owned());
+        self.live.as_deref_mut().ok_or_else(ended)
+    }
+
+    /// The upstream's body, for the meter to poll; the exchange stays open.
+    pub fn take_body(&mut self) -> Option<Incoming> {
+        let live = self.live.as_deref_mut()?;
+        match std::mem::replace(&mut live.leg, Leg::Over) {
+            Leg::Reading(body) => Some(body),
+            other => {
+                live.leg = other;
+                None
+            }
+        }
+    }
+
+    /// Gives an unfinished body back before the exchange is dropped, so that it can be drained.
+    pub fn return_body(&mut self, body: Incoming) {
+        if let Some(live) = self.live.as_deref_mut() {
+            live.leg = Leg::Reading(body);
+        }
+    }
+
+    /// Reads a frame; `true` when the stream has come to its `[DONE]`.
+    ///
+    /// # Errors
+    /// [`Error::UpstreamFailed`] when an event passes its bound.
+    pub fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
+        self.live()?.frame(frame, out)
+    }
+
+    /// The body has ended: adds what is missing and concludes.
+    pub fn end(&mut self, out: &mut VecDeque<Bytes>) {
+        let Some(live) = self.live.as_deref_mut() else {
+            return;
+        };
+        match live.tap.end(out) {
+            Finish::Complete => self.complete(),
+            Finish::Failed => self.break_off(),
+        }
+    }
+
+    /// `[DONE]` has been read: ends well unless the upstream said that it failed.
+    pub fn done(&mut self) {
+        let has_failed = self
+            .live
+            .as_deref()
+            .is_some_and(|live| live.tap.judge.reading.has_failed);
+        if has_failed {
+            self.break_off()
+        } else {
+            self.complete()
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(live) = self.live.take() {
+            live.client_gone();
+        }
+    }
+}
+
+impl Live {
+    async fn answered(&mut self) -> Result<Form, Error> {
+        // Polled where it lies: when this future is dropped, the call is still there to go on with.
+        let answer = match &mut self.leg {
+            Leg::Calling(call) => call.await,
+            _ => return Err(Error::Internal("the upstream was not called".to_owned())),
+        };
+        let (head, body) = match answer {
+            Ok(answer) => answer.into_parts(),
+            Err(error) => {
+                self.leg = Leg::Over;
+                return Err(error);
+            }
+        };
+        self.leg = Leg::Reading(body);
+        self.open.upstream_status = Some(head.status);
+        if self.open.settler.upstream.kind == UpstreamKind::LiteLlm {
+            self.open.cost_header = cost_header(&head.headers);
+        }
+        if let Some(id) = generation_id(&head.headers) {
+            self.tap.judge.reading.generation_id = Some(id);
+            self.note();
+        }
+        let is_events = head
+            .headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        Ok(if is_events && self.is_streamed {
+            Form::Events
+        } else {
+            Form::Document
+        })
+    }
+
+    fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
+        if self.open.first_byte_at.is_none() {
+            self.open.first_byte_at = Some(Timestamp::now());
+        }
+        let knew_id = self.tap.judge.reading.generation_id.is_some();
+        self.tap
+            .frame(frame, out)
+            .map_err(|_| Error::UpstreamFailed {
+                status: axum::http::StatusCode::OK,
+                reason: "an event is too long",
+            })?;
+        let learnt_id = !knew_id && self.tap.judge.reading.generation_id.is_some();
+        if learnt_id || self.noted_at.elapsed() >= NOTE_EVERY {
+            self.note();
+        }
+        Ok(self.tap.judge.is_done)
+    }
+
+    /// Writes down the generation's id and how far the answer has come, where that is news.
+    fn note(&mut self) {
+        let reading = &self.tap.judge.reading;
+        let tokens = reading.counter.tokens_so_far();
+        self.noted_at = Instant::now();
+        let is_first = self.open.hold.generation_id.is_none();
+        if !is_first && tokens == self.noted_tokens {
+            return;
+        }
+        self.noted_tokens = tokens;
+        self.open
+            .hold
+            .generation_id
+            .clone_from(&reading.generation_id);
+        self.open
+            .note(reading.generation_id.as_deref(), Tokens(tokens));
+    }
+
+    async fn document(&mut self, idle: Duration) -> Result<Bytes, Error> {
+        let mut text = BytesMut::new();
+        while let Some(frame) = self.next_frame(idle).await? {
+            text.extend_from_slice(&frame);
+            if text.len() > DOCUMENT_BYTES_MAX {
+                return Err(not_a_completion("the answer is too long"));
+            }
+        }
+        self.leg = Leg::Over;
+        self.open.first_byte_at = Some(Timestamp::now());
+        self.read_document(text.freeze())
+    }
+
+    async fn next_frame(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
+        let Leg::Reading(body) = &mut self.leg else {
+            return Ok(None);
+        };
+        loop {
+            let frame = tokio::time::timeout(idle, body.frame())
+                .await
+                .map_err(|_| Error::UpstreamTimeout("reading an answer"))?;
+            match frame {
+                None => return Ok(None),
+                Some(Err(error)) => {
+                    return Err(Error::UpstreamUnavailable(format!("broke off: {error}")));
+                }
+                // Trailers are not for the client.
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    fn read_document(&mut self, bytes: Bytes) -> Result<Bytes, Error> {
+        let text = std::str::from_utf8(&bytes).map_err(|_| not_a_completion("not valid UTF-8"))?;
+        if !text.trim_start().starts_with('{') {
+            return Err(not_a_completion("not a JSON object"));
+        }
+        let answer: Answer<'_> =
+            serde_json::from_str(text).map_err(|_| not_a_completion("not JSON"))?;
+        if answer.choices.0.is_empty() && answer.error.is_some() {
+            return Err(not_a_completion("an error in the body"));
+        }
+        let reading = &mut self.tap.judge.reading;
+        reading.take(&answer);
+        let charge = reading.reported.and_then(|reported| {
+            pricing::charge(&self.open.price, reported.tokens, reported.cost_pico).ok()
+        });
+        let shown = charge.and_then(|charge| tap::plain(text, charge));
+        Ok(shown.map_or(bytes.clone(), Bytes::from))
+    }
+
+    fn conclude(self, ending: Ending) {
+        let reading = self.tap.judge.reading;
+        self.open.settle(reading, ending);
+    }
+}
+
+fn not_a_completion(reason: &'static str) -> Error {
+    Error::UpstreamFailed {
+        status: axum::http::StatusCode::OK,
+        reason,
+    }
+}

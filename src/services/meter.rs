@@ -1,0 +1,135 @@
+//! The response body of a stream: the upstream's body with the tap in its way.
+//!
+//! Invariants: a frame leaves when the frame that completes it arrives, in the same poll and on the
+//! same task; the upstream is only read when the client takes, so a slow client slows the upstream;
+//! a stream never ends silently before its end.
+
+use crate::error::Error;
+use crate::services::exchange::Exchange;
+use crate::services::tap::error_event;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+pub struct Meter {
+    exchange: Exchange,
+    /// `None` when it has ended.
+    upstream: Option<Incoming>,
+    out: VecDeque<Bytes>,
+    idle: Duration,
+    idle_check: Pin<Box<Sleep>>,
+    last_frame_at: Instant,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Meter {
+    /// A body that reads the exchange's; `idle` is the longest silence of the upstream, `stop` ends
+    /// the stream with an error event because the process ends.
+    #[must_use]
+    pub fn new(mut exchange: Exchange, idle: Duration, stop: CancellationToken) -> Self {
+        Self {
+            upstream: exchange.take_body(),
+            exchange,
+            out: VecDeque::new(),
+            idle,
+            idle_check: Box::pin(tokio::time::sleep(idle)),
+            last_frame_at: Instant::now(),
+            stop: Box::pin(stop.cancelled_owned()),
+        }
+    }
+
+    fn take(&mut self, frame: Frame<Bytes>) {
+        self.last_frame_at = Instant::now();
+        // Trailers are not for the client.
+        let Ok(data) = frame.into_data() else { return };
+        match self.exchange.frame(&data, &mut self.out) {
+            Ok(false) => {}
+            // The end of the books; the upstream's last bytes still pass.
+            Ok(true) => self.exchange.done(),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        tracing::warn!(error.code = error.code(), "a stream broke off: {error}");
+        self.upstream = None;
+        self.out.push_back(error_event(error));
+        self.exchange.break_off();
+    }
+
+    fn end(&mut self) {
+        self.upstream = None;
+        self.exchange.end(&mut self.out);
+    }
+
+    /// The timer is not moved with every frame: when it goes off, the rest is waited for.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.idle_check.as_mut().poll(cx));
+            let silence = self.last_frame_at.elapsed();
+            if silence >= self.idle {
+                return Poll::Ready(());
+            }
+            let next = tokio::time::Instant::now() + (self.idle - silence);
+            self.idle_check.as_mut().reset(next);
+        }
+    }
+}
+
+impl Body for Meter {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(bytes) = this.out.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            let Some(upstream) = &mut this.upstream else {
+                return Poll::Ready(None);
+            };
+            match Pin::new(upstream).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => this.take(frame),
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::debug!("the upstream's body broke off: {error}");
+                    this.end();
+                }
+                Poll::Ready(None) => this.end(),
+                Poll::Pending if this.stop.as_mut().poll(cx).is_ready() => {
+                    this.fail(&Error::ShuttingDown);
+                }
+                Poll::Pending => {
+                    ready!(this.poll_idle(cx));
+                    this.fail(&Error::UpstreamTimeout("between two frames"));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.out.is_empty() && self.upstream.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some(upstream) = self.upstream.take() {
+            self.exchange.return_body(upstream);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What was read of an answer: its text counted, its usage, who served it, how it stopped.
+//!
+//! Invariant: the last believable usage counts, an explicit zero is a zero, and text is counted
+//! whether or not the upstream says a number. Keeps no text beyond what counting needs.
+
+use crate::models::openai::answer::{Answer, Choice, Delta, Reported};
+use crate::services::tokens::{Field, Lane, StreamCounter, Tokenizer};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+pub struct Reading {
+    pub generation_id: Option<String>,
+    pub model: Option<String>,
+    pub provider: Option<String>,
+    pub finish_reason: Option<String>,
+    pub reported: Option<Reported>,
+    pub counter: StreamCounter,
+    /// The upstream said in the stream that it failed.
+    pub has_failed: bool,
+    /// Something passed that could not be read, so the count may be short.
+    pub has_unreadable: bool,
+}
+
+/// Names from an upstream go into tables; longer ones are cut.
+const NAME_CHARS_MAX: usize = 200;
+
+impl Reading {
+    #[must_use]
+    pub fn new(tokenizer: Tokenizer) -> Self {
+        Self {
+            generation_id: None,
+            model: None,
+            provider: None,
+            finish_reason: None,
+            reported: None,
+            counter: StreamCounter::new(tokenizer),
+            has_failed: false,
+            has_unreadable: false,
+        }
+    }
+
+    /// Takes in a chunk or a whole completion.
+    pub fn take(&mut self, answer: &Answer<'_>) {
+        first(&mut self.generation_id, answer.id.0.as_ref());
+        first(&mut self.model, answer.model.0.as_ref());
+        first(&mut self.provider, answer.provider.0.as_ref());
+        for choice in &answer.choices.0 {
+            self.take_choice(&choice.value);
+        }
+        if let Some(reported) = answer.reported() {
+            self.reported = Some(reported);
+        }
+        self.has_failed |= answer.error.is_some_and(is_truthy);
+    }
+
+    fn take_choice(&mut self, choice: &Choice<'_>) {
+        if let Some(reason) = &choice.finish_reason.0 {
+            self.finish_reason = Some(shortened(reason));
+            self.has_failed |= reason == "error";
+        }
+        let index = choice
+            .index
+            .0
+            .and_then(|index| u32::try_from(index).ok())
+            .unwrap_or(0);
+        self.take_delta(index, &choice.delta.value);
+    }
+
+    fn take_delta(&mut self, choice: u32, delta: &Delta<'_>) {
+        let mut push = |field, text: &Option<Cow<'_, str>>| {
+            if let Some(text) = text {
+                self.counter.push(Lane { choice, field }, text);
+            }
+        };
+        push(Field::Content, &delta.content.0);
+        push(Field::Refusal, &delta.refusal.0);
+        // Two names for the same text: a server that sends both does not think twice.
+        let reasoning = if delta.reasoning.0.is_some() {
+            &delta.reasoning.0
+        } else {
+            &delta.reasoning_content.0
+        };
+        push(Field::Reasoning, reasoning);
+        for (place, call) in (0_u32..).zip(&delta.tool_calls.0) {
+            let call = &call.value;
+            let index = call.index.0.and_then(|index| u32::try_from(index).ok());
+            let index = index.unwrap_or(place);
+            push(Field::ToolName(index), &call.function.value.name.0);
+            push(
+                Field::ToolArguments(index),
+                &call.function.value.arguments.0,
+            );
+        }
+        push(
+            Field::FunctionArguments,
+            &delta.function_call.value.arguments.0,
+        );
+    }
+}
+
+fn first(known: &mut Option<String>, given: Option<&Cow<'_, str>>) {
+    if known.is_none()
+        && let Some(given) = given
+        && !given.is_empty()
+    {
+        *known = Some(shortened(given));
+    }
+}
+
+fn shortened(name: &str) -> String {
+    name.chars()
+        .filter(|character| !character.is_control())
+        .take(NAME_CHARS_MAX)
+        .collect()
+}
+
+fn is_truthy(error: &RawValue) -> bool {
+    !matches!(error.get(), "null" | "false" | "{}" | "\"\"")
+}

@@ -1,0 +1,164 @@
+//! Recovery: the holds of processes that died are settled by whoever finds them.
+//!
+//! Invariants: a hold is only taken over when its lease has expired, by one process; what it is
+//! charged comes from the upstream where that can be asked, else from what the hold says was seen,
+//! marked as an estimate. Our own leases are renewed here, well before they expire.
+
+use crate::models::hold::Hold;
+use crate::models::ids::InstanceId;
+use crate::models::money::NanoUsd;
+use crate::models::openai::answer::Reported;
+use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
+use crate::services::pricing;
+use crate::services::settle::Settler;
+use crate::services::upstream::Found;
+use crate::store::{LedgerOp, Store, StoreError};
+use futures::StreamExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+pub struct Recovery {
+    pub store: Arc<dyn Store>,
+    pub settler: Arc<Settler>,
+    pub instance: InstanceId,
+    pub lease: Duration,
+}
+
+/// Orphans taken over at once.
+const ORPHANS_MAX: i64 = 100;
+/// Look-ups for them at the same time.
+const LOOKUPS_MAX: usize = 16;
+
+impl Recovery {
+    /// Renews and recovers until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        // Three times in a lease: one lost renewal costs nothing.
+        let mut ticks = tokio::time::interval(self.lease / 3);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = stop.cancelled() => return,
+            }
+            if let Err(error) = self.round().await {
+                tracing::warn!("leases and orphans: {error}");
+            }
+        }
+    }
+
+    async fn round(&self) -> Result<(), StoreError> {
+        let now = Timestamp::now();
+        let until = now.plus(self.lease);
+        self.store.renew_leases(self.instance, until).await?;
+        let orphans = self
+            .store
+            .claim_orphans(self.instance, now, until, ORPHANS_MAX)
+            .await?;
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(
+            holds = orphans.len(),
+            "settling the holds of a process that died"
+        );
+        let store = self.store.clone();
+        let settler = self.settler.clone();
+        // Look-ups take a while; leases must go on being renewed meanwhile.
+        let recover = async move {
+            futures::stream::iter(orphans)
+                .for_each_concurrent(LOOKUPS_MAX, |hold| settle(&store, &settler, hold))
+                .await;
+        };
+        self.settler.tasks.spawn(recover);
+        Ok(())
+    }
+}
+
+async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
+    let found = match &hold.generation_id {
+        Some(id) => settler.upstream.look_up(id, &settler.stop).await,
+        None => None,
+    };
+    let price = match store.price(&hold.price_id).await {
+        Ok(price) => price,
+        Err(error) => {
+            // The hold stays open and is found again when this process's lease on it ends.
+            tracing::warn!(request.id = %hold.request_id, "the price of an orphan: {error}");
+            return;
+        }
+    };
+    let record = record(hold, found, price.as_ref());
+    settler.ledger.note(LedgerOp::Settle(Box::new(record)));
+}
+
+fn record(hold: Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecord {
+    let source = if found.is_some() {
+        UsageSource::Lookup
+    } else {
+        UsageSource::Estimated
+    };
+    let (reported, model, provider, finish_reason) = match found {
+        Some(Found {
+            reported,
+            model,
+            provider,
+            finish_reason,
+        }) => (reported, model, provider, finish_reason),
+        None => (estimate(&hold), None, None, None),
+    };
+    let charge = price
+        .and_then(|price| pricing::charge(price, reported.tokens, reported.cost_pico).ok())
+        // Without a price, what was set aside is the best that is known.
+        .unwrap_or(hold.amount_nusd);
+    UsageRecord {
+        id: hold.request_id,
+        account_id: hold.account_id,
+        api_key_id: hold.api_key_id,
+        upstream: hold.upstream,
+        model: hold.model,
+        model_served: model,
+        provider,
+        generation_id: hold.generation_id,
+        streamed: hold.streamed,
+        ending: Ending::Killed,
+        finish_reason,
+        upstream_status: None,
+        source,
+        prompt_tokens: reported.tokens.prompt,
+        cached_tokens: reported.tokens.cached,
+        cache_write_tokens: reported.tokens.cache_write,
+        completion_tokens: reported.tokens.completion,
+        reasoning_tokens: reported.tokens.reasoning,
+        counted_prompt_tokens: None,
+        counted_completion_tokens: Some(hold.completion_tokens_seen),
+        counter: None,
+        counter_exact: false,
+        upstream_cost_nusd: reported
+            .cost_pico
+            .and_then(|pico| NanoUsd::from_pico_ceil(pico).ok()),
+        charge_nusd: charge,
+        shortfall_nusd: NanoUsd::ZERO,
+        hold_nusd: hold.amount_nusd,
+        price_id: hold.price_id,
+        attempts: 1,
+        started_at: hold.placed_at,
+        first_byte_at: None,
+        ended_at: Timestamp::now(),
+    }
+}
+
+/// The prompt was sent; of the answer, what was noted before the process died.
+fn estimate(hold: &Hold) -> Reported {
+    let tokens = TokenUsage {
+        prompt: hold.prompt_tokens_estimate,
+        completion: hold.completion_tokens_seen,
+        ..TokenUsage::default()
+    };
+    Reported {
+        tokens,
+        cost_pico: None,
+    }
+}

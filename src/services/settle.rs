@@ -1,0 +1,294 @@
+//! Settling: a hold and a reading become a usage record, once.
+//!
+//! Invariants: an [`OpenHold`] is consumed by settling or voiding it, so neither can happen twice;
+//! the place in the ledger's queue is part of it, so settling cannot fail for want of room; a
+//! record says where its numbers come from. Which numbers to take is decided here, what they cost
+//! in `pricing`.
+
+use crate::config::Disconnect;
+use crate::models::hold::Hold;
+use crate::models::money::{NanoUsd, Tokens, parse_cost_pico};
+use crate::models::openai::answer::Reported;
+use crate::models::openai::request::ChatRequest;
+use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
+use crate::services::ledger::{Ledger, Slot};
+use crate::services::pricing;
+use crate::services::reading::Reading;
+use crate::services::tokens::{Count, INLINE_BYTES_MAX, Tokenizer, count_prompt};
+use crate::services::upstream::{Found, Upstream};
+use crate::store::{LedgerOp, Note};
+use axum::http::StatusCode;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What settling needs besides the hold. One per process.
+pub struct Settler {
+    pub upstream: Arc<Upstream>,
+    pub ledger: Ledger,
+    pub disconnect: Disconnect,
+    pub drain_wait: Duration,
+    /// Answers read on for clients that have gone.
+    pub drains: Arc<Semaphore>,
+    /// Work that goes on after its request: shutdown waits for it.
+    pub tasks: TaskTracker,
+    pub runtime: tokio::runtime::Handle,
+    /// Settle as it stands: the process is about to end.
+    pub stop: CancellationToken,
+}
+
+/// A hold of ours, and the one right to close it.
+#[must_use]
+pub struct OpenHold {
+    pub hold: Hold,
+    pub price: Arc<Price>,
+    pub tokenizer: Tokenizer,
+    /// The request as it came: its prompt is counted when nobody else does.
+    pub request: Bytes,
+    pub upstream_status: Option<StatusCode>,
+    /// Decimal dollars, from LiteLLM's header.
+    pub cost_header: Option<String>,
+    pub first_byte_at: Option<Timestamp>,
+    pub slot: Slot,
+    pub settler: Arc<Settler>,
+}
+
+/// The numbers of a record.
+struct Numbers {
+    source: UsageSource,
+    tokens: TokenUsage,
+    cost_pico: Option<i128>,
+    counted_prompt: Option<Count>,
+    counted_completion: Option<Count>,
+}
+
+impl OpenHold {
+    /// Nothing was used: closes the hold with a charge of zero.
+    pub fn void(self, ending: Ending) {
+        let numbers = Numbers {
+            source: UsageSource::None,
+            tokens: TokenUsage::default(),
+            cost_pico: None,
+            counted_prompt: None,
+            counted_completion: None,
+        };
+        self.send(numbers, Named::default(), ending);
+    }
+
+    /// Closes the hold with what was read. Returns at once; what takes longer than a moment goes on
+    /// as a tracked task.
+    pub fn settle(self, reading: Reading, ending: Ending) {
+        let settler = self.settler.clone();
+        let is_quick = reading.reported.is_some() && is_short(&reading, None);
+        if is_quick {
+            let (numbers, named) = self.numbers(reading, None);
+            self.send(numbers, named, ending);
+        } else {
+            let task = self.settle_slowly(reading, ending);
+            settler.tasks.spawn_on(task, &settler.runtime);
+        }
+    }
+
+    async fn settle_slowly(self, reading: Reading, ending: Ending) {
+        let found = self.look_up(&reading, ending).await;
+        if is_short(&reading, Some(&self.request)) {
+            let (numbers, named) = self.numbers(reading, found);
+            self.send(numbers, named, ending);
+            return;
+        }
+        // Tokenising much text takes long: not on the async threads. A panic in there would cost
+        // the settlement, and recovery would find the hold.
+        let count = move || {
+            let (numbers, named) = self.numbers(reading, found);
+            self.send(numbers, named, ending);
+        };
+        if tokio::task::spawn_blocking(count).await.is_err() {
+            tracing::error!("counting failed; recovery will settle the hold");
+        }
+    }
+
+    /// Asks the upstream where its numbers are missing and it can be asked.
+    async fn look_up(&self, reading: &Reading, ending: Ending) -> Option<Found> {
+        let settler = &self.settler;
+        let wants = match ending {
+            Ending::ClientGone => settler.disconnect != Disconnect::Count,
+            Ending::Completed | Ending::UpstreamFailed | Ending::Killed => true,
+        };
+        if reading.reported.is_some() || !wants {
+            return None;
+        }
+        settler
+            .upstream
+            .look_up(reading.generation_id.as_deref()?, &settler.stop)
+            .await
+    }
+
+    fn numbers(&self, reading: Reading, found: Option<Found>) -> (Numbers, Named) {
+        let named = Named::new(&reading, found.as_ref());
+        let Reading {
+            reported,
+            counter,
+            has_unreadable,
+            ..
+        } = reading;
+        let mut completion = counter.finish();
+        completion.estimated |= has_unreadable;
+        let (source, counted_prompt, reported) = match (reported, found) {
+            (Some(reported), _) => (UsageSource::Upstream, None, reported),
+            (None, Some(found)) => (UsageSource::Lookup, None, found.reported),
+            (None, None) => {
+                let prompt = self.count_prompt();
+                let is_estimate = prompt.estimated || completion.estimated;
+                let source = if is_estimate {
+                    UsageSource::Estimated
+                } else {
+                    UsageSource::Counted
+                };
+                (source, Some(prompt), counted(prompt, completion))
+            }
+        };
+        let numbers = Numbers {
+            source,
+            tokens: reported.tokens,
+            cost_pico: reported.cost_pico.or_else(|| self.cost_from_header()),
+            counted_prompt,
+            counted_completion: Some(completion),
+        };
+        (numbers, named)
+    }
+
+    fn count_prompt(&self) -> Count {
+        // The request was parsed before it was admitted.
+        match ChatRequest::parse(&self.request) {
+            Ok(request) => {
+                let tools = request.tools.map(serde_json::value::RawValue::get);
+                count_prompt(&self.tokenizer, request.messages.get(), tools)
+            }
+            Err(_) => Count {
+                tokens: self.hold.prompt_tokens_estimate.0,
+                estimated: true,
+            },
+        }
+    }
+
+    /// Zero there means that LiteLLM does not know, or answered from its cache.
+    fn cost_from_header(&self) -> Option<i128> {
+        self.cost_header
+            .as_deref()
+            .and_then(parse_cost_pico)
+            .filter(|pico| *pico > 0)
+    }
+
+    fn send(self, numbers: Numbers, named: Named, ending: Ending) {
+        let record = self.record(&numbers, named, ending);
+        self.slot.send(LedgerOp::Settle(Box::new(record)));
+    }
+
+    fn record(&self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {
+        let charge = match numbers.source {
+            UsageSource::None => NanoUsd::ZERO,
+            // A price beyond the type's range is a fault; the hold is the most that can be owed.
+            _ => pricing::charge(&self.price, numbers.tokens, numbers.cost_pico)
+                .unwrap_or(self.hold.amount_nusd),
+        };
+        let counted = numbers.counted_completion.or(numbers.counted_prompt);
+        UsageRecord {
+            id: self.hold.request_id,
+            account_id: self.hold.account_id,
+            api_key_id: self.hold.api_key_id,
+            upstream: self.hold.upstream.clone(),
+            model: self.hold.model.clone(),
+            model_served: named.model,
+            provider: named.provider,
+            generation_id: named
+                .generation_id
+                .or_else(|| self.hold.generation_id.clone()),
+            streamed: self.hold.streamed,
+            ending,
+            finish_reason: named.finish_reason,
+            upstream_status: self
+                .upstream_status
+                .map(|status| i64::from(status.as_u16())),
+            source: numbers.source,
+            prompt_tokens: numbers.tokens.prompt,
+            cached_tokens: numbers.tokens.cached,
+            cache_write_tokens: numbers.tokens.cache_write,
+            completion_tokens: numbers.tokens.completion,
+            reasoning_tokens: numbers.tokens.reasoning,
+            counted_prompt_tokens: numbers.counted_prompt.map(|count| Tokens(count.tokens)),
+            counted_completion_tokens: numbers.counted_completion.map(|count| Tokens(count.tokens)),
+            counter: counted.map(|_| self.tokenizer.vocabulary.name().to_owned()),
+            counter_exact: self.tokenizer.exact && counted.is_some_and(|count| !count.estimated),
+            upstream_cost_nusd: numbers
+                .cost_pico
+                .and_then(|pico| NanoUsd::from_pico_ceil(pico).ok()),
+            charge_nusd: charge,
+            shortfall_nusd: NanoUsd::ZERO,
+            hold_nusd: self.hold.amount_nusd,
+            price_id: self.hold.price_id.clone(),
+            attempts: 1,
+            started_at: self.hold.placed_at,
+            first_byte_at: self.first_byte_at,
+            ended_at: Timestamp::now(),
+        }
+    }
+
+    /// Writes down what recovery would need: best effort.
+    pub fn note(&self, generation_id: Option<&str>, completion_tokens_seen: Tokens) {
+        self.settler.ledger.note(LedgerOp::Note(Note {
+            request_id: self.hold.request_id,
+            account_id: self.hold.account_id,
+            generation_id: generation_id.map(str::to_owned),
+            completion_tokens_seen,
+        }));
+    }
+}
+
+/// Whether counting what is left takes a moment only.
+fn is_short(reading: &Reading, prompt: Option<&Bytes>) -> bool {
+    let prompt_bytes = prompt.map_or(0, Bytes::len);
+    reading.counter.held_bytes().saturating_add(prompt_bytes) <= INLINE_BYTES_MAX
+}
+
+fn counted(prompt: Count, completion: Count) -> Reported {
+    let tokens = TokenUsage {
+        prompt: Tokens(prompt.tokens),
+        completion: Tokens(completion.tokens),
+        ..TokenUsage::default()
+    };
+    Reported {
+        tokens,
+        cost_pico: None,
+    }
+}
+
+/// What the upstream calls things.
+#[derive(Default)]
+struct Named {
+    model: Option<String>,
+    provider: Option<String>,
+    generation_id: Option<String>,
+    finish_reason: Option<String>,
+}
+
+impl Named {
+    fn new(reading: &Reading, found: Option<&Found>) -> Self {
+        let or = |read: &Option<String>, found: Option<&Option<String>>| {
+            read.clone().or_else(|| found.cloned().flatten())
+        };
+        Self {
+            model: or(&reading.model, found.map(|found| &found.model)),
+            provider: or(&reading.provider, found.map(|found| &found.provider)),
+            generation_id: reading.generation_id.clone(),
+            finish_reason: or(
+                &reading.finish_reason,
+                found.map(|found| &found.finish_reason),
+            ),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The tap: reads each event of a stream while it passes, and makes the few allowed rewrites.
+//!
+//! Invariants: bytes pass untouched except for the usage (hidden from a client that did not ask for
+//! it, brought into OpenAI's form for one that did, at the client's price), and what is added at
+//! the end: a missing `[DONE]`, or an error event where the upstream broke off. Pure: no I/O.
+
+mod rewrite;
+
+use crate::error::Error;
+use crate::models::openai::answer::Answer;
+use crate::models::price::Price;
+use crate::services::pricing;
+use crate::services::reading::Reading;
+use crate::services::sse::{Splitter, TooLong, Verdict, data, without_bom};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+pub use rewrite::plain;
+
+pub struct Tap {
+    splitter: Splitter,
+    pub judge: Judge,
+}
+
+/// The tap's state between events.
+pub struct Judge {
+    pub reading: Reading,
+    price: Arc<Price>,
+    /// The client asked for the usage chunk.
+    shows_usage: bool,
+    has_shown_usage: bool,
+    /// A usage that came on a chunk with content, as a chunk of its own for the end.
+    usage_chunk: Option<String>,
+    pub is_done: bool,
+    is_first: bool,
+}
+
+/// How a body that ended had ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    Complete,
+    /// Broken off, or the upstream said that it failed.
+    Failed,
+}
+
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+impl Tap {
+    #[must_use]
+    pub fn new(reading: Reading, price: Arc<Price>, shows_usage: bool) -> Self {
+        let judge = Judge {
+            reading,
+            price,
+            shows_usage,
+            has_shown_usage: false,
+            usage_chunk: None,
+            is_done: false,
+            is_first: true,
+        };
+        Self {
+            splitter: Splitter::default(),
+            judge,
+        }
+    }
+
+    /// Reads a frame and puts out what the client gets for it.
+    ///
+    /// # Errors
+    /// [`TooLong`] when an event passes its bound.
+    pub fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<(), TooLong> {
+        let judge = &mut self.judge;
+        self.splitter.push(frame, out, |event| judge.event(event))
+    }
+
+    /// The body has ended: adds what is missing.
+    pub fn end(&mut self, out: &mut VecDeque<Bytes>) -> Finish {
+        self.take_rest(out);
+        let judge = &mut self.judge;
+        if judge.is_done {
+            return if judge.reading.has_failed {
+                Finish::Failed
+            } else {
+                Finish::Complete
+            };
+        }
+        if judge.reading.has_failed {
+            return Finish::Failed;
+        }
+        if judge.reading.finish_reason.is_none() {
+            out.push_back(error_event(&Error::UpstreamUnavailable(
+                "broke off".to_owned(),
+            )));
+            return Finish::Failed;
+        }
+        out.extend(judge.own_usage_chunk());
+        out.push_back(Bytes::from_static(DONE));
+        Finish::Complete
+    }
+
+    /// An event whose blank line never came is taken when it can be read, else dropped: a client
+    /// could not use it.
+    fn take_rest(&mut self, out: &mut VecDeque<Bytes>) {
+        let rest = self.splitter.take_rest();
+        let is_whole = data(&rest).is_some_and(|data| {
+            *data == *b"[DONE]" || serde_json::from_slice::<Answer<'_>>(&data).is_ok()
+        });
+        if !is_whole {
+            return;
+        }
+        match self.judge.event(&rest) {
+            Verdict::Pass => out.extend([rest, Bytes::from_static(b"\n\n")]),
+            Verdict::Replace(with) => out.push_back(with),
+            Verdict::Drop => {}
+        }
+    }
+}
+
+impl Judge {
+    fn event(&mut self, event: &[u8]) -> Verdict {
+        let event = if std::mem::take(&mut self.is_first) {
+            without_bom(event)
+        } else {
+            event
+        };
+        let Some(data) = data(event) else {
+            return Verdict::Pass;
+        };
+        if data.starts_with(b"{") {
+            return self.chunk(&data);
+        }
+        if *data.trim_ascii() == *b"[DONE]" {
+            return self.done(event);
+        }
+        // An array or a text is nobody's chunk; an empty event is a keep-alive.
+        self.reading.has_unreadable |= !data.is_empty();
+        Verdict::Pass
+    }
+
+    fn done(&mut self, event: &[u8]) -> Verdict {
+        self.is_done = true;
+        match self.own_usage_chunk() {
+            Some(chunk) => Verdict::Replace([&chunk[..], event].concat().into()),
+            None => Verdict::Pass,
+        }
+    }
+
+    fn chunk(&mut self, data: &[u8]) -> Verdict {
+        let Some((text, chunk)) = read(data) else {
+            self.reading.has_unreadable = true;
+            return Verdict::Pass;
+        };
+        let is_finished = self.reading.finish_reason.is_some();
+        self.reading.take(&chunk);
+        if !chunk.usage.given {
+            return Verdict::Pass;
+        }
+        self.usage(text, &chunk, is_finished)
+    }
+
+    /// A chunk with usage in it.
+    fn usage(&mut self, text: &str, chunk: &Answer<'_>, is_finished: bool) -> Verdict {
+        let charge = self.reading.reported.and_then(|reported| {
+            pricing::charge(&self.price, reported.tokens, reported.cost_pico).ok()
+        });
+        let is_usage_chunk = chunk.choices.0.is_empty();
+        // The usage chunk of servers that repeat the last choice on it.
+        let is_repetition = is_finished && rewrite::is_without_text(chunk);
+        if !is_usage_chunk && !is_repetition {
+            self.usage_chunk = rewrite::usage_chunk(text, charge);
+            return rewrite::without_usage(text).map_or(Verdict::Pass, Verdict::Replace);
+        }
+        if !self.shows_usage {
+            return Verdict::Drop;
+        }
+        self.has_shown_usage = true;
+        match rewrite::usage_chunk(text, charge) {
+            Some(shown) if shown != text => Verdict::Replace(rewrite::event(&shown)),
+            _ => Verdict::Pass,
+        }
+    }
+
+    /// The usage chunk that the upstream did not send as one.
+    fn own_usage_chunk(&mut self) -> Option<Bytes> {
+        let chunk = self
+            .usage_chunk
+            .take()
+            .filter(|_| self.shows_usage && !self.has_shown_usage);
+        chunk.map(|chunk| rewrite::event(&chunk))
+    }
+}
+
+fn read(data: &[u8]) -> Option<(&str, Answer<'_>)> {
+    let text = std::str::from_utf8(data).ok()?;
+    Some((text, serde_json::from_str(text).ok()?))
+}
+
+/// An error as OpenAI's SDKs recognise it within a stream: they raise it.
+#[must_use]
+pub fn error_event(error: &Error) -> Bytes {
+    rewrite::event(&error.envelope())
+}

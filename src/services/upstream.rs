@@ -1,0 +1,228 @@
+//! The upstream: OpenRouter, a LiteLLM proxy, or any server that speaks OpenAI's protocol.
+//!
+//! Invariants: every wait has a deadline; no redirect is followed; an upstream's address, key and
+//! body never become part of an error that a client reads. HTTP/1.1: the pool of HTTP/2 queues
+//! streams beyond the peer's limit (measured: 400 streams took two waves).
+
+mod failure;
+mod lookup;
+
+use crate::config::{Config, UpstreamConfig, UpstreamKind};
+use crate::error::Error;
+use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use secrecy::ExposeSecret;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use lookup::Found;
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+pub struct Upstream {
+    pub kind: UpstreamKind,
+    /// Up to and including `/v1`.
+    base: String,
+    authorization: Option<HeaderValue>,
+    client: HttpClient,
+    head_wait: Duration,
+    lookup_wait: Duration,
+    lookup_first: Duration,
+}
+
+/// A call under way. It owns all it needs, so that it can outlive the client that caused it.
+pub type Call = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Error>> + Send>>;
+
+/// Idle connections kept to the upstream, and for how long (below the usual 60 s of proxies).
+const IDLE_CONNECTIONS_MAX: usize = 512;
+const IDLE_FOR: Duration = Duration::from_secs(50);
+/// Answers to our own questions (models, generation).
+const QUESTION_WAIT: Duration = Duration::from_secs(20);
+/// OpenRouter's whole model list is about 1 MB.
+const QUESTION_BYTES_MAX: usize = 32 << 20;
+const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
+
+impl Upstream {
+    /// # Errors
+    /// [`Error::Internal`] when address or key cannot be used in a request.
+    pub fn new(config: &Config, base: &str) -> Result<Self, Error> {
+        let UpstreamConfig {
+            kind,
+            api_key,
+            connect,
+            head,
+            lookup,
+            lookup_first,
+            ..
+        } = &config.upstream;
+        let is_http = base.starts_with("http://") || base.starts_with("https://");
+        if !is_http || base.parse::<Uri>().is_err() {
+            return Err(Error::Internal(
+                "UPSTREAM_BASE_URL is not an http(s) URL".to_owned(),
+            ));
+        }
+        let authorization = api_key
+            .as_ref()
+            .map(|key| bearer(key.expose_secret()))
+            .transpose()?;
+        Ok(Self {
+            kind: *kind,
+            base: base.to_owned(),
+            authorization,
+            client: client(*connect),
+            head_wait: *head,
+            lookup_wait: *lookup,
+            lookup_first: *lookup_first,
+        })
+    }
+
+    /// Sends a chat completion. The call runs when it is polled.
+    #[must_use]
+    pub fn chat(self: &Arc<Self>, body: Bytes) -> Call {
+        let upstream = self.clone();
+        Box::pin(async move {
+            let mut request = upstream.request(Method::POST, "/chat/completions", body)?;
+            request.headers_mut().insert(CONTENT_TYPE, APPLICATION_JSON);
+            let answer = upstream.send(request, upstream.head_wait).await?;
+            failure::check(answer).await
+        })
+    }
+
+    /// Asks the upstream something. `path` follows the base, or the base without `/v1` when it
+    /// begins with `..`.
+    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Error> {
+        let request = self.request(Method::GET, path, Bytes::new())?;
+        let answer = self.send(request, QUESTION_WAIT).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), QUESTION_BYTES_MAX).collect();
+        let body = tokio::time::timeout(QUESTION_WAIT, body)
+            .await
+            .map_err(|_| Error::UpstreamTimeout("reading an answer"))?
+            .map_err(|error| Error::UpstreamUnavailable(error.to_string()))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    /// Asks for a list, which must come with status 200.
+    ///
+    /// # Errors
+    /// One of the upstream's.
+    pub async fn ask_list(&self, path: &str) -> Result<Bytes, Error> {
+        match self.ask(path).await? {
+            (StatusCode::OK, body) => Ok(body),
+            (status, _) => Err(Error::UpstreamFailed {
+                status,
+                reason: "no list",
+            }),
+        }
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .body(Full::new(body))
+            .map_err(|error| Error::Internal(format!("cannot make a request: {error}")))?;
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        wait: Duration,
+    ) -> Result<Response<Incoming>, Error> {
+        let answer = tokio::time::timeout(wait, self.client.request(request))
+            .await
+            .map_err(|_| Error::UpstreamTimeout("waiting for an answer"))?
+            .map_err(|error| Error::UpstreamUnavailable(cause(&error)))?;
+        if answer.headers().contains_key(CONTENT_ENCODING) {
+            let status = answer.status();
+            return Err(Error::UpstreamFailed {
+                status,
+                reason: "compressed though not asked",
+            });
+        }
+        Ok(answer)
+    }
+}
+
+/// The id by which the upstream can be asked about this answer later.
+#[must_use]
+pub fn generation_id(headers: &HeaderMap) -> Option<String> {
+    text(headers, "x-generation-id")
+}
+
+/// What LiteLLM says that a plain answer cost, in decimal dollars.
+#[must_use]
+pub fn cost_header(headers: &HeaderMap) -> Option<String> {
+    text(headers, "x-litellm-response-cost")
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?;
+    (value.len() <= HEADER_TEXT_BYTES_MAX).then(|| value.to_owned())
+}
+
+/// Ids and numbers are far shorter.
+const HEADER_TEXT_BYTES_MAX: usize = 256;
+const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+fn bearer(key: &str) -> Result<HeaderValue, Error> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+        .map_err(|_| Error::Internal("the upstream's key is not printable".to_owned()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn client(connect: Duration) -> HttpClient {
+    let mut tcp = HttpConnector::new();
+    tcp.set_connect_timeout(Some(connect));
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(IDLE_FOR));
+    tcp.enforce_http(false);
+    let connector = HttpsConnectorBuilder::new()
+        .with_webpki_roots()
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_FOR)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        .build(connector)
+}
+
+/// Kind of failure without the address it happened at.
+fn cause(error: &hyper_util::client::legacy::Error) -> String {
+    let what = if error.is_connect() {
+        "connect"
+    } else {
+        "request"
+    };
+    let mut source = std::error::Error::source(error);
+    let mut last = None;
+    while let Some(inner) = source {
+        last = Some(inner.to_string());
+        source = inner.source();
+    }
+    format!("{what}: {}", last.unwrap_or_else(|| "failed".to_owned()))
+}

@@ -1,0 +1,191 @@
+//! The store: business transactions in batches, on SQLite or PostgreSQL.
+//!
+//! Invariant: what one call changes it changes in one transaction, and both implementations decide
+//! with the same code (`books`). Rows travel as JSON both ways, so that the structs in `models` are
+//! the only mapping (`table`). No SQL outside this module, no prices or HTTP inside it.
+
+pub mod books;
+pub mod postgres;
+pub mod sqlite;
+mod table;
+
+use crate::error::Error;
+use crate::models::account::{Account, ApiKey};
+use crate::models::hold::Hold;
+use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
+use crate::models::ledger::EntryKind;
+use crate::models::ledger::LedgerEntry;
+use crate::models::money::{NanoUsd, Tokens};
+use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::UsageRecord;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// One change of the books.
+#[derive(Clone, Debug)]
+pub enum LedgerOp {
+    /// Sets money aside; refused when the account has less.
+    Place(Hold),
+    /// Writes down what recovery would need to know.
+    Note(Note),
+    /// Closes a hold with its usage record: charged, or voided with a charge of zero.
+    Settle(Box<UsageRecord>),
+    /// Adds a credit or a correction.
+    Enter(Entry),
+}
+
+#[derive(Clone, Debug)]
+pub struct Note {
+    pub request_id: RequestId,
+    pub account_id: AccountId,
+    pub generation_id: Option<String>,
+    pub completion_tokens_seen: Tokens,
+}
+
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub account_id: AccountId,
+    pub kind: EntryKind,
+    pub amount_nusd: NanoUsd,
+    pub reason: String,
+}
+
+/// What became of one change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Also the answer to a repetition.
+    Placed {
+        available: NanoUsd,
+    },
+    Refused {
+        available: NanoUsd,
+    },
+    Noted,
+    Settled {
+        charge: NanoUsd,
+        available: NanoUsd,
+    },
+    /// The usage record was there before: nothing was changed.
+    AlreadySettled,
+    /// There is neither a hold nor a usage record of this id: nothing was changed.
+    NoHold,
+    Entered {
+        balance: NanoUsd,
+    },
+    NoAccount,
+    /// The account is suspended.
+    Suspended,
+    /// A sum left the range of its type: nothing was changed.
+    OutOfRange,
+}
+
+/// A copy of a usage record on its way to a sink, as listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BillingEvent {
+    pub id: String,
+    pub sink: String,
+    pub request_id: RequestId,
+    pub account_id: AccountId,
+    pub state: String,
+    pub attempts: i64,
+    pub next_attempt_at: Timestamp,
+    pub leased_until: Option<Timestamp>,
+    pub reason: Option<String>,
+    pub created_at: Timestamp,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database is away, slow or shutting down: the same call may succeed later.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// The call itself cannot succeed.
+    #[error("the database refused: {0}")]
+    Refused(#[source] sqlx::Error),
+    /// A unique name or secret exists already.
+    #[error("{0} exists already")]
+    Exists(&'static str),
+    #[error("a row does not read as its type: {0}")]
+    Inconsistent(#[from] serde_json::Error),
+    #[error("migration: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("{0}")]
+    Setup(String),
+}
+
+impl StoreError {
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Database(error.to_string()),
+            other => Self::Internal(other.to_string()),
+        }
+    }
+}
+
+/// A page of rows is no longer than this.
+pub const PAGE_ROWS_MAX: i64 = 1_000;
+
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Applies pending migrations.
+    async fn migrate(&self) -> Result<(), StoreError>;
+
+    /// Answers when the database does.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Changes the books: all of the batch in one transaction, or nothing. An operation that is
+    /// refused changes nothing and does not fail the batch.
+    async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError>;
+
+    async fn create_account(&self, account: &Account) -> Result<(), StoreError>;
+    async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError>;
+    async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError>;
+    async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError>;
+
+    async fn create_key(&self, key: &ApiKey) -> Result<(), StoreError>;
+    async fn key_by_hash(&self, secret_hash: &str)
+    -> Result<Option<(ApiKey, Account)>, StoreError>;
+    async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError>;
+    /// True when the key exists.
+    async fn revoke_key(&self, id: ApiKeyId, at: Timestamp) -> Result<bool, StoreError>;
+
+    /// Adds versions that are not there yet.
+    async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError>;
+    async fn price(&self, id: &str) -> Result<Option<Price>, StoreError>;
+
+    /// Extends the lease of all holds of `owner`.
+    async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError>;
+    /// Takes over holds whose lease has expired, at most `limit` of them.
+    async fn claim_orphans(
+        &self,
+        owner: InstanceId,
+        now: Timestamp,
+        until: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Hold>, StoreError>;
+    /// Ends the leases of every other owner: only for a store that one process owns alone.
+    async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError>;
+
+    async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError>;
+    async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError>;
+    async fn ledger_after(
+        &self,
+        account: AccountId,
+        seq: i64,
+    ) -> Result<Vec<LedgerEntry>, StoreError>;
+    async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError>;
+
+    /// Returns when another process may have changed accounts or keys.
+    async fn changed_elsewhere(&self) -> Result<(), StoreError>;
+    /// Tells other processes that accounts or keys were changed.
+    async fn announce_change(&self) -> Result<(), StoreError>;
+}

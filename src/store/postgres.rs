@@ -1,0 +1,454 @@
+//! PostgreSQL: for more than one machine. Batches go in as JSON arrays, one statement a table.
+//!
+//! Invariant: a batch locks its accounts in the order of their ids before it reads anything else,
+//! so two writers or replicas wait for each other and never deadlock.
+
+use super::books::{Books, Changes, Needs};
+use super::table::{
+    ACCOUNT_BALANCES, ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLD_NOTES, HOLDS, LEDGER_ENTRIES, Table,
+    USAGE_RECORDS, postgres as sql, price_rows,
+};
+use super::{BillingEvent, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
+use crate::models::account::{Account, ApiKey};
+use crate::models::hold::Hold;
+use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
+use crate::models::ledger::LedgerEntry;
+use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::UsageRecord;
+use async_trait::async_trait;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres};
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+pub struct PostgresStore {
+    pool: PgPool,
+    sinks: Vec<String>,
+    sql: Sql,
+}
+
+/// The statements of a batch, made once.
+struct Sql {
+    lock_accounts: Arc<str>,
+    load_holds: Arc<str>,
+    update_accounts: Arc<str>,
+    insert_holds: Arc<str>,
+    update_holds: Arc<str>,
+    insert_usage: Arc<str>,
+    insert_ledger: Arc<str>,
+    insert_events: Arc<str>,
+}
+
+/// Connections of one process: the ledger writer, look-ups and the listener. Small, because a
+/// session pooler counts them (Supabase's smallest: 15 in all).
+const CONNECTIONS_MAX: u32 = 6;
+/// A connection that is not to be had in this time is not to be had.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Replicas tell each other about changed accounts and keys here.
+const CHANNEL: &str = "tollgate_changed";
+
+impl PostgresStore {
+    /// Connects lazily: the database may come up after this.
+    ///
+    /// # Errors
+    /// [`StoreError::Setup`] when the URL does not parse.
+    pub fn open(url: &str, sinks: Vec<String>) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url
+            .parse()
+            .map_err(|_| StoreError::Setup("DATABASE_URL is not a PostgreSQL address".into()))?;
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(options.application_name("tollgate"));
+        Ok(Self {
+            pool,
+            sinks,
+            sql: Sql::new(),
+        })
+    }
+
+    async fn load(&self, conn: &mut PgConnection, batch: &[LedgerOp]) -> Result<Books, StoreError> {
+        let needs = Needs::of(batch);
+        let accounts: Vec<Uuid> = needs.accounts.iter().map(|id| id.0).collect();
+        let requests: Vec<Uuid> = needs.requests.iter().map(|id| id.0).collect();
+        let accounts = select(conn, &self.sql.lock_accounts, accounts).await?;
+        let holds = select(conn, &self.sql.load_holds, requests.clone()).await?;
+        let settled: Vec<Uuid> =
+            sqlx::query_scalar("SELECT id FROM usage_records WHERE id = ANY($1)")
+                .bind(requests)
+                .fetch_all(conn)
+                .await
+                .map_err(classify)?;
+        let settled = settled.into_iter().map(RequestId).collect();
+        Ok(Books::new(accounts, holds, settled, &self.sinks))
+    }
+
+    async fn write(&self, conn: &mut PgConnection, changes: Changes) -> Result<(), StoreError> {
+        let Changes {
+            accounts,
+            placed,
+            noted,
+            closed,
+            ..
+        } = changes;
+        let sql = &self.sql;
+        write_rows(conn, &sql.update_accounts, accounts.values()).await?;
+        write_rows(conn, &sql.insert_holds, placed.values()).await?;
+        write_rows(conn, &sql.update_holds, noted.values()).await?;
+        if !closed.is_empty() {
+            let closed: Vec<Uuid> = closed.iter().map(|id| id.0).collect();
+            sqlx::query("DELETE FROM holds WHERE request_id = ANY($1)")
+                .bind(closed)
+                .execute(&mut *conn)
+                .await
+                .map_err(classify)?;
+        }
+        write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
+        write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
+        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await
+    }
+}
+
+impl Sql {
+    fn new() -> Self {
+        Self {
+            lock_accounts: sql::select(&ACCOUNTS, "WHERE id = ANY($1) ORDER BY id FOR UPDATE")
+                .into(),
+            load_holds: sql::select(&HOLDS, "WHERE request_id = ANY($1)").into(),
+            update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
+            insert_holds: sql::insert(&HOLDS).into(),
+            update_holds: sql::update(&HOLDS, "request_id", HOLD_NOTES).into(),
+            insert_usage: sql::insert(&USAGE_RECORDS).into(),
+            insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
+            insert_events: sql::insert(&BILLING_EVENTS).into(),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn migrate(&self) -> Result<(), StoreError> {
+        sqlx::migrate!("migrations/postgres")
+            .run(&self.pool)
+            .await?;
+        sqlx::query("SELECT tollgate_ensure_partitions(now())")
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1")
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let books = self.load(&mut tx, batch).await?;
+        let (outcomes, changes) = books.apply(batch, now);
+        if changes != Changes::default() {
+            self.write(&mut tx, changes).await?;
+        }
+        tx.commit().await.map_err(classify)?;
+        Ok(outcomes)
+    }
+
+    async fn create_account(&self, account: &Account) -> Result<(), StoreError> {
+        self.insert(sql::insert(&ACCOUNTS), account, "an account of this name")
+            .await
+    }
+
+    async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError> {
+        self.one(sql::select(&ACCOUNTS, "WHERE id = $1"), id.0)
+            .await
+    }
+
+    async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError> {
+        self.one(sql::select(&ACCOUNTS, "WHERE name = $1"), name.to_owned())
+            .await
+    }
+
+    async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError> {
+        self.page(&ACCOUNTS, "id", after.map(|id| id.0)).await
+    }
+
+    async fn create_key(&self, key: &ApiKey) -> Result<(), StoreError> {
+        self.insert(sql::insert(&API_KEYS), key, "this key").await
+    }
+
+    async fn key_by_hash(
+        &self,
+        secret_hash: &str,
+    ) -> Result<Option<(ApiKey, Account)>, StoreError> {
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT row_to_json(k)::text, row_to_json(a)::text \
+             FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.secret_hash = $1",
+        )
+        .bind(secret_hash)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(classify)?;
+        let Some((key, account)) = row else {
+            return Ok(None);
+        };
+        Ok(Some((
+            serde_json::from_str(&key)?,
+            serde_json::from_str(&account)?,
+        )))
+    }
+
+    async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError> {
+        let statement = sql::select(&API_KEYS, "WHERE account_id = $1 ORDER BY id");
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        select(&mut conn, &statement.into(), account.0).await
+    }
+
+    async fn revoke_key(&self, id: ApiKeyId, at: Timestamp) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE api_keys SET revoked_at = coalesce(revoked_at, $2::timestamptz) WHERE id = $1",
+        )
+        .bind(id.0)
+        .bind(at.to_string())
+        .execute(&self.pool)
+        .await
+        .map_err(classify)?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
+        let rows = price_rows(prices);
+        sqlx::query(
+            "INSERT INTO prices (id, model, terms, effective_at) \
+             SELECT r ->> 0, r ->> 1, r ->> 2, $2::timestamptz FROM json_array_elements($1::json) r \
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(serde_json::to_string(&rows)?)
+        .bind(at.to_string())
+        .execute(&self.pool)
+        .await
+        .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn price(&self, id: &str) -> Result<Option<Price>, StoreError> {
+        let terms: Option<String> = sqlx::query_scalar("SELECT terms FROM prices WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(terms
+            .map(|terms| serde_json::from_str(&terms))
+            .transpose()?
+            .map(Price::new))
+    }
+
+    async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError> {
+        sqlx::query("UPDATE holds SET lease_expires_at = $2::timestamptz WHERE owner = $1")
+            .bind(owner.0)
+            .bind(until.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn claim_orphans(
+        &self,
+        owner: InstanceId,
+        now: Timestamp,
+        until: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Hold>, StoreError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "UPDATE holds t SET owner = $1, lease_expires_at = $3::timestamptz WHERE request_id IN \
+             (SELECT request_id FROM holds \
+              WHERE lease_expires_at < $2::timestamptz AND owner <> $1 ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
+        )
+        .bind(owner.0)
+        .bind(now.to_string())
+        .bind(until.to_string())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn expire_leases_of_others(&self, _owner: InstanceId) -> Result<(), StoreError> {
+        // Replicas share this store: only time tells that an owner is dead.
+        Ok(())
+    }
+
+    async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
+        self.page(&BILLING_EVENTS, "id", Some(after.to_owned()))
+            .await
+    }
+
+    async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError> {
+        self.page(&HOLDS, "request_id", after.map(|id| id.0)).await
+    }
+
+    async fn ledger_after(
+        &self,
+        account: AccountId,
+        seq: i64,
+    ) -> Result<Vec<LedgerEntry>, StoreError> {
+        let statement = sql::select(
+            &LEDGER_ENTRIES,
+            "WHERE account_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+        );
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(account.0)
+            .bind(seq)
+            .bind(PAGE_ROWS_MAX)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError> {
+        self.page(&USAGE_RECORDS, "id", after.map(|id| id.0)).await
+    }
+
+    async fn changed_elsewhere(&self) -> Result<(), StoreError> {
+        let mut listener = PgListener::connect_with(&self.pool)
+            .await
+            .map_err(classify)?;
+        listener.listen(CHANNEL).await.map_err(classify)?;
+        listener.recv().await.map_err(classify)?;
+        Ok(())
+    }
+
+    async fn announce_change(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT pg_notify($1, '')")
+            .bind(CHANNEL)
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+}
+
+impl PostgresStore {
+    async fn insert<T: Serialize>(
+        &self,
+        statement: String,
+        row: &T,
+        what: &'static str,
+    ) -> Result<(), StoreError> {
+        sqlx::query(AssertSqlSafe(statement))
+            .bind(serde_json::to_string(&[row])?)
+            .execute(&self.pool)
+            .await
+            .map_err(|error| unique(error, what))?;
+        Ok(())
+    }
+
+    async fn one<T, K>(&self, statement: String, key: K) -> Result<Option<T>, StoreError>
+    where
+        T: DeserializeOwned,
+        K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
+    {
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        Ok(select(&mut conn, &statement.into(), key).await?.pop())
+    }
+
+    /// The rows after `after` in the order of `key`, from the first where there is none.
+    async fn page<T, K>(
+        &self,
+        table: &Table,
+        key: &str,
+        after: Option<K>,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        T: DeserializeOwned,
+        K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
+    {
+        let condition =
+            format!("WHERE $1 IS NULL OR t.{key} > $1 ORDER BY t.{key} LIMIT {PAGE_ROWS_MAX}");
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        select(&mut conn, &sql::select(table, &condition).into(), after).await
+    }
+}
+
+async fn select<T, K>(
+    conn: &mut PgConnection,
+    statement: &Arc<str>,
+    key: K,
+) -> Result<Vec<T>, StoreError>
+where
+    T: DeserializeOwned,
+    K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
+{
+    let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement.clone()))
+        .bind(key)
+        .fetch_all(conn)
+        .await
+        .map_err(classify)?;
+    parse(&rows)
+}
+
+fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
+    rows.iter()
+        .map(|row| Ok(serde_json::from_str(row)?))
+        .collect()
+}
+
+async fn write_rows<'a, T: Serialize + 'a>(
+    conn: &mut PgConnection,
+    statement: &Arc<str>,
+    rows: impl Iterator<Item = &'a T>,
+) -> Result<(), StoreError> {
+    let rows: Vec<&T> = rows.collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(AssertSqlSafe(statement.clone()))
+        .bind(serde_json::to_string(&rows)?)
+        .execute(conn)
+        .await
+        .map_err(classify)?;
+    Ok(())
+}
+
+fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
+    match &error {
+        sqlx::Error::Database(inner) if inner.is_unique_violation() => StoreError::Exists(what),
+        _ => classify(error),
+    }
+}
+
+/// Classes of errors after which the same statement may succeed: connection, resources, operator,
+/// serialization, locks, a server that is read-only for now.
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>
+fn classify(error: sqlx::Error) -> StoreError {
+    let transient = match &error {
+        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
+            ["08", "53", "57", "40", "55"]
+                .iter()
+                .any(|class| code.starts_with(class))
+                || code == "25006"
+        }),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    };
+    if transient {
+        StoreError::Unavailable(error)
+    } else {
+        StoreError::Refused(error)
+    }
+}
