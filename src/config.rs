@@ -123,15 +123,7 @@ impl Config {
         let billing = BillingConfig::read(&mut env);
         let log = LogConfig::read(&mut env)?;
         let shown = env.finish()?;
-        Ok(Self {
-            server,
-            database,
-            upstream,
-            money,
-            billing,
-            log,
-            shown,
-        })
+        Ok(Self { server, database, upstream, money, billing, log, shown })
     }
 
     /// What is in force, secrets masked.
@@ -167,9 +159,7 @@ impl ServerConfig {
         let mut listen: SocketAddr = env.parsed("TOLLGATE_LISTEN", "127.0.0.1:8080")?;
         // A host that gives a port means a container: it must be reachable from outside of it.
         if let Some(port) = env.optional("PORT") {
-            let port = port
-                .parse()
-                .map_err(|_| ConfigError("PORT is not a port".into()))?;
+            let port = port.parse().map_err(|_| ConfigError("PORT is not a port".into()))?;
             listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
         }
         Ok(Self {
@@ -213,9 +203,7 @@ impl UpstreamConfig {
         let kind = env.one_of("UPSTREAM_KIND", "openrouter", &kinds)?;
         let openrouter_key = env.secret("OPENROUTER_API_KEY");
         let base_url = env.optional("UPSTREAM_BASE_URL");
-        let api_key = env
-            .secret("UPSTREAM_API_KEY")
-            .or_else(|| openrouter_key.clone());
+        let api_key = env.secret("UPSTREAM_API_KEY").or_else(|| openrouter_key.clone());
         let base_url = base_url.or_else(|| {
             let is_openrouter = kind == UpstreamKind::OpenRouter && api_key.is_some();
             is_openrouter.then(|| "https://openrouter.ai/api/v1".to_owned())
@@ -259,11 +247,7 @@ impl UpstreamKind {
     }
 
     fn default_disconnect(self) -> Disconnect {
-        if self.has_lookup() {
-            Disconnect::Lookup
-        } else {
-            Disconnect::Drain
-        }
+        if self.has_lookup() { Disconnect::Lookup } else { Disconnect::Drain }
     }
 }
 
@@ -290,11 +274,7 @@ impl BillingConfig {
     #[must_use]
     pub fn sinks(&self) -> Vec<String> {
         let named = [("stripe", self.stripe), ("openmeter", self.openmeter)];
-        named
-            .into_iter()
-            .filter(|(_, on)| *on)
-            .map(|(name, _)| name.to_owned())
-            .collect()
+        named.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect()
     }
 }
 

@@ -67,28 +67,19 @@ async fn models() -> Json<Value> {
 }
 
 async fn complete(Json(request): Json<Request>) -> Response {
-    let question = request
-        .messages
-        .last()
-        .map(|message| text(&message.content));
+    let question = request.messages.last().map(|message| text(&message.content));
     let answer = answer(&question.unwrap_or_default());
     let words: Vec<String> = answer.split_inclusive(' ').map(str::to_owned).collect();
     let usage = usage(&request, words.len());
-    if request.stream {
-        stream(words, usage)
-    } else {
-        plain(&answer, &usage)
-    }
+    if request.stream { stream(words, &usage) } else { plain(&answer, &usage) }
 }
 
 fn text(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts
-            .iter()
-            .filter_map(|part| part["text"].as_str())
-            .collect::<Vec<_>>()
-            .join(" "),
+        Value::Array(parts) => {
+            parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join(" ")
+        }
         _ => String::new(),
     }
 }
@@ -103,11 +94,8 @@ fn answer(question: &str) -> String {
 }
 
 fn usage(request: &Request, words: usize) -> Value {
-    let prompt: usize = request
-        .messages
-        .iter()
-        .map(|m| text(&m.content).split_whitespace().count() + 3)
-        .sum();
+    let prompt: usize =
+        request.messages.iter().map(|m| text(&m.content).split_whitespace().count() + 3).sum();
     json!({"prompt_tokens": prompt, "completion_tokens": words, "total_tokens": prompt + words})
 }
 
@@ -119,34 +107,20 @@ fn chunk(choices: &Value, usage: &Value) -> Bytes {
     Bytes::from(format!("data: {chunk}\n\n"))
 }
 
-fn stream(words: Vec<String>, usage: Value) -> Response {
+fn stream(words: Vec<String>, usage: &Value) -> Response {
     let delta = |delta: Value, finish: Value| {
-        chunk(
-            &json!([{"index": 0, "delta": delta, "finish_reason": finish}]),
-            &Value::Null,
-        )
+        chunk(&json!([{"index": 0, "delta": delta, "finish_reason": finish}]), &Value::Null)
     };
-    let mut chunks = vec![delta(
-        json!({"role": "assistant", "content": ""}),
-        Value::Null,
-    )];
-    chunks.extend(
-        words
-            .into_iter()
-            .map(|word| delta(json!({"content": word}), Value::Null)),
-    );
+    let mut chunks = vec![delta(json!({"role": "assistant", "content": ""}), Value::Null)];
+    chunks.extend(words.into_iter().map(|word| delta(json!({"content": word}), Value::Null)));
     chunks.push(delta(json!({}), json!("stop")));
-    chunks.push(chunk(&json!([]), &usage));
+    chunks.push(chunk(&json!([]), usage));
     chunks.push(Bytes::from_static(b"data: [DONE]\n\n"));
     let paced = futures::stream::iter(chunks).then(|chunk| async {
         tokio::time::sleep(WORD_PAUSE).await;
         Ok::<_, Infallible>(chunk)
     });
-    (
-        [(CONTENT_TYPE, "text/event-stream")],
-        Body::from_stream(paced),
-    )
-        .into_response()
+    ([(CONTENT_TYPE, "text/event-stream")], Body::from_stream(paced)).into_response()
 }
 
 fn plain(answer: &str, usage: &Value) -> Response {

@@ -62,10 +62,7 @@ pub enum Error {
     #[error("the upstream found the request at fault: {status}")]
     UpstreamRejected { status: StatusCode, message: String },
     #[error("the upstream failed: {status}: {reason}")]
-    UpstreamFailed {
-        status: StatusCode,
-        reason: &'static str,
-    },
+    UpstreamFailed { status: StatusCode, reason: &'static str },
     #[error("the upstream could not be reached: {0}")]
     UpstreamUnavailable(String),
     #[error("the upstream did not answer in time: {0}")]
@@ -262,9 +259,7 @@ impl Error {
             Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_OURS.as_secs()));
             }
-            Self::UpstreamRateLimited {
-                retry_after: Some(retry_after),
-            } => {
+            Self::UpstreamRateLimited { retry_after: Some(retry_after) } => {
                 headers.insert(RETRY_AFTER, retry_after.clone());
             }
             _ => {}
@@ -294,17 +289,9 @@ impl Error {
         let status = self.status().as_u16();
         let code = self.code().unwrap_or("invalid_request");
         if self.status().is_server_error() {
-            tracing::error!(
-                http.status = status,
-                error.code = code,
-                "request failed: {self}"
-            );
+            tracing::error!(http.status = status, error.code = code, "request failed: {self}");
         } else {
-            tracing::debug!(
-                http.status = status,
-                error.code = code,
-                "request refused: {self}"
-            );
+            tracing::debug!(http.status = status, error.code = code, "request refused: {self}");
         }
     }
 }

@@ -14,13 +14,9 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     if config.json {
-        registry
-            .with(layer().json().with_writer(std::io::stderr))
-            .try_init()?;
+        registry.with(layer().json().with_writer(std::io::stderr)).try_init()?;
     } else {
-        registry
-            .with(layer().with_writer(std::io::stderr))
-            .try_init()?;
+        registry.with(layer().with_writer(std::io::stderr)).try_init()?;
     }
     Ok(())
 }

@@ -18,10 +18,7 @@ use tracing::Instrument;
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
         // OpenAI's surface
-        .route(
-            "/v1/chat/completions",
-            post(chat::create).fallback(only_post),
-        )
+        .route("/v1/chat/completions", post(chat::create).fallback(only_post))
         .route("/v1/models", get(models::list).fallback(only_get))
         .route("/v1/models/{*id}", get(models::retrieve).fallback(only_get))
         // for whoever runs this

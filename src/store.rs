@@ -164,10 +164,12 @@ pub trait Store: Send + Sync {
 
     /// Extends the lease of all holds of `owner`.
     async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError>;
-    /// Takes over holds whose lease has expired, at most `limit` of them.
+    /// Takes over holds whose lease has expired, at most `limit` of them; none of `except`, whose
+    /// leases are only late.
     async fn claim_orphans(
         &self,
         owner: InstanceId,
+        except: InstanceId,
         now: Timestamp,
         until: Timestamp,
         limit: i64,
@@ -184,8 +186,9 @@ pub trait Store: Send + Sync {
     ) -> Result<Vec<LedgerEntry>, StoreError>;
     async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError>;
 
-    /// Returns when another process may have changed accounts or keys.
-    async fn changed_elsewhere(&self) -> Result<(), StoreError>;
+    /// Calls `changed` whenever another process may have changed accounts or keys, and once at the
+    /// beginning; returns only with an error.
+    async fn follow_changes(&self, changed: &(dyn Fn() + Sync)) -> Result<(), StoreError>;
     /// Tells other processes that accounts or keys were changed.
     async fn announce_change(&self) -> Result<(), StoreError>;
 }

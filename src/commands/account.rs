@@ -59,24 +59,10 @@ pub enum Credit {
 
 pub async fn run_account(command: Account, store: &dyn Store) -> anyhow::Result<()> {
     match command {
-        Account::Create {
-            name,
-            postpaid,
-            limit,
-            credit,
-            stripe_customer,
-        } => {
-            let kind = if postpaid {
-                AccountKind::Postpaid
-            } else {
-                AccountKind::Prepaid
-            };
-            let new = NewAccount {
-                name,
-                kind,
-                limit_nusd: limit,
-                stripe_customer_id: stripe_customer,
-            };
+        Account::Create { name, postpaid, limit, credit, stripe_customer } => {
+            let kind = if postpaid { AccountKind::Postpaid } else { AccountKind::Prepaid };
+            let new =
+                NewAccount { name, kind, limit_nusd: limit, stripe_customer_id: stripe_customer };
             println!("{}", create(store, new, credit).await?);
             Ok(())
         }
@@ -86,11 +72,7 @@ pub async fn run_account(command: Account, store: &dyn Store) -> anyhow::Result<
 }
 
 pub async fn run_credit(command: Credit, store: &dyn Store) -> anyhow::Result<()> {
-    let Credit::Grant {
-        account,
-        usd,
-        reason,
-    } = command;
+    let Credit::Grant { account, usd, reason } = command;
     if usd <= NanoUsd::ZERO {
         bail!("a credit is more than zero");
     }
@@ -119,15 +101,8 @@ async fn grant(
     amount_nusd: NanoUsd,
     reason: String,
 ) -> anyhow::Result<NanoUsd> {
-    let entry = Entry {
-        account_id,
-        kind: EntryKind::Credit,
-        amount_nusd,
-        reason,
-    };
-    let outcomes = store
-        .commit(&[LedgerOp::Enter(entry)], Timestamp::now())
-        .await?;
+    let entry = Entry { account_id, kind: EntryKind::Credit, amount_nusd, reason };
+    let outcomes = store.commit(&[LedgerOp::Enter(entry)], Timestamp::now()).await?;
     store.announce_change().await?;
     match outcomes.as_slice() {
         [Outcome::Entered { balance }] => Ok(*balance),

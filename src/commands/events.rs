@@ -27,10 +27,7 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
         for event in &page {
             print(event, output, || {
                 let reason = event.reason.as_deref().unwrap_or_default();
-                format!(
-                    "{}  {}  attempts {}  {reason}",
-                    event.id, event.state, event.attempts
-                )
+                format!("{}  {}  attempts {}  {reason}", event.id, event.state, event.attempts)
             })?;
         }
     }
@@ -49,9 +46,5 @@ pub async fn verify(store: &dyn Store) -> anyhow::Result<ExitCode> {
         report.open_holds,
         report.differences.len()
     );
-    Ok(if report.differences.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -36,11 +36,7 @@ pub enum Key {
 
 pub async fn run(command: Key, store: &dyn Store) -> anyhow::Result<()> {
     match command {
-        Key::Create {
-            account,
-            name,
-            models,
-        } => {
+        Key::Create { account, name, models } => {
             let account = find(store, &account).await?;
             println!("{}", create(store, account.id, name, models).await?);
         }
@@ -86,11 +82,7 @@ pub async fn create(
 
 fn show(key: &ApiKey, output: Output) -> anyhow::Result<()> {
     print(key, output, || {
-        let state = if key.is_usable(Timestamp::now()) {
-            "active"
-        } else {
-            "ended"
-        };
+        let state = if key.is_usable(Timestamp::now()) { "active" } else { "ended" };
         let models = key.models.as_deref().unwrap_or("all models");
         format!("{}  {}  {}  {state}  {models}", key.id, key.hint, key.name)
     })

@@ -68,9 +68,7 @@ fn lock(config: &Config) -> anyhow::Result<Option<File>> {
         return Ok(None);
     }
     let url = config.database.url.expose_secret();
-    let path = url
-        .trim_start_matches("sqlite://")
-        .trim_start_matches("sqlite:");
+    let path = url.trim_start_matches("sqlite://").trim_start_matches("sqlite:");
     let path = path.split('?').next().unwrap_or(path);
     let file = File::create(format!("{path}.lock")).context("making the lock file")?;
     match file.try_lock() {
@@ -101,12 +99,8 @@ async fn build(
     let upstream = Arc::new(Upstream::new(&config, base)?);
     let vocabularies = tokio::task::spawn_blocking(Vocabularies::load).await??;
     let (ledger, writer) = ledger::new(store.clone());
-    let catalog = Catalog::new(
-        upstream.clone(),
-        store.clone(),
-        vocabularies.clone(),
-        config.money.clone(),
-    )?;
+    let catalog =
+        Catalog::new(upstream.clone(), store.clone(), vocabularies.clone(), config.money.clone())?;
     let catalog = Arc::new(catalog);
     let stop = CancellationToken::new();
     let settler = settler(&config, upstream, ledger.clone(), stop.clone());
@@ -120,15 +114,7 @@ async fn build(
     };
     let auth = Auth::new(store.clone(), config.database.wait);
     let leaving = CancellationToken::new();
-    let app = App {
-        config,
-        store,
-        auth,
-        catalog,
-        admission,
-        leaving,
-        stop,
-    };
+    let app = App { config, store, auth, catalog, admission, leaving, stop };
     Ok((Arc::new(app), writer))
 }
 
@@ -175,13 +161,15 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
 
 /// Drops what is remembered when another process has changed accounts or keys.
 async fn follow_changes(app: &App) {
-    loop {
-        if let Err(error) = app.store.changed_elsewhere().await {
-            tracing::debug!("waiting for changes: {error}");
-            tokio::time::sleep(CHANGES_PAUSE).await;
-        }
+    let forget = || {
         app.auth.forget();
         app.admission.ledger.forget_snapshots();
+    };
+    loop {
+        if let Err(error) = app.store.follow_changes(&forget).await {
+            tracing::debug!("waiting for changes: {error}");
+        }
+        tokio::time::sleep(CHANGES_PAUSE).await;
     }
 }
 
@@ -194,14 +182,9 @@ async fn serve(
         .await
         .with_context(|| format!("listening on {}", app.config.server.listen))?;
     if app.config.database.kind == DatabaseKind::Sqlite {
-        app.store
-            .expire_leases_of_others(app.admission.instance)
-            .await?;
+        app.store.expire_leases_of_others(app.admission.instance).await?;
     }
-    if tokio::time::timeout(FIRST_LIST_WAIT, app.catalog.filled())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(FIRST_LIST_WAIT, app.catalog.filled()).await.is_err() {
         tracing::warn!("serving without a model list: the upstream has not given one yet");
     }
     welcome::print(&app, listener.local_addr()?).await?;

@@ -33,27 +33,19 @@ impl Reader {
                 Err(_) => {}
             }
         }
-        Ok(Self {
-            variables,
-            shown: Vec::new(),
-        })
+        Ok(Self { variables, shown: Vec::new() })
     }
 
     /// What was read; an error when one of our variables was not.
     pub fn finish(self) -> Result<Vec<(&'static str, String)>, ConfigError> {
         let known = |name: &str| self.shown.iter().any(|(read, _)| *read == name);
-        let ours = self
-            .variables
-            .keys()
-            .filter(|name| name.starts_with("TOLLGATE_"));
+        let ours = self.variables.keys().filter(|name| name.starts_with("TOLLGATE_"));
         // Variables of the test environment are not the program's.
-        let unknown = ours
-            .into_iter()
-            .find(|name| !known(name) && !name.contains("_TEST_"));
+        let unknown = ours.into_iter().find(|name| !known(name) && !name.contains("_TEST_"));
         match unknown {
-            Some(name) => Err(ConfigError(format!(
-                "unknown variable {name}; `.env.example` has them all"
-            ))),
+            Some(name) => {
+                Err(ConfigError(format!("unknown variable {name}; `.env.example` has them all")))
+            }
             None => Ok(self.shown),
         }
     }
@@ -65,11 +57,7 @@ impl Reader {
     }
 
     pub fn text(&mut self, name: &'static str, default: &str) -> String {
-        let value = self
-            .variables
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| default.to_owned());
+        let value = self.variables.get(name).cloned().unwrap_or_else(|| default.to_owned());
         self.shown.push((name, value.clone()));
         value
     }
@@ -83,17 +71,13 @@ impl Reader {
 
     /// A text that may hold a password: masked unless it is the default.
     pub fn secret_or(&mut self, name: &'static str, default: &str) -> SecretString {
-        match self.variables.get(name).cloned() {
-            Some(value) => {
-                let scheme = value.split(':').next().unwrap_or_default();
-                self.shown.push((name, format!("{scheme}:***")));
-                SecretString::from(value)
-            }
-            None => {
-                self.shown.push((name, default.to_owned()));
-                SecretString::from(default.to_owned())
-            }
-        }
+        let given = self.variables.get(name).cloned();
+        let shown = match &given {
+            Some(value) => format!("{}:***", value.split(':').next().unwrap_or_default()),
+            None => default.to_owned(),
+        };
+        self.shown.push((name, shown));
+        SecretString::from(given.unwrap_or_else(|| default.to_owned()))
     }
 
     pub fn parsed<T: FromStr>(
@@ -105,8 +89,7 @@ impl Reader {
         T::Err: Display,
     {
         let text = self.text(name, default);
-        text.parse()
-            .map_err(|error| ConfigError(format!("{name}: {error}")))
+        text.parse().map_err(|error| ConfigError(format!("{name}: {error}")))
     }
 
     pub fn seconds(&mut self, name: &'static str, default: &str) -> Result<Duration, ConfigError> {

@@ -46,9 +46,8 @@ impl FromRequest<Arc<App>> for JsonBody {
         let max = app.config.server.body_bytes_max;
         check_head(request.headers(), max)?;
         let body = Limited::new(request.into_body(), max).collect();
-        let body = tokio::time::timeout(BODY_WAIT, body)
-            .await
-            .map_err(|_| Error::BodyIncomplete)?;
+        let body =
+            tokio::time::timeout(BODY_WAIT, body).await.map_err(|_| Error::BodyIncomplete)?;
         match body {
             Ok(body) => Ok(Self(body.to_bytes())),
             Err(error) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge { max }),
@@ -58,18 +57,12 @@ impl FromRequest<Arc<App>> for JsonBody {
 }
 
 fn check_head(headers: &HeaderMap, max: usize) -> Result<(), Error> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let media_type = content_type
-        .and_then(|value| value.split(';').next())
-        .unwrap_or_default();
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
     if !media_type.trim().eq_ignore_ascii_case("application/json") {
         return Err(Error::NotJson);
     }
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let length = length.and_then(|value| value.parse::<usize>().ok());
     if length.is_some_and(|length| length > max) {
         Err(Error::BodyTooLarge { max })

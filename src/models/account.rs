@@ -108,11 +108,7 @@ impl Account {
     }
 
     fn charged_this_month(&self, now: Timestamp) -> NanoUsd {
-        if now.month_start() > self.period_start {
-            NanoUsd::ZERO
-        } else {
-            self.period_charged_nusd
-        }
+        if now.month_start() > self.period_start { NanoUsd::ZERO } else { self.period_charged_nusd }
     }
 }
 
@@ -126,8 +122,7 @@ impl ApiKey {
     #[must_use]
     pub fn allows(&self, model: &str) -> bool {
         self.models.as_deref().is_none_or(|list| {
-            list.split(',')
-                .any(|pattern| matches_pattern(pattern.trim(), model))
+            list.split(',').any(|pattern| matches_pattern(pattern.trim(), model))
         })
     }
 }

@@ -40,10 +40,7 @@ impl LedgerEntry {
     /// The hash that belongs to this entry's members.
     #[must_use]
     pub fn computed_hash(&self) -> String {
-        let unsealed = Self {
-            hash: String::new(),
-            ..self.clone()
-        };
+        let unsealed = Self { hash: String::new(), ..self.clone() };
         hash_of(&unsealed)
     }
 
@@ -71,12 +68,9 @@ fn hash_of<T: Serialize>(row: &T) -> String {
 /// SHA-256 in hex.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes)
-        .as_ref()
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    digest(&SHA256, bytes).as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }

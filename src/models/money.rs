@@ -127,10 +127,7 @@ impl Markup {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let millionths = parse_decimal(text, MILLIONTHS_DIGITS, Rest::Refuse)?;
-        i64::try_from(millionths)
-            .ok()
-            .filter(|millionths| *millionths >= 0)
-            .map(Self)
+        i64::try_from(millionths).ok().filter(|millionths| *millionths >= 0).map(Self)
     }
 
     /// An amount in pico-USD times this factor, as nano-USD.
@@ -178,9 +175,7 @@ fn parse_decimal(text: &str, digits: u32, rest: Rest) -> Option<i128> {
     if whole.is_empty() || !all_digits(whole) || !all_digits(fraction) {
         return None;
     }
-    let number = format!("{whole}{fraction}")
-        .trim_start_matches('0')
-        .to_owned();
+    let number = format!("{whole}{fraction}").trim_start_matches('0').to_owned();
     if number.is_empty() {
         return Some(0);
     }
@@ -195,15 +190,9 @@ fn scale(number: &str, shift: i32, rest: Rest) -> Option<i128> {
         let factor = 10_i128.checked_pow(u32::try_from(shift).ok()?)?;
         return number.parse::<i128>().ok()?.checked_mul(factor);
     }
-    let dropped = usize::try_from(shift.unsigned_abs())
-        .ok()?
-        .min(number.len());
+    let dropped = usize::try_from(shift.unsigned_abs()).ok()?.min(number.len());
     let (kept, tail) = number.split_at(number.len() - dropped);
-    let kept = if kept.is_empty() {
-        0
-    } else {
-        kept.parse::<i128>().ok()?
-    };
+    let kept = if kept.is_empty() { 0 } else { kept.parse::<i128>().ok()? };
     match (tail.bytes().all(|digit| digit == b'0'), rest) {
         (true, _) => Some(kept),
         (false, Rest::Up) => kept.checked_add(1),
@@ -220,27 +209,13 @@ mod tests {
     fn prices_are_read_from_their_decimal_text() {
         assert_eq!(PicoUsd::parse_usd("0.000000075"), Some(PicoUsd(75_000)));
         assert_eq!(PicoUsd::parse_usd("7.5e-08"), Some(PicoUsd(75_000)));
-        assert_eq!(
-            PicoUsd::parse_usd_per_million("0.075"),
-            Some(PicoUsd(75_000))
-        );
+        assert_eq!(PicoUsd::parse_usd_per_million("0.075"), Some(PicoUsd(75_000)));
         assert_eq!(PicoUsd::parse_usd("0"), Some(PicoUsd(0)));
-        assert_eq!(
-            PicoUsd::parse_usd("-1"),
-            None,
-            "a negative price is unknown"
-        );
-        assert_eq!(
-            PicoUsd::parse_usd("0.0000000000001"),
-            Some(PicoUsd(1)),
-            "rounded up"
-        );
+        assert_eq!(PicoUsd::parse_usd("-1"), None, "a negative price is unknown");
+        assert_eq!(PicoUsd::parse_usd("0.0000000000001"), Some(PicoUsd(1)), "rounded up");
         for odd in ["", ".", "1.", "x", "1e", "0x1", "1_0", "NaN", "1e99", " 1"] {
             let parsed = PicoUsd::parse_usd(odd);
-            assert!(
-                parsed.is_none() || odd == "1.",
-                "{odd:?} was read as {parsed:?}"
-            );
+            assert!(parsed.is_none() || odd == "1.", "{odd:?} was read as {parsed:?}");
         }
     }
 
@@ -257,10 +232,7 @@ mod tests {
         assert_eq!(Markup(1_200_000).apply(1_000), Ok(NanoUsd(2)));
         assert_eq!(Markup(1_200_000).apply(0), Ok(NanoUsd(0)));
         assert_eq!(Markup::NONE.apply(2_000), Ok(NanoUsd(2)));
-        assert_eq!(
-            Markup::NONE.apply(i128::from(i64::MAX) * 1_001),
-            Err(OutOfRange)
-        );
+        assert_eq!(Markup::NONE.apply(i128::from(i64::MAX) * 1_001), Err(OutOfRange));
     }
 
     proptest! {

@@ -35,9 +35,7 @@ impl Timestamp {
     /// Parses RFC 3339 with any offset; PostgreSQL writes `+00:00`, we write `Z`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        OffsetDateTime::parse(text, &Rfc3339)
-            .ok()
-            .map(Self::from_datetime)
+        OffsetDateTime::parse(text, &Rfc3339).ok().map(Self::from_datetime)
     }
 
     #[must_use]
@@ -106,10 +104,7 @@ mod tests {
         let at = Timestamp(1_795_521_600_000_001);
         assert_eq!(at.to_string(), "2026-11-24T12:00:00.000001Z");
         assert_eq!(Timestamp::parse(&at.to_string()), Some(at));
-        assert_eq!(
-            Timestamp::parse("2026-11-24T13:00:00.000001+01:00"),
-            Some(at)
-        );
+        assert_eq!(Timestamp::parse("2026-11-24T13:00:00.000001+01:00"), Some(at));
     }
 
     #[test]

@@ -89,10 +89,8 @@ impl Admission {
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
         let hold = self.hold(id, principal, request, &model, &price)?;
         let is_comfortable = self.is_comfortable(hold.account_id, hold.amount_nusd);
-        let placed = self
-            .ledger
-            .submit(LedgerOp::Place(hold.clone()))
-            .map_err(|_| Error::Overloaded)?;
+        let placed =
+            self.ledger.submit(LedgerOp::Place(hold.clone())).map_err(|_| Error::Overloaded)?;
         let user = hold.account_id.to_string();
         let open = OpenHold {
             hold,
@@ -123,15 +121,11 @@ impl Admission {
     ) -> Result<(Arc<Model>, Arc<Price>), Error> {
         let model = self.catalog.model(&request.model)?;
         if !principal.key.allows(&model.id) {
-            return Err(Error::ModelNotAllowed {
-                model: model.id.clone(),
-            });
+            return Err(Error::ModelNotAllowed { model: model.id.clone() });
         }
         match &model.price {
             Some(price) => Ok((model.clone(), price.clone())),
-            None => Err(Error::ModelNotPriced {
-                model: model.id.clone(),
-            }),
+            None => Err(Error::ModelNotPriced { model: model.id.clone() }),
         }
     }
 
@@ -169,14 +163,8 @@ impl Admission {
 
     /// The client's cap, else the operator's; never more than the model's.
     fn completion_max(&self, request: &ChatRequest<'_>, model: &Model) -> Tokens {
-        let wanted = request
-            .completion_tokens_max
-            .unwrap_or(self.terms.completion_tokens_max.0);
-        Tokens(
-            model
-                .completion_tokens_max
-                .map_or(wanted, |max| wanted.min(max)),
-        )
+        let wanted = request.completion_tokens_max.unwrap_or(self.terms.completion_tokens_max.0);
+        Tokens(model.completion_tokens_max.map_or(wanted, |max| wanted.min(max)))
     }
 
     fn is_comfortable(&self, account: AccountId, amount: NanoUsd) -> bool {
@@ -194,11 +182,7 @@ impl Admitted {
     /// # Errors
     /// The upstream's, or why the hold does not stand.
     pub async fn forward(self) -> Result<(Exchange, Form), Error> {
-        let Self {
-            mut exchange,
-            mut commit,
-            body,
-        } = self;
+        let Self { mut exchange, mut commit, body } = self;
         // Whichever fails first ends the other: a refused hold drops the upstream call.
         let both = futures::future::try_join(exchange.call(body), commit.wait()).await;
         match both {

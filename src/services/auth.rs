@@ -47,10 +47,7 @@ const KEY_BYTES_MAX: usize = 128;
 impl Auth {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, wait: Duration) -> Self {
-        let known = Cache::builder()
-            .max_capacity(KNOWN_MAX)
-            .time_to_live(KNOWN_FOR)
-            .build();
+        let known = Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build();
         Self { store, known, wait }
     }
 
@@ -64,10 +61,7 @@ impl Auth {
         }
         let hash = sha256_hex(token.as_bytes());
         // One look-up at a time for a key; a failed one is not remembered.
-        let found = self
-            .known
-            .try_get_with_by_ref(&hash, self.look_up(&hash))
-            .await;
+        let found = self.known.try_get_with_by_ref(&hash, self.look_up(&hash)).await;
         let principal = found.map_err(|error| Error::Database(error.to_string()))?;
         principal
             .filter(|principal| principal.key.is_usable(Timestamp::now()))
@@ -99,10 +93,7 @@ impl NewSecret {
         SystemRandom::new()
             .fill(&mut secret)
             .map_err(|_| Error::Internal("no random bytes".to_owned()))?;
-        let text = format!(
-            "{PREFIX}{}",
-            bs58::encode(secret).with_check().into_string()
-        );
+        let text = format!("{PREFIX}{}", bs58::encode(secret).with_check().into_string());
         let hash = sha256_hex(text.as_bytes());
         let hint = format!("{}…{}", &text[..PREFIX.len() + 4], &text[text.len() - 4..]);
         Ok(Self { text, hash, hint })
@@ -131,10 +122,7 @@ mod tests {
         for at in PREFIX.len()..key.text.len() {
             let mut typo = key.text.clone().into_bytes();
             typo[at] = if typo[at] == b'z' { b'y' } else { b'z' };
-            assert!(
-                !is_well_formed(std::str::from_utf8(&typo).unwrap()),
-                "typo at {at}"
-            );
+            assert!(!is_well_formed(std::str::from_utf8(&typo).unwrap()), "typo at {at}");
         }
         for odd in ["", "sk-tg-", "sk-", "sk-tg-l0OI", "sk-tg-\u{e9}"] {
             assert!(!is_well_formed(odd), "{odd}");

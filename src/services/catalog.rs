@@ -72,15 +72,7 @@ impl Catalog {
         };
         let listing = RwLock::default();
         let is_filled = watch::Sender::new(false);
-        Ok(Self {
-            upstream,
-            store,
-            vocabularies,
-            money,
-            operator,
-            listing,
-            is_filled,
-        })
+        Ok(Self { upstream, store, vocabularies, money, operator, listing, is_filled })
     }
 
     /// Keeps the list fresh until `stop`.
@@ -113,18 +105,10 @@ impl Catalog {
     pub async fn refresh(&self) -> Result<(), Error> {
         let offers = sources::fetch(&self.upstream).await?;
         let listing = self.list(offers)?;
-        let prices: Vec<_> = listing
-            .models
-            .values()
-            .filter_map(|m| m.price.clone())
-            .collect();
+        let prices: Vec<_> = listing.models.values().filter_map(|m| m.price.clone()).collect();
         self.store.put_prices(&prices, Timestamp::now()).await?;
         self.load_vocabularies(&listing).await?;
-        tracing::info!(
-            models = listing.models.len(),
-            priced = prices.len(),
-            "model list"
-        );
+        tracing::info!(models = listing.models.len(), priced = prices.len(), "model list");
         *self.listing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(listing);
         self.is_filled.send_replace(true);
         Ok(())
@@ -133,11 +117,7 @@ impl Catalog {
     /// Returns when there has been a list.
     pub async fn filled(&self) {
         // The sender lives as long as `self`.
-        let _ = self
-            .is_filled
-            .subscribe()
-            .wait_for(|is_filled| *is_filled)
-            .await;
+        let _ = self.is_filled.subscribe().wait_for(|is_filled| *is_filled).await;
     }
 
     #[must_use]
@@ -153,9 +133,7 @@ impl Catalog {
         if !self.is_filled() {
             return Err(Error::NoModels);
         }
-        let unknown = || Error::UnknownModel {
-            model: id.to_owned(),
-        };
+        let unknown = || Error::UnknownModel { model: id.to_owned() };
         self.current().models.get(id).cloned().ok_or_else(unknown)
     }
 
@@ -164,43 +142,25 @@ impl Catalog {
     /// # Errors
     /// [`Error::NoModels`] before there has been a list.
     pub fn json(&self) -> Result<Bytes, Error> {
-        if self.is_filled() {
-            Ok(self.current().json.clone())
-        } else {
-            Err(Error::NoModels)
-        }
+        if self.is_filled() { Ok(self.current().json.clone()) } else { Err(Error::NoModels) }
     }
 
     fn current(&self) -> Arc<Listing> {
-        self.listing
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.listing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn list(&self, offers: Vec<Offer>) -> Result<Listing, Error> {
         let wire: Vec<WireModel> = offers.iter().map(Offer::wire).collect();
-        let list = ListModelResponse {
-            object: "list".to_owned(),
-            data: wire.clone(),
-        };
+        let list = ListModelResponse { object: "list".to_owned(), data: wire.clone() };
         let mut models = HashMap::with_capacity(offers.len());
         for (offer, wire) in offers.into_iter().zip(wire) {
             let price = self.price(&offer);
             let json = to_json(&wire)?;
             let completion_tokens_max = offer.completion_tokens_max;
-            let model = Model {
-                id: offer.id.clone(),
-                price,
-                completion_tokens_max,
-                json,
-            };
+            let model = Model { id: offer.id.clone(), price, completion_tokens_max, json };
             models.insert(offer.id, Arc::new(model));
         }
-        Ok(Listing {
-            models,
-            json: to_json(&list)?,
-        })
+        Ok(Listing { models, json: to_json(&list)? })
     }
 
     /// The operator's table first: it says retail prices. Else the upstream's price and markup.

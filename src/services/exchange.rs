@@ -35,6 +35,8 @@ struct Live {
     tap: Tap,
     /// The client asked for a stream.
     is_streamed: bool,
+    /// What has come of a plain answer. Kept here, so that a drain goes on where the client left.
+    document: BytesMut,
     noted_at: Instant,
     noted_tokens: i64,
 }
@@ -64,17 +66,9 @@ impl Exchange {
         let reading = Reading::new(open.tokenizer.clone());
         let tap = Tap::new(reading, open.price.clone(), shows_usage);
         let (leg, noted_at) = (Leg::NotCalled, Instant::now());
-        let live = Live {
-            open,
-            leg,
-            tap,
-            is_streamed,
-            noted_at,
-            noted_tokens: 0,
-        };
-        Self {
-            live: Some(Box::new(live)),
-        }
+        let document = BytesMut::new();
+        let live = Live { open, leg, tap, is_streamed, document, noted_at, noted_tokens: 0 };
+        Self { live: Some(Box::new(live)) }
     }
 
     /// Calls the upstream and waits for its answer's head.
@@ -163,15 +157,8 @@ impl Exchange {
 
     /// `[DONE]` has been read: ends well unless the upstream said that it failed.
     pub fn done(&mut self) {
-        let has_failed = self
-            .live
-            .as_deref()
-            .is_some_and(|live| live.tap.judge.reading.has_failed);
-        if has_failed {
-            self.break_off()
-        } else {
-            self.complete()
-        }
+        let has_failed = self.live.as_deref().is_some_and(|live| live.tap.judge.reading.has_failed);
+        if has_failed { self.break_off() } else { self.complete() }
     }
 }
 
@@ -210,11 +197,7 @@ impl Live {
             .headers
             .get(CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
-        Ok(if is_events && self.is_streamed {
-            Form::Events
-        } else {
-            Form::Document
-        })
+        Ok(if is_events && self.is_streamed { Form::Events } else { Form::Document })
     }
 
     fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
@@ -222,12 +205,10 @@ impl Live {
             self.open.first_byte_at = Some(Timestamp::now());
         }
         let knew_id = self.tap.judge.reading.generation_id.is_some();
-        self.tap
-            .frame(frame, out)
-            .map_err(|_| Error::UpstreamFailed {
-                status: axum::http::StatusCode::OK,
-                reason: "an event is too long",
-            })?;
+        self.tap.frame(frame, out).map_err(|_| Error::UpstreamFailed {
+            status: axum::http::StatusCode::OK,
+            reason: "an event is too long",
+        })?;
         let learnt_id = !knew_id && self.tap.judge.reading.generation_id.is_some();
         if learnt_id || self.noted_at.elapsed() >= NOTE_EVERY {
             self.note();
@@ -245,25 +226,22 @@ impl Live {
             return;
         }
         self.noted_tokens = tokens;
-        self.open
-            .hold
-            .generation_id
-            .clone_from(&reading.generation_id);
-        self.open
-            .note(reading.generation_id.as_deref(), Tokens(tokens));
+        self.open.hold.generation_id.clone_from(&reading.generation_id);
+        self.open.note(reading.generation_id.as_deref(), Tokens(tokens));
     }
 
     async fn document(&mut self, idle: Duration) -> Result<Bytes, Error> {
-        let mut text = BytesMut::new();
         while let Some(frame) = self.next_frame(idle).await? {
-            text.extend_from_slice(&frame);
-            if text.len() > DOCUMENT_BYTES_MAX {
+            self.document.extend_from_slice(&frame);
+            if self.document.len() > DOCUMENT_BYTES_MAX {
                 return Err(not_a_completion("the answer is too long"));
             }
         }
         self.leg = Leg::Over;
         self.open.first_byte_at = Some(Timestamp::now());
-        self.read_document(text.freeze())
+        let document = self.document.split().freeze();
+        let shown = self.read_document(&document)?;
+        Ok(shown.unwrap_or(document))
     }
 
     async fn next_frame(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
@@ -289,8 +267,10 @@ impl Live {
         }
     }
 
-    fn read_document(&mut self, bytes: Bytes) -> Result<Bytes, Error> {
-        let text = std::str::from_utf8(&bytes).map_err(|_| not_a_completion("not valid UTF-8"))?;
+    /// Takes in a completion; the text to show instead of it where its price is rewritten.
+    fn read_document(&mut self, document: &[u8]) -> Result<Option<Bytes>, Error> {
+        let text =
+            std::str::from_utf8(document).map_err(|_| not_a_completion("not valid UTF-8"))?;
         if !text.trim_start().starts_with('{') {
             return Err(not_a_completion("not a JSON object"));
         }
@@ -304,8 +284,7 @@ impl Live {
         let charge = reading.reported.and_then(|reported| {
             pricing::charge(&self.open.price, reported.tokens, reported.cost_pico).ok()
         });
-        let shown = charge.and_then(|charge| tap::plain(text, charge));
-        Ok(shown.map_or(bytes.clone(), Bytes::from))
+        Ok(charge.and_then(|charge| tap::plain(text, charge)).map(Bytes::from))
     }
 
     fn conclude(self, ending: Ending) {
@@ -315,8 +294,5 @@ impl Live {
 }
 
 fn not_a_completion(reason: &'static str) -> Error {
-    Error::UpstreamFailed {
-        status: axum::http::StatusCode::OK,
-        reason,
-    }
+    Error::UpstreamFailed { status: axum::http::StatusCode::OK, reason }
 }

@@ -72,18 +72,8 @@ pub struct Writer {
 pub fn new(store: Arc<dyn Store>) -> (Ledger, Writer) {
     let (sender, receiver) = mpsc::channel(QUEUE_OPS_MAX);
     let snapshots = Cache::new(SNAPSHOTS_MAX);
-    let ledger = Ledger {
-        sender,
-        snapshots: snapshots.clone(),
-    };
-    (
-        ledger,
-        Writer {
-            store,
-            receiver,
-            snapshots,
-        },
-    )
+    let ledger = Ledger { sender, snapshots: snapshots.clone() };
+    (ledger, Writer { store, receiver, snapshots })
 }
 
 // === impl Ledger ===
@@ -94,11 +84,7 @@ impl Ledger {
     /// # Errors
     /// [`Full`] when too many requests are in flight.
     pub fn reserve(&self) -> Result<Slot, Full> {
-        self.sender
-            .clone()
-            .try_reserve_owned()
-            .map(Slot)
-            .map_err(|_| Full)
+        self.sender.clone().try_reserve_owned().map(Slot).map_err(|_| Full)
     }
 
     /// Sends an operation and gives the way to its answer.
@@ -107,12 +93,7 @@ impl Ledger {
     /// [`Full`] when too many requests are in flight.
     pub fn submit(&self, op: LedgerOp) -> Result<Answer, Full> {
         let (sender, answer) = oneshot::channel();
-        self.sender
-            .try_send(Queued {
-                op,
-                answer: Some(sender),
-            })
-            .map_err(|_| Full)?;
+        self.sender.try_send(Queued { op, answer: Some(sender) }).map_err(|_| Full)?;
         Ok(answer)
     }
 
@@ -148,10 +129,8 @@ impl Writer {
     pub async fn run(mut self) {
         let mut queued = Vec::with_capacity(BATCH_OPS_MAX);
         while self.receiver.recv_many(&mut queued, BATCH_OPS_MAX).await > 0 {
-            let (ops, answers): (Vec<_>, Vec<_>) = queued
-                .drain(..)
-                .map(|queued| (queued.op, queued.answer))
-                .unzip();
+            let (ops, answers): (Vec<_>, Vec<_>) =
+                queued.drain(..).map(|queued| (queued.op, queued.answer)).unzip();
             let outcomes = self.commit(&ops).await;
             for ((op, answer), outcome) in ops.iter().zip(answers).zip(outcomes) {
                 self.remember(op, &outcome);
@@ -196,10 +175,7 @@ impl Writer {
                 Ok(decided) => return decided,
                 Err(_) => "no answer in time".to_owned(),
             };
-            tracing::warn!(
-                ledger.ops = ops.len(),
-                "the ledger waits for the database: {reason}"
-            );
+            tracing::warn!(ledger.ops = ops.len(), "the ledger waits for the database: {reason}");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
@@ -219,10 +195,7 @@ impl Writer {
         else {
             return;
         };
-        let snapshot = Snapshot {
-            available: *available,
-            taken_at: Instant::now(),
-        };
+        let snapshot = Snapshot { available: *available, taken_at: Instant::now() };
         self.snapshots.insert(account, snapshot);
     }
 }

@@ -73,11 +73,11 @@ impl Meter {
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.idle_check.as_mut().poll(cx));
-            let silence = self.last_frame_at.elapsed();
-            if silence >= self.idle {
+            let rest = self.idle.saturating_sub(self.last_frame_at.elapsed());
+            if rest.is_zero() {
                 return Poll::Ready(());
             }
-            let next = tokio::time::Instant::now() + (self.idle - silence);
+            let next = tokio::time::Instant::now() + rest;
             self.idle_check.as_mut().reset(next);
         }
     }

@@ -22,12 +22,7 @@ impl Classes {
         let Tokens(cache_write) = usage.cache_write;
         let Tokens(reasoning) = usage.reasoning;
         Self {
-            prompt: usage
-                .prompt
-                .0
-                .saturating_sub(cache_read)
-                .saturating_sub(cache_write)
-                .max(0),
+            prompt: usage.prompt.0.saturating_sub(cache_read).saturating_sub(cache_write).max(0),
             cache_read,
             cache_write,
             completion: usage.completion.0.saturating_sub(reasoning).max(0),
@@ -85,19 +80,10 @@ fn dearest(rates: [Option<PicoUsd>; 3]) -> PicoUsd {
 fn listed(rates: &Rates, usage: TokenUsage) -> i128 {
     let classes = Classes::of(usage);
     rates.prompt.times(classes.prompt)
-        + rates
-            .cache_read
-            .unwrap_or(rates.prompt)
-            .times(classes.cache_read)
-        + rates
-            .cache_write
-            .unwrap_or(rates.prompt)
-            .times(classes.cache_write)
+        + rates.cache_read.unwrap_or(rates.prompt).times(classes.cache_read)
+        + rates.cache_write.unwrap_or(rates.prompt).times(classes.cache_write)
         + rates.completion.times(classes.completion)
-        + rates
-            .reasoning
-            .unwrap_or(rates.completion)
-            .times(classes.reasoning)
+        + rates.reasoning.unwrap_or(rates.completion).times(classes.reasoning)
         + rates.request.unwrap_or_default().times(1)
 }
 
@@ -110,12 +96,7 @@ mod tests {
 
     fn price(rule: Rule, rates: Rates) -> Price {
         let model = "m".to_owned();
-        Price::new(Terms {
-            model,
-            rule,
-            markup_ppm: Markup(1_200_000),
-            rates,
-        })
+        Price::new(Terms { model, rule, markup_ppm: Markup(1_200_000), rates })
     }
 
     fn rates() -> Rates {
@@ -148,12 +129,7 @@ mod tests {
     #[test]
     fn reasoning_is_not_charged_on_top_of_the_completion() {
         let charge = |reasoning| {
-            charge(
-                &price(Rule::List, rates()),
-                usage(0, 0, 100, reasoning),
-                None,
-            )
-            .unwrap()
+            charge(&price(Rule::List, rates()), usage(0, 0, 100, reasoning), None).unwrap()
         };
         assert_eq!(charge(80), charge(0));
     }
@@ -162,11 +138,7 @@ mod tests {
     fn cost_plus_charges_the_cost_and_falls_back_to_the_rates_only_when_it_is_unknown() {
         let price = price(Rule::CostPlus, rates());
         let used = usage(1_000, 0, 0, 0);
-        assert_eq!(
-            charge(&price, used, Some(0)),
-            Ok(NanoUsd(0)),
-            "zero is zero"
-        );
+        assert_eq!(charge(&price, used, Some(0)), Ok(NanoUsd(0)), "zero is zero");
         assert_eq!(charge(&price, used, Some(1_000_000)), Ok(NanoUsd(1_200)));
         assert_eq!(charge(&price, used, None), Ok(NanoUsd(3_600_000)));
     }

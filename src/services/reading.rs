@@ -58,11 +58,7 @@ impl Reading {
             self.finish_reason = Some(shortened(reason));
             self.has_failed |= reason == "error";
         }
-        let index = choice
-            .index
-            .0
-            .and_then(|index| u32::try_from(index).ok())
-            .unwrap_or(0);
+        let index = choice.index.0.and_then(|index| u32::try_from(index).ok()).unwrap_or(0);
         self.take_delta(index, &choice.delta.value);
     }
 
@@ -86,15 +82,9 @@ impl Reading {
             let index = call.index.0.and_then(|index| u32::try_from(index).ok());
             let index = index.unwrap_or(place);
             push(Field::ToolName(index), &call.function.value.name.0);
-            push(
-                Field::ToolArguments(index),
-                &call.function.value.arguments.0,
-            );
+            push(Field::ToolArguments(index), &call.function.value.arguments.0);
         }
-        push(
-            Field::FunctionArguments,
-            &delta.function_call.value.arguments.0,
-        );
+        push(Field::FunctionArguments, &delta.function_call.value.arguments.0);
     }
 }
 
@@ -108,10 +98,7 @@ fn first(known: &mut Option<String>, given: Option<&Cow<'_, str>>) {
 }
 
 fn shortened(name: &str) -> String {
-    name.chars()
-        .filter(|character| !character.is_control())
-        .take(NAME_CHARS_MAX)
-        .collect()
+    name.chars().filter(|character| !character.is_control()).take(NAME_CHARS_MAX).collect()
 }
 
 fn is_truthy(error: &RawValue) -> bool {

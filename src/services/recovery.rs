@@ -51,19 +51,17 @@ impl Recovery {
 
     async fn round(&self) -> Result<(), StoreError> {
         let now = Timestamp::now();
-        let until = now.plus(self.lease);
-        self.store.renew_leases(self.instance, until).await?;
-        let orphans = self
-            .store
-            .claim_orphans(self.instance, now, until, ORPHANS_MAX)
-            .await?;
+        self.store.renew_leases(self.instance, now.plus(self.lease)).await?;
+        // Claimed under an id of their own, whose lease nobody renews: what is not settled by then
+        // is found again. Long enough for the look-ups.
+        let claim = InstanceId::generate();
+        let until = now.plus(self.lease + self.settler.upstream.lookup_wait());
+        let orphans =
+            self.store.claim_orphans(claim, self.instance, now, until, ORPHANS_MAX).await?;
         if orphans.is_empty() {
             return Ok(());
         }
-        tracing::info!(
-            holds = orphans.len(),
-            "settling the holds of a process that died"
-        );
+        tracing::info!(holds = orphans.len(), "settling the holds of a process that died");
         let store = self.store.clone();
         let settler = self.settler.clone();
         // Look-ups take a while; leases must go on being renewed meanwhile.
@@ -85,7 +83,7 @@ async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
     let price = match store.price(&hold.price_id).await {
         Ok(price) => price,
         Err(error) => {
-            // The hold stays open and is found again when this process's lease on it ends.
+            // The hold stays open and is found again when the lease of this claim ends.
             tracing::warn!(request.id = %hold.request_id, "the price of an orphan: {error}");
             return;
         }
@@ -95,18 +93,11 @@ async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
 }
 
 fn record(hold: Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecord {
-    let source = if found.is_some() {
-        UsageSource::Lookup
-    } else {
-        UsageSource::Estimated
-    };
+    let source = if found.is_some() { UsageSource::Lookup } else { UsageSource::Estimated };
     let (reported, model, provider, finish_reason) = match found {
-        Some(Found {
-            reported,
-            model,
-            provider,
-            finish_reason,
-        }) => (reported, model, provider, finish_reason),
+        Some(Found { reported, model, provider, finish_reason }) => {
+            (reported, model, provider, finish_reason)
+        }
         None => (estimate(&hold), None, None, None),
     };
     let charge = price
@@ -136,9 +127,7 @@ fn record(hold: Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecor
         counted_completion_tokens: Some(hold.completion_tokens_seen),
         counter: None,
         counter_exact: false,
-        upstream_cost_nusd: reported
-            .cost_pico
-            .and_then(|pico| NanoUsd::from_pico_ceil(pico).ok()),
+        upstream_cost_nusd: reported.cost_pico.and_then(|pico| NanoUsd::from_pico_ceil(pico).ok()),
         charge_nusd: charge,
         shortfall_nusd: NanoUsd::ZERO,
         hold_nusd: hold.amount_nusd,
@@ -157,8 +146,5 @@ fn estimate(hold: &Hold) -> Reported {
         completion: hold.completion_tokens_seen,
         ..TokenUsage::default()
     };
-    Reported {
-        tokens,
-        cost_pico: None,
-    }
+    Reported { tokens, cost_pico: None }
 }

@@ -77,7 +77,7 @@ impl OpenHold {
             counted_prompt: None,
             counted_completion: None,
         };
-        self.send(numbers, Named::default(), ending);
+        self.send(&numbers, Named::default(), ending);
     }
 
     /// Closes the hold with what was read. Returns at once; what takes longer than a moment goes on
@@ -87,7 +87,7 @@ impl OpenHold {
         let is_quick = reading.reported.is_some() && is_short(&reading, None);
         if is_quick {
             let (numbers, named) = self.numbers(reading, None);
-            self.send(numbers, named, ending);
+            self.send(&numbers, named, ending);
         } else {
             let task = self.settle_slowly(reading, ending);
             settler.tasks.spawn_on(task, &settler.runtime);
@@ -98,14 +98,14 @@ impl OpenHold {
         let found = self.look_up(&reading, ending).await;
         if is_short(&reading, Some(&self.request)) {
             let (numbers, named) = self.numbers(reading, found);
-            self.send(numbers, named, ending);
+            self.send(&numbers, named, ending);
             return;
         }
         // Tokenising much text takes long: not on the async threads. A panic in there would cost
         // the settlement, and recovery would find the hold.
         let count = move || {
             let (numbers, named) = self.numbers(reading, found);
-            self.send(numbers, named, ending);
+            self.send(&numbers, named, ending);
         };
         if tokio::task::spawn_blocking(count).await.is_err() {
             tracing::error!("counting failed; recovery will settle the hold");
@@ -122,20 +122,12 @@ impl OpenHold {
         if reading.reported.is_some() || !wants {
             return None;
         }
-        settler
-            .upstream
-            .look_up(reading.generation_id.as_deref()?, &settler.stop)
-            .await
+        settler.upstream.look_up(reading.generation_id.as_deref()?, &settler.stop).await
     }
 
     fn numbers(&self, reading: Reading, found: Option<Found>) -> (Numbers, Named) {
         let named = Named::new(&reading, found.as_ref());
-        let Reading {
-            reported,
-            counter,
-            has_unreadable,
-            ..
-        } = reading;
+        let Reading { reported, counter, has_unreadable, .. } = reading;
         let mut completion = counter.finish();
         completion.estimated |= has_unreadable;
         let (source, counted_prompt, reported) = match (reported, found) {
@@ -144,11 +136,8 @@ impl OpenHold {
             (None, None) => {
                 let prompt = self.count_prompt();
                 let is_estimate = prompt.estimated || completion.estimated;
-                let source = if is_estimate {
-                    UsageSource::Estimated
-                } else {
-                    UsageSource::Counted
-                };
+                let source =
+                    if is_estimate { UsageSource::Estimated } else { UsageSource::Counted };
                 (source, Some(prompt), counted(prompt, completion))
             }
         };
@@ -169,23 +158,17 @@ impl OpenHold {
                 let tools = request.tools.map(serde_json::value::RawValue::get);
                 count_prompt(&self.tokenizer, request.messages.get(), tools)
             }
-            Err(_) => Count {
-                tokens: self.hold.prompt_tokens_estimate.0,
-                estimated: true,
-            },
+            Err(_) => Count { tokens: self.hold.prompt_tokens_estimate.0, estimated: true },
         }
     }
 
     /// Zero there means that LiteLLM does not know, or answered from its cache.
     fn cost_from_header(&self) -> Option<i128> {
-        self.cost_header
-            .as_deref()
-            .and_then(parse_cost_pico)
-            .filter(|pico| *pico > 0)
+        self.cost_header.as_deref().and_then(parse_cost_pico).filter(|pico| *pico > 0)
     }
 
-    fn send(self, numbers: Numbers, named: Named, ending: Ending) {
-        let record = self.record(&numbers, named, ending);
+    fn send(self, numbers: &Numbers, named: Named, ending: Ending) {
+        let record = self.record(numbers, named, ending);
         self.slot.send(LedgerOp::Settle(Box::new(record)));
     }
 
@@ -205,15 +188,11 @@ impl OpenHold {
             model: self.hold.model.clone(),
             model_served: named.model,
             provider: named.provider,
-            generation_id: named
-                .generation_id
-                .or_else(|| self.hold.generation_id.clone()),
+            generation_id: named.generation_id.or_else(|| self.hold.generation_id.clone()),
             streamed: self.hold.streamed,
             ending,
             finish_reason: named.finish_reason,
-            upstream_status: self
-                .upstream_status
-                .map(|status| i64::from(status.as_u16())),
+            upstream_status: self.upstream_status.map(|status| i64::from(status.as_u16())),
             source: numbers.source,
             prompt_tokens: numbers.tokens.prompt,
             cached_tokens: numbers.tokens.cached,
@@ -261,10 +240,7 @@ fn counted(prompt: Count, completion: Count) -> Reported {
         completion: Tokens(completion.tokens),
         ..TokenUsage::default()
     };
-    Reported {
-        tokens,
-        cost_pico: None,
-    }
+    Reported { tokens, cost_pico: None }
 }
 
 /// What the upstream calls things.
@@ -285,10 +261,7 @@ impl Named {
             model: or(&reading.model, found.map(|found| &found.model)),
             provider: or(&reading.provider, found.map(|found| &found.provider)),
             generation_id: reading.generation_id.clone(),
-            finish_reason: or(
-                &reading.finish_reason,
-                found.map(|found| &found.finish_reason),
-            ),
+            finish_reason: or(&reading.finish_reason, found.map(|found| &found.finish_reason)),
         }
     }
 }

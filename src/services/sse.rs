@@ -75,11 +75,7 @@ impl Splitter {
         }
         put(out, frame.slice(pass_start..event_start));
         self.carry.extend_from_slice(&frame[event_start..]);
-        if self.carry.len() > EVENT_BYTES_MAX {
-            Err(TooLong)
-        } else {
-            Ok(())
-        }
+        if self.carry.len() > EVENT_BYTES_MAX { Err(TooLong) } else { Ok(()) }
     }
 
     /// What is left when the body ends: an event without its blank line, or nothing.
@@ -183,19 +179,14 @@ mod tests {
     }
 
     fn datas(events: &[Vec<u8>]) -> Vec<Vec<u8>> {
-        events
-            .iter()
-            .filter_map(|event| data(event).map(Cow::into_owned))
-            .collect()
+        events.iter().filter_map(|event| data(event).map(Cow::into_owned)).collect()
     }
 
     #[test]
     fn every_line_ending_ends_an_event() {
-        for body in [
-            "data: a\n\ndata: b\n\n",
-            "data: a\r\n\r\ndata: b\r\n\r\n",
-            "data:a\r\rdata:b\r\r",
-        ] {
+        for body in
+            ["data: a\n\ndata: b\n\n", "data: a\r\n\r\ndata: b\r\n\r\n", "data:a\r\rdata:b\r\r"]
+        {
             let (out, events) = split(&[body.as_bytes()]);
             assert_eq!(out, body.as_bytes());
             assert_eq!(datas(&events), [b"a", b"b"], "{body:?}");
@@ -218,11 +209,7 @@ mod tests {
         let mut out = VecDeque::new();
         let frame = Bytes::from_static(b"data: a\n\ndata: b\n\ndata: c\n\n");
         let judge = |event: &[u8]| {
-            if event == b"data: b\n\n" {
-                Verdict::Drop
-            } else {
-                Verdict::Pass
-            }
+            if event == b"data: b\n\n" { Verdict::Drop } else { Verdict::Pass }
         };
         splitter.push(&frame, &mut out, judge).unwrap();
         assert_eq!(out, [&b"data: a\n\n"[..], b"data: c\n\n"]);
@@ -234,9 +221,8 @@ mod tests {
         let mut splitter = Splitter::default();
         let mut out = VecDeque::new();
         let frame = Bytes::from(vec![b'x'; 1 << 20]);
-        let results: Vec<_> = (0..=16)
-            .map(|_| splitter.push(&frame, &mut out, |_| Verdict::Pass))
-            .collect();
+        let results: Vec<_> =
+            (0..=16).map(|_| splitter.push(&frame, &mut out, |_| Verdict::Pass)).collect();
         assert_eq!(results.last(), Some(&Err(TooLong)));
         assert!(results[..16].iter().all(Result::is_ok));
     }

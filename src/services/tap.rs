@@ -24,6 +24,7 @@ pub struct Tap {
 }
 
 /// The tap's state between events.
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts about one stream")]
 pub struct Judge {
     pub reading: Reading,
     price: Arc<Price>,
@@ -58,10 +59,7 @@ impl Tap {
             is_done: false,
             is_first: true,
         };
-        Self {
-            splitter: Splitter::default(),
-            judge,
-        }
+        Self { splitter: Splitter::default(), judge }
     }
 
     /// Reads a frame and puts out what the client gets for it.
@@ -78,19 +76,13 @@ impl Tap {
         self.take_rest(out);
         let judge = &mut self.judge;
         if judge.is_done {
-            return if judge.reading.has_failed {
-                Finish::Failed
-            } else {
-                Finish::Complete
-            };
+            return if judge.reading.has_failed { Finish::Failed } else { Finish::Complete };
         }
         if judge.reading.has_failed {
             return Finish::Failed;
         }
         if judge.reading.finish_reason.is_none() {
-            out.push_back(error_event(&Error::UpstreamUnavailable(
-                "broke off".to_owned(),
-            )));
+            out.push_back(error_event(&Error::UpstreamUnavailable("broke off".to_owned())));
             return Finish::Failed;
         }
         out.extend(judge.own_usage_chunk());
@@ -118,11 +110,7 @@ impl Tap {
 
 impl Judge {
     fn event(&mut self, event: &[u8]) -> Verdict {
-        let event = if std::mem::take(&mut self.is_first) {
-            without_bom(event)
-        } else {
-            event
-        };
+        let event = if std::mem::take(&mut self.is_first) { without_bom(event) } else { event };
         let Some(data) = data(event) else {
             return Verdict::Pass;
         };
@@ -182,10 +170,7 @@ impl Judge {
 
     /// The usage chunk that the upstream did not send as one.
     fn own_usage_chunk(&mut self) -> Option<Bytes> {
-        let chunk = self
-            .usage_chunk
-            .take()
-            .filter(|_| self.shows_usage && !self.has_shown_usage);
+        let chunk = self.usage_chunk.take().filter(|_| self.shows_usage && !self.has_shown_usage);
         chunk.map(|chunk| rewrite::event(&chunk))
     }
 }

@@ -55,25 +55,13 @@ impl Upstream {
     /// # Errors
     /// [`Error::Internal`] when address or key cannot be used in a request.
     pub fn new(config: &Config, base: &str) -> Result<Self, Error> {
-        let UpstreamConfig {
-            kind,
-            api_key,
-            connect,
-            head,
-            lookup,
-            lookup_first,
-            ..
-        } = &config.upstream;
+        let UpstreamConfig { kind, api_key, connect, head, lookup, lookup_first, .. } =
+            &config.upstream;
         let is_http = base.starts_with("http://") || base.starts_with("https://");
         if !is_http || base.parse::<Uri>().is_err() {
-            return Err(Error::Internal(
-                "UPSTREAM_BASE_URL is not an http(s) URL".to_owned(),
-            ));
+            return Err(Error::Internal("UPSTREAM_BASE_URL is not an http(s) URL".to_owned()));
         }
-        let authorization = api_key
-            .as_ref()
-            .map(|key| bearer(key.expose_secret()))
-            .transpose()?;
+        let authorization = api_key.as_ref().map(|key| bearer(key.expose_secret())).transpose()?;
         Ok(Self {
             kind: *kind,
             base: base.to_owned(),
@@ -83,6 +71,12 @@ impl Upstream {
             lookup_wait: *lookup,
             lookup_first: *lookup_first,
         })
+    }
+
+    /// How long a look-up may take.
+    #[must_use]
+    pub fn lookup_wait(&self) -> Duration {
+        self.lookup_wait
     }
 
     /// Sends a chat completion. The call runs when it is polled.
@@ -118,10 +112,7 @@ impl Upstream {
     pub async fn ask_list(&self, path: &str) -> Result<Bytes, Error> {
         match self.ask(path).await? {
             (StatusCode::OK, body) => Ok(body),
-            (status, _) => Err(Error::UpstreamFailed {
-                status,
-                reason: "no list",
-            }),
+            (status, _) => Err(Error::UpstreamFailed { status, reason: "no list" }),
         }
     }
 
@@ -156,10 +147,7 @@ impl Upstream {
             .map_err(|error| Error::UpstreamUnavailable(cause(&error)))?;
         if answer.headers().contains_key(CONTENT_ENCODING) {
             let status = answer.status();
-            return Err(Error::UpstreamFailed {
-                status,
-                reason: "compressed though not asked",
-            });
+            return Err(Error::UpstreamFailed { status, reason: "compressed though not asked" });
         }
         Ok(answer)
     }
@@ -213,11 +201,7 @@ fn client(connect: Duration) -> HttpClient {
 
 /// Kind of failure without the address it happened at.
 fn cause(error: &hyper_util::client::legacy::Error) -> String {
-    let what = if error.is_connect() {
-        "connect"
-    } else {
-        "request"
-    };
+    let what = if error.is_connect() { "connect" } else { "request" };
     let mut source = std::error::Error::source(error);
     let mut last = None;
     while let Some(inner) = source {

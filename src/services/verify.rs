@@ -50,9 +50,7 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
         }
     }
     for record in charges.into_keys() {
-        report.check(false, || {
-            format!("usage record {record}: charged but not in the ledger")
-        });
+        report.check(false, || format!("usage record {record}: charged but not in the ledger"));
     }
     Ok(report)
 }
@@ -90,18 +88,10 @@ async fn charges_of_records(
 }
 
 fn check_record(record: &UsageRecord, report: &mut Report) {
-    let parts = record
-        .cached_tokens
-        .0
-        .saturating_add(record.cache_write_tokens.0);
+    let parts = record.cached_tokens.0.saturating_add(record.cache_write_tokens.0);
     report.check(
         parts <= record.prompt_tokens.0 && record.reasoning_tokens <= record.completion_tokens,
-        || {
-            format!(
-                "usage record {}: a part is larger than its whole",
-                record.id
-            )
-        },
+        || format!("usage record {}: a part is larger than its whole", record.id),
     );
     report.check(record.charge_nusd >= NanoUsd::ZERO, || {
         format!("usage record {}: a negative charge", record.id)
@@ -146,41 +136,27 @@ async fn check_chain(
         for entry in &entries {
             let at = format!("ledger entry {id}/{}", entry.seq);
             balance = NanoUsd(balance.0.saturating_add(entry.amount_nusd.0));
-            report.check(entry.seq == seq + 1, || {
-                format!("{at}: an entry before it is missing")
-            });
-            report.check(entry.hash == entry.computed_hash(), || {
-                format!("{at}: was changed")
-            });
-            report.check(entry.previous_hash == hash, || {
-                format!("{at}: the chain is broken")
-            });
-            report.check(entry.balance_nusd == balance, || {
-                format!("{at}: a wrong balance")
-            });
+            report.check(entry.seq == seq + 1, || format!("{at}: an entry before it is missing"));
+            report.check(entry.hash == entry.computed_hash(), || format!("{at}: was changed"));
+            report.check(entry.previous_hash == hash, || format!("{at}: the chain is broken"));
+            report.check(entry.balance_nusd == balance, || format!("{at}: a wrong balance"));
             if let Some(request) = entry.request_id {
                 let charge = charges.remove(&request.to_string());
                 let is_same = charge.is_some_and(|(record_hash, charge)| {
                     Some(record_hash) == entry.record_hash
                         && entry.amount_nusd.0.checked_neg() == Some(charge.0)
                 });
-                report.check(is_same, || {
-                    format!("{at}: differs from usage record {request}")
-                });
+                report.check(is_same, || format!("{at}: differs from usage record {request}"));
             }
             seq = entry.seq;
             hash.clone_from(&entry.hash);
         }
     }
-    report.check(
-        account.ledger_seq == seq && account.ledger_hash == hash,
-        || format!("account {id}: its newest ledger entry is missing"),
-    );
+    report.check(account.ledger_seq == seq && account.ledger_hash == hash, || {
+        format!("account {id}: its newest ledger entry is missing")
+    });
     report.check(account.balance_nusd == balance, || {
-        format!(
-            "account {id}: balance {} but its entries sum to {balance}",
-            account.balance_nusd
-        )
+        format!("account {id}: balance {} but its entries sum to {balance}", account.balance_nusd)
     });
     Ok(())
 }

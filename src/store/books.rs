@@ -72,14 +72,8 @@ impl Books {
         sinks: &[String],
     ) -> Self {
         Self {
-            accounts: accounts
-                .into_iter()
-                .map(|account| (account.id, account))
-                .collect(),
-            holds: holds
-                .into_iter()
-                .map(|hold| (hold.request_id, hold))
-                .collect(),
+            accounts: accounts.into_iter().map(|account| (account.id, account)).collect(),
+            holds: holds.into_iter().map(|hold| (hold.request_id, hold)).collect(),
             settled: settled.into_iter().collect(),
             sinks: sinks.to_vec(),
             changes: Changes::default(),
@@ -89,10 +83,8 @@ impl Books {
     /// Decides the batch in its order.
     #[must_use]
     pub fn apply(mut self, batch: &[LedgerOp], now: Timestamp) -> (Vec<Outcome>, Changes) {
-        let outcomes = batch
-            .iter()
-            .map(|op| self.decide(op, now).unwrap_or(Outcome::OutOfRange))
-            .collect();
+        let outcomes =
+            batch.iter().map(|op| self.decide(op, now).unwrap_or(Outcome::OutOfRange)).collect();
         (outcomes, self.changes)
     }
 

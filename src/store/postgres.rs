@@ -64,11 +64,7 @@ impl PostgresStore {
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options.application_name("tollgate"));
-        Ok(Self {
-            pool,
-            sinks,
-            sql: Sql::new(),
-        })
+        Ok(Self { pool, sinks, sql: Sql::new() })
     }
 
     async fn load(&self, conn: &mut PgConnection, batch: &[LedgerOp]) -> Result<Books, StoreError> {
@@ -88,13 +84,7 @@ impl PostgresStore {
     }
 
     async fn write(&self, conn: &mut PgConnection, changes: Changes) -> Result<(), StoreError> {
-        let Changes {
-            accounts,
-            placed,
-            noted,
-            closed,
-            ..
-        } = changes;
+        let Changes { accounts, placed, noted, closed, .. } = changes;
         let sql = &self.sql;
         write_rows(conn, &sql.update_accounts, accounts.values()).await?;
         write_rows(conn, &sql.insert_holds, placed.values()).await?;
@@ -132,9 +122,7 @@ impl Sql {
 #[async_trait]
 impl Store for PostgresStore {
     async fn migrate(&self) -> Result<(), StoreError> {
-        sqlx::migrate!("migrations/postgres")
-            .run(&self.pool)
-            .await?;
+        sqlx::migrate!("migrations/postgres").run(&self.pool).await?;
         sqlx::query("SELECT tollgate_ensure_partitions(now())")
             .execute(&self.pool)
             .await
@@ -143,10 +131,7 @@ impl Store for PostgresStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1")
-            .execute(&self.pool)
-            .await
-            .map_err(classify)?;
+        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(classify)?;
         Ok(())
     }
 
@@ -162,18 +147,15 @@ impl Store for PostgresStore {
     }
 
     async fn create_account(&self, account: &Account) -> Result<(), StoreError> {
-        self.insert(sql::insert(&ACCOUNTS), account, "an account of this name")
-            .await
+        self.insert(sql::insert(&ACCOUNTS), account, "an account of this name").await
     }
 
     async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError> {
-        self.one(sql::select(&ACCOUNTS, "WHERE id = $1"), id.0)
-            .await
+        self.one(sql::select(&ACCOUNTS, "WHERE id = $1"), id.0).await
     }
 
     async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError> {
-        self.one(sql::select(&ACCOUNTS, "WHERE name = $1"), name.to_owned())
-            .await
+        self.one(sql::select(&ACCOUNTS, "WHERE name = $1"), name.to_owned()).await
     }
 
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError> {
@@ -199,10 +181,7 @@ impl Store for PostgresStore {
         let Some((key, account)) = row else {
             return Ok(None);
         };
-        Ok(Some((
-            serde_json::from_str(&key)?,
-            serde_json::from_str(&account)?,
-        )))
+        Ok(Some((serde_json::from_str(&key)?, serde_json::from_str(&account)?)))
     }
 
     async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError> {
@@ -244,10 +223,7 @@ impl Store for PostgresStore {
             .fetch_optional(&self.pool)
             .await
             .map_err(classify)?;
-        Ok(terms
-            .map(|terms| serde_json::from_str(&terms))
-            .transpose()?
-            .map(Price::new))
+        Ok(terms.map(|terms| serde_json::from_str(&terms)).transpose()?.map(Price::new))
     }
 
     async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError> {
@@ -263,6 +239,7 @@ impl Store for PostgresStore {
     async fn claim_orphans(
         &self,
         owner: InstanceId,
+        except: InstanceId,
         now: Timestamp,
         until: Timestamp,
         limit: i64,
@@ -270,12 +247,13 @@ impl Store for PostgresStore {
         let rows: Vec<String> = sqlx::query_scalar(
             "UPDATE holds t SET owner = $1, lease_expires_at = $3::timestamptz WHERE request_id IN \
              (SELECT request_id FROM holds \
-              WHERE lease_expires_at < $2::timestamptz AND owner <> $1 ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
+              WHERE lease_expires_at < $2::timestamptz AND owner <> $5 ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
         )
         .bind(owner.0)
         .bind(now.to_string())
         .bind(until.to_string())
         .bind(limit)
+        .bind(except.0)
         .fetch_all(&self.pool)
         .await
         .map_err(classify)?;
@@ -288,8 +266,7 @@ impl Store for PostgresStore {
     }
 
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
-        self.page(&BILLING_EVENTS, "id", Some(after.to_owned()))
-            .await
+        self.page(&BILLING_EVENTS, "id", Some(after.to_owned())).await
     }
 
     async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError> {
@@ -319,13 +296,14 @@ impl Store for PostgresStore {
         self.page(&USAGE_RECORDS, "id", after.map(|id| id.0)).await
     }
 
-    async fn changed_elsewhere(&self) -> Result<(), StoreError> {
-        let mut listener = PgListener::connect_with(&self.pool)
-            .await
-            .map_err(classify)?;
+    async fn follow_changes(&self, changed: &(dyn Fn() + Sync)) -> Result<(), StoreError> {
+        let mut listener = PgListener::connect_with(&self.pool).await.map_err(classify)?;
         listener.listen(CHANNEL).await.map_err(classify)?;
-        listener.recv().await.map_err(classify)?;
-        Ok(())
+        loop {
+            changed();
+            // `None`: the connection was lost for a while, and with it perhaps some news.
+            listener.try_recv().await.map_err(classify)?;
+        }
     }
 
     async fn announce_change(&self) -> Result<(), StoreError> {
@@ -398,9 +376,7 @@ where
 }
 
 fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
-    rows.iter()
-        .map(|row| Ok(serde_json::from_str(row)?))
-        .collect()
+    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
 }
 
 async fn write_rows<'a, T: Serialize + 'a>(
@@ -433,9 +409,7 @@ fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
 fn classify(error: sqlx::Error) -> StoreError {
     let transient = match &error {
         sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
-            ["08", "53", "57", "40", "55"]
-                .iter()
-                .any(|class| code.starts_with(class))
+            ["08", "53", "57", "40", "55"].iter().any(|class| code.starts_with(class))
                 || code == "25006"
         }),
         sqlx::Error::Io(_)
@@ -446,9 +420,5 @@ fn classify(error: sqlx::Error) -> StoreError {
         | sqlx::Error::WorkerCrashed => true,
         _ => false,
     };
-    if transient {
-        StoreError::Unavailable(error)
-    } else {
-        StoreError::Refused(error)
-    }
+    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
 }

@@ -71,12 +71,7 @@ impl SqliteStore {
             .await
             .map_err(|error| StoreError::Setup(format!("cannot open the SQLite file: {error}")))?;
         let readers = pool(READERS_MAX).connect_lazy_with(options);
-        Ok(Self {
-            writer,
-            readers,
-            sinks,
-            sql: Sql::new(),
-        })
+        Ok(Self { writer, readers, sinks, sql: Sql::new() })
     }
 
     async fn load(
@@ -96,21 +91,12 @@ impl SqliteStore {
         .fetch_all(conn)
         .await
         .map_err(classify)?;
-        let settled = settled
-            .iter()
-            .filter_map(|id| id.parse::<RequestId>().ok())
-            .collect();
+        let settled = settled.iter().filter_map(|id| id.parse::<RequestId>().ok()).collect();
         Ok(Books::new(accounts, holds, settled, &self.sinks))
     }
 
     async fn write(&self, conn: &mut SqliteConnection, changes: Changes) -> Result<(), StoreError> {
-        let Changes {
-            accounts,
-            placed,
-            noted,
-            closed,
-            ..
-        } = changes;
+        let Changes { accounts, placed, noted, closed, .. } = changes;
         let sql = &self.sql;
         write_rows(conn, &sql.update_accounts, accounts.values()).await?;
         write_rows(conn, &sql.insert_holds, placed.values()).await?;
@@ -129,9 +115,7 @@ impl SqliteStore {
 }
 
 fn pool(connections_max: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new()
-        .max_connections(connections_max)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
+    SqlitePoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT)
 }
 
 impl Sql {
@@ -153,26 +137,17 @@ impl Sql {
 #[async_trait]
 impl Store for SqliteStore {
     async fn migrate(&self) -> Result<(), StoreError> {
-        sqlx::migrate!("migrations/sqlite")
-            .run(&self.writer)
-            .await?;
+        sqlx::migrate!("migrations/sqlite").run(&self.writer).await?;
         Ok(())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1")
-            .execute(&self.readers)
-            .await
-            .map_err(classify)?;
+        sqlx::query("SELECT 1").execute(&self.readers).await.map_err(classify)?;
         Ok(())
     }
 
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
-        let mut tx = self
-            .writer
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(classify)?;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
         let books = self.load(&mut tx, batch).await?;
         let (outcomes, changes) = books.apply(batch, now);
         if changes != Changes::default() {
@@ -183,18 +158,15 @@ impl Store for SqliteStore {
     }
 
     async fn create_account(&self, account: &Account) -> Result<(), StoreError> {
-        self.insert(sql::insert(&ACCOUNTS), account, "an account of this name")
-            .await
+        self.insert(sql::insert(&ACCOUNTS), account, "an account of this name").await
     }
 
     async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError> {
-        self.one(sql::select(&ACCOUNTS, "WHERE id = ?1"), id.to_string())
-            .await
+        self.one(sql::select(&ACCOUNTS, "WHERE id = ?1"), id.to_string()).await
     }
 
     async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError> {
-        self.one(sql::select(&ACCOUNTS, "WHERE name = ?1"), name.to_owned())
-            .await
+        self.one(sql::select(&ACCOUNTS, "WHERE name = ?1"), name.to_owned()).await
     }
 
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError> {
@@ -210,16 +182,10 @@ impl Store for SqliteStore {
         secret_hash: &str,
     ) -> Result<Option<(ApiKey, Account)>, StoreError> {
         let statement = sql::select(&API_KEYS, "WHERE secret_hash = ?1");
-        let Some(key) = self
-            .one::<ApiKey>(statement, secret_hash.to_owned())
-            .await?
-        else {
+        let Some(key) = self.one::<ApiKey>(statement, secret_hash.to_owned()).await? else {
             return Ok(None);
         };
-        Ok(self
-            .account(key.account_id)
-            .await?
-            .map(|account| (key, account)))
+        Ok(self.account(key.account_id).await?.map(|account| (key, account)))
     }
 
     async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError> {
@@ -260,10 +226,7 @@ impl Store for SqliteStore {
             .fetch_optional(&self.readers)
             .await
             .map_err(classify)?;
-        Ok(terms
-            .map(|terms| serde_json::from_str(&terms))
-            .transpose()?
-            .map(Price::new))
+        Ok(terms.map(|terms| serde_json::from_str(&terms)).transpose()?.map(Price::new))
     }
 
     async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError> {
@@ -279,29 +242,26 @@ impl Store for SqliteStore {
     async fn claim_orphans(
         &self,
         owner: InstanceId,
+        except: InstanceId,
         now: Timestamp,
         until: Timestamp,
         limit: i64,
     ) -> Result<Vec<Hold>, StoreError> {
         let claimed: Vec<String> = sqlx::query_scalar(
             "UPDATE holds SET owner = ?1, lease_expires_at = ?3 WHERE request_id IN \
-             (SELECT request_id FROM holds WHERE lease_expires_at < ?2 AND owner <> ?1 \
+             (SELECT request_id FROM holds WHERE lease_expires_at < ?2 AND owner <> ?5 \
               ORDER BY request_id LIMIT ?4) RETURNING request_id",
         )
         .bind(owner.to_string())
         .bind(now.to_string())
         .bind(until.to_string())
         .bind(limit)
+        .bind(except.to_string())
         .fetch_all(&self.writer)
         .await
         .map_err(classify)?;
         let mut conn = self.writer.acquire().await.map_err(classify)?;
-        select(
-            &mut conn,
-            &self.sql.load_holds,
-            serde_json::to_string(&claimed)?,
-        )
-        .await
+        select(&mut conn, &self.sql.load_holds, serde_json::to_string(&claimed)?).await
     }
 
     async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError> {
@@ -315,8 +275,7 @@ impl Store for SqliteStore {
     }
 
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
-        self.page(&BILLING_EVENTS, "id", Some(after.to_owned()))
-            .await
+        self.page(&BILLING_EVENTS, "id", Some(after.to_owned())).await
     }
 
     async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError> {
@@ -346,15 +305,16 @@ impl Store for SqliteStore {
         self.page(&USAGE_RECORDS, "id", text(after)).await
     }
 
-    async fn changed_elsewhere(&self) -> Result<(), StoreError> {
+    async fn follow_changes(&self, changed: &(dyn Fn() + Sync)) -> Result<(), StoreError> {
         // `data_version` moves when another connection has written; asked of the writer, that
         // means another process. <https://www.sqlite.org/pragma.html#pragma_data_version>
-        let before = self.data_version().await?;
+        let mut before = None;
         loop {
-            tokio::time::sleep(CHANGE_POLL).await;
-            if self.data_version().await? != before {
-                return Ok(());
+            let version = self.data_version().await?;
+            if before.replace(version) != Some(version) {
+                changed();
             }
+            tokio::time::sleep(CHANGE_POLL).await;
         }
     }
 
@@ -366,10 +326,7 @@ impl Store for SqliteStore {
 
 impl SqliteStore {
     async fn data_version(&self) -> Result<i64, StoreError> {
-        sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&self.writer)
-            .await
-            .map_err(classify)
+        sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.writer).await.map_err(classify)
     }
 
     async fn insert<T: Serialize>(
@@ -404,12 +361,7 @@ impl SqliteStore {
     ) -> Result<Vec<T>, StoreError> {
         let condition = format!("WHERE t.{key} > ?1 ORDER BY t.{key} LIMIT {PAGE_ROWS_MAX}");
         let mut conn = self.readers.acquire().await.map_err(classify)?;
-        select(
-            &mut conn,
-            &sql::select(table, &condition).into(),
-            after.unwrap_or_default(),
-        )
-        .await
+        select(&mut conn, &sql::select(table, &condition).into(), after.unwrap_or_default()).await
     }
 }
 
@@ -431,9 +383,7 @@ async fn select<T: DeserializeOwned>(
 }
 
 fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
-    rows.iter()
-        .map(|row| Ok(serde_json::from_str(row)?))
-        .collect()
+    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
 }
 
 async fn write_rows<'a, T: Serialize + 'a>(
@@ -474,9 +424,5 @@ fn classify(error: sqlx::Error) -> StoreError {
         | sqlx::Error::WorkerCrashed => true,
         _ => false,
     };
-    if transient {
-        StoreError::Unavailable(error)
-    } else {
-        StoreError::Refused(error)
-    }
+    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
 }

@@ -153,13 +153,7 @@ pub const BILLING_EVENTS: Table = Table {
 pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, String)> {
     prices
         .iter()
-        .map(|price| {
-            (
-                price.id.as_str(),
-                price.terms.model.as_str(),
-                price.terms.canonical(),
-            )
-        })
+        .map(|price| (price.id.as_str(), price.terms.model.as_str(), price.terms.canonical()))
         .collect()
 }
 
@@ -179,18 +173,12 @@ pub mod postgres {
 
     /// Rows as JSON; `condition` may name the table's columns with `t.`.
     pub fn select(table: &Table, condition: &str) -> String {
-        format!(
-            "SELECT row_to_json(t)::text FROM {} t {condition}",
-            table.name
-        )
+        format!("SELECT row_to_json(t)::text FROM {} t {condition}", table.name)
     }
 
     /// `$1`: the rows; sets `columns` of those with the same `key`.
     pub fn update(table: &Table, key: &str, columns: &[&str]) -> String {
-        let set: Vec<String> = columns
-            .iter()
-            .map(|name| format!("{name} = r.{name}"))
-            .collect();
+        let set: Vec<String> = columns.iter().map(|name| format!("{name} = r.{name}")).collect();
         let Table { name, .. } = table;
         format!(
             "UPDATE {name} t SET {} FROM json_populate_recordset(NULL::{name}, $1::json) r \
@@ -216,24 +204,14 @@ pub mod sqlite {
 
     /// Rows as JSON; `condition` may name the table's columns with `t.`.
     pub fn select(table: &Table, condition: &str) -> String {
-        let pairs: Vec<String> = table
-            .columns
-            .iter()
-            .map(|name| format!("'{name}', t.{name}"))
-            .collect();
-        format!(
-            "SELECT json_object({}) FROM {} t {condition}",
-            pairs.join(", "),
-            table.name
-        )
+        let pairs: Vec<String> =
+            table.columns.iter().map(|name| format!("'{name}', t.{name}")).collect();
+        format!("SELECT json_object({}) FROM {} t {condition}", pairs.join(", "), table.name)
     }
 
     /// `?1`: the rows; sets `columns` of those with the same `key`.
     pub fn update(table: &Table, key: &str, columns: &[&str]) -> String {
-        let set: Vec<String> = columns
-            .iter()
-            .map(|name| format!("{name} = r.{name}"))
-            .collect();
+        let set: Vec<String> = columns.iter().map(|name| format!("{name} = r.{name}")).collect();
         let mut wanted = vec![key];
         wanted.extend(columns);
         format!(
@@ -245,10 +223,8 @@ pub mod sqlite {
     }
 
     fn members(columns: &[&str]) -> String {
-        let members: Vec<String> = columns
-            .iter()
-            .map(|name| format!("value ->> '$.{name}' AS {name}"))
-            .collect();
+        let members: Vec<String> =
+            columns.iter().map(|name| format!("value ->> '$.{name}' AS {name}")).collect();
         members.join(", ")
     }
 }

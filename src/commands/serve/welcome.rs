@@ -17,11 +17,8 @@ pub async fn print(app: &App, address: SocketAddr) -> anyhow::Result<()> {
     let base = format!("http://{address}/v1");
     println!("Tollgate listening on {base}");
     if let Some(key) = first_key(app).await? {
-        let model = if app.config.upstream.base_url.is_none() {
-            demo::MODEL
-        } else {
-            "openai/gpt-4o-mini"
-        };
+        let model =
+            if app.config.upstream.base_url.is_none() { demo::MODEL } else { "openai/gpt-4o-mini" };
         print_first_steps(&base, &key, model);
     }
     Ok(())
@@ -42,9 +39,7 @@ async fn first_key(app: &App) -> anyhow::Result<Option<String>> {
         stripe_customer_id: None,
     };
     let account = account::create(store, new, Some(FIRST_CREDIT)).await?;
-    Ok(Some(
-        key::create(store, account, "first".to_owned(), None).await?,
-    ))
+    Ok(Some(key::create(store, account, "first".to_owned(), None).await?))
 }
 
 fn print_first_steps(base: &str, key: &str, model: &str) {

@@ -124,11 +124,7 @@ impl Answer<'_> {
     /// The usage, when there is one that can be believed.
     #[must_use]
     pub fn reported(&self) -> Option<Reported> {
-        if self.usage.given {
-            self.usage.value.reported()
-        } else {
-            None
-        }
+        if self.usage.given { self.usage.value.reported() } else { None }
     }
 }
 
@@ -166,9 +162,7 @@ impl Usage<'_> {
 }
 
 fn plausible(number: Int) -> Option<i64> {
-    number
-        .0
-        .filter(|number| (0..=TOKENS_PLAUSIBLE_MAX).contains(number))
+    number.0.filter(|number| (0..=TOKENS_PLAUSIBLE_MAX).contains(number))
 }
 
 /// A part is at most its whole; a missing one is zero.

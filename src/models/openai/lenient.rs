@@ -80,12 +80,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
                 Ok(Text(Some(Cow::Owned(text.to_owned()))))
             }
 
-            take_as_missing!(
-                visit_bool(bool),
-                visit_i64(i64),
-                visit_u64(u64),
-                visit_f64(Float)
-            );
+            take_as_missing!(visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(Float));
             take_as_missing!(unit);
             take_as_missing!(seq);
             take_as_missing!(map);
@@ -143,12 +138,7 @@ impl<'de> Deserialize<'de> for Flag {
                 Ok(Flag(value))
             }
 
-            take_as_missing!(
-                visit_i64(i64),
-                visit_u64(u64),
-                visit_f64(Float),
-                visit_str(&str)
-            );
+            take_as_missing!(visit_i64(i64), visit_u64(u64), visit_f64(Float), visit_str(&str));
             take_as_missing!(unit);
             take_as_missing!(seq);
             take_as_missing!(map);
@@ -256,32 +246,18 @@ mod tests {
         for odd in ["null", "true", "1.5", "-3", "[1,[2]]", r#"{"a":{}}"#] {
             assert_eq!(read::<Text<'_>>(odd), Text(None), "{odd}");
         }
-        for odd in [
-            "null",
-            "true",
-            "1.5",
-            r#""7""#,
-            "18446744073709551615",
-            "[]",
-            "{}",
-        ] {
+        for odd in ["null", "true", "1.5", r#""7""#, "18446744073709551615", "[]", "{}"] {
             assert_eq!(read::<Int>(odd), Int(None), "{odd}");
         }
         for odd in ["null", "1", r#""x""#, r#"{"a":1}"#] {
             assert_eq!(read::<List<Int>>(odd), List(vec![]), "{odd}");
         }
-        assert_eq!(
-            read::<List<Int>>("[1,null,2]").0,
-            [Int(Some(1)), Int(None), Int(Some(2))]
-        );
+        assert_eq!(read::<List<Int>>("[1,null,2]").0, [Int(Some(1)), Int(None), Int(Some(2))]);
     }
 
     #[test]
     fn text_is_borrowed_where_nothing_is_escaped() {
-        assert!(matches!(
-            read::<Text<'_>>(r#""plain""#).0,
-            Some(Cow::Borrowed("plain"))
-        ));
+        assert!(matches!(read::<Text<'_>>(r#""plain""#).0, Some(Cow::Borrowed("plain"))));
         assert_eq!(read::<Text<'_>>(r#""a\nb""#).0.unwrap(), "a\nb");
     }
 }

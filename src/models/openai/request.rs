@@ -135,24 +135,15 @@ impl<'a> ChatRequest<'a> {
 }
 
 fn invalid(message: &str, param: Option<&'static str>) -> Invalid {
-    Invalid {
-        message: message.to_owned(),
-        param,
-    }
+    Invalid { message: message.to_owned(), param }
 }
 
 fn missing(param: &'static str) -> Invalid {
-    invalid(
-        &format!("Missing required parameter: '{param}'."),
-        Some(param),
-    )
+    invalid(&format!("Missing required parameter: '{param}'."), Some(param))
 }
 
 fn wrong_type(param: &'static str, wanted: &str) -> Invalid {
-    invalid(
-        &format!("Invalid type for '{param}': expected {wanted}."),
-        Some(param),
-    )
+    invalid(&format!("Invalid type for '{param}': expected {wanted}."), Some(param))
 }
 
 fn optional<'a, T: Deserialize<'a>>(
@@ -198,11 +189,7 @@ fn include_usage(raw: Option<&RawValue>) -> Result<bool, Invalid> {
     }
     let options: Option<StreamOptions<'_>> = optional(raw, "stream_options", "an object")?;
     let raw = options.and_then(|options| options.include_usage);
-    let include = optional(
-        raw,
-        "stream_options",
-        "an object with a boolean 'include_usage'",
-    )?;
+    let include = optional(raw, "stream_options", "an object with a boolean 'include_usage'")?;
     Ok(include.unwrap_or(false))
 }
 
@@ -241,22 +228,13 @@ mod tests {
 
         for (given, sent) in [
             ("", r#""stream_options":{"include_usage":true},"#),
-            (
-                r#""stream_options":null,"#,
-                r#""stream_options":{"include_usage":true},"#,
-            ),
-            (
-                r#""stream_options":{},"#,
-                r#""stream_options":{"include_usage":true},"#,
-            ),
+            (r#""stream_options":null,"#, r#""stream_options":{"include_usage":true},"#),
+            (r#""stream_options":{},"#, r#""stream_options":{"include_usage":true},"#),
             (
                 r#""stream_options":{"include_usage":false},"#,
                 r#""stream_options":{"include_usage":true},"#,
             ),
-            (
-                r#""stream_options":{"x":1},"#,
-                r#""stream_options":{"include_usage":true,"x":1},"#,
-            ),
+            (r#""stream_options":{"x":1},"#, r#""stream_options":{"include_usage":true,"x":1},"#),
         ] {
             let body = format!(r#"{{{given}"stream":true,"user":null,"model":"m",{MESSAGES}}}"#);
             let want = body.replace(r#""user":null"#, r#""user":"u""#);
@@ -278,22 +256,13 @@ mod tests {
             (r#"{"model":"m"}"#, Some("messages")),
             (r#"{"model":"m","messages":[]}"#, Some("messages")),
             (r#"{"model":"m","messages":"hi"}"#, Some("messages")),
-            (
-                r#"{"model":"m","messages":[{}],"stream":"yes"}"#,
-                Some("stream"),
-            ),
-            (
-                r#"{"model":"m","messages":[{}],"stream_options":[]}"#,
-                Some("stream_options"),
-            ),
+            (r#"{"model":"m","messages":[{}],"stream":"yes"}"#, Some("stream")),
+            (r#"{"model":"m","messages":[{}],"stream_options":[]}"#, Some("stream_options")),
             (r#"{"model":"m","messages":[{}],"n":0}"#, Some("n")),
             (r#"{"model":"m","messages":[{}],"n":1e3}"#, Some("n")),
-            (
-                r#"{"model":"m","messages":[{}],"max_tokens":-1}"#,
-                Some("max_tokens"),
-            ),
+            (r#"{"model":"m","messages":[{}],"max_tokens":-1}"#, Some("max_tokens")),
             (r#"{"model":"m","model":"n","messages":[{}]}"#, None),
-            (r#"[]"#, None),
+            ("[]", None),
             (r#"{"model":"#, None),
             ("", None),
         ] {

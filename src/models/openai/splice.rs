@@ -75,10 +75,7 @@ mod tests {
         edits.add_members(whole, members["c"].get(), r#""z":4"#);
         edits.add_members(whole, whole, r#""d":5"#);
         let text = edits.apply(whole);
-        assert_eq!(
-            text,
-            r#" {"d":5, "a" : {"y":3,"x": 1} , "b":2, "c":{"z":4 } }"#
-        );
+        assert_eq!(text, r#" {"d":5, "a" : {"y":3,"x": 1} , "b":2, "c":{"z":4 } }"#);
     }
 
     #[test]

@@ -101,10 +101,7 @@ fn listed(body: &[u8]) -> Result<Vec<Offer>, Error> {
     // One odd entry does not cost the others.
     let entries = list.data.into_iter().take(MODELS_MAX);
     let readable = entries.filter_map(|raw| serde_json::from_str::<Listed>(raw.get()).ok());
-    Ok(readable
-        .filter(|model| model.id.len() <= MODEL_ID_BYTES_MAX)
-        .map(Listed::offer)
-        .collect())
+    Ok(readable.filter(|model| model.id.len() <= MODEL_ID_BYTES_MAX).map(Listed::offer).collect())
 }
 
 impl Listed {
@@ -112,13 +109,8 @@ impl Listed {
         let created = self.created.and_then(|created| created.as_u64());
         let vendor = self.id.split_once('/').map(|(vendor, _)| vendor.to_owned());
         Offer {
-            created: created
-                .and_then(|at| u32::try_from(at).ok())
-                .unwrap_or_default(),
-            owned_by: self
-                .owned_by
-                .or(vendor)
-                .unwrap_or_else(|| "upstream".to_owned()),
+            created: created.and_then(|at| u32::try_from(at).ok()).unwrap_or_default(),
+            owned_by: self.owned_by.or(vendor).unwrap_or_else(|| "upstream".to_owned()),
             completion_tokens_max: self
                 .top_provider
                 .and_then(|provider| provider.max_completion_tokens)
@@ -173,9 +165,7 @@ fn model_infos(body: &[u8]) -> Result<HashMap<String, ModelInfo>, Error> {
     let infos: ModelInfos<'_> = serde_json::from_slice(body).map_err(unreadable)?;
     let entries = infos.data.into_iter().take(MODELS_MAX);
     let readable = entries.filter_map(|raw| serde_json::from_str::<NamedInfo>(raw.get()).ok());
-    Ok(readable
-        .map(|named| (named.model_name, named.model_info))
-        .collect())
+    Ok(readable.map(|named| (named.model_name, named.model_info)).collect())
 }
 
 impl ModelInfo {
@@ -241,10 +231,7 @@ impl OperatorPrices {
     }
 
     pub fn rates(&self, model: &str) -> Option<Rates> {
-        let row = self
-            .rows
-            .iter()
-            .find(|(pattern, _)| matches_pattern(pattern, model));
+        let row = self.rows.iter().find(|(pattern, _)| matches_pattern(pattern, model));
         row.map(|(_, rates)| *rates)
     }
 }

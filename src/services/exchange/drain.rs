@@ -46,8 +46,8 @@ impl Live {
             () = settler.stop.cancelled() => None,
         };
         match failure {
-            // It failed before it said anything: nothing was used.
-            Some(_) if self.open.upstream_status.is_none() => {
+            // It failed before it gave anything of use: no client would have paid for it.
+            Some(_) if self.open.upstream_status.is_none() || !self.is_streamed => {
                 self.open.void(Ending::ClientGone);
             }
             _ => self.conclude(Ending::ClientGone),

@@ -64,11 +64,7 @@ pub fn plain(text: &str, charge: NanoUsd) -> Option<String> {
     let members: Members<'_> = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
     show_price(text, members.usage?, Some(charge), &mut edits);
-    if edits.is_empty() {
-        None
-    } else {
-        Some(edits.apply(text))
-    }
+    if edits.is_empty() { None } else { Some(edits.apply(text)) }
 }
 
 fn show_price(text: &str, usage: &RawValue, charge: Option<NanoUsd>, edits: &mut Edits) {
@@ -88,15 +84,8 @@ fn show_price(text: &str, usage: &RawValue, charge: Option<NanoUsd>, edits: &mut
 pub fn is_without_text(chunk: &Answer<'_>) -> bool {
     chunk.choices.0.iter().all(|choice| {
         let delta = &choice.value.delta.value;
-        let texts = [
-            &delta.content,
-            &delta.refusal,
-            &delta.reasoning,
-            &delta.reasoning_content,
-        ];
-        texts
-            .iter()
-            .all(|text| text.0.as_deref().is_none_or(str::is_empty))
+        let texts = [&delta.content, &delta.refusal, &delta.reasoning, &delta.reasoning_content];
+        texts.iter().all(|text| text.0.as_deref().is_none_or(str::is_empty))
             && delta.tool_calls.0.is_empty()
             && !delta.function_call.given
     })

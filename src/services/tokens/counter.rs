@@ -91,10 +91,7 @@ impl StreamCounter {
     }
 
     fn with_limits(tokenizer: Tokenizer, limits: Limits) -> Self {
-        let counted = Count {
-            tokens: 0,
-            estimated: !tokenizer.exact,
-        };
+        let counted = Count { tokens: 0, estimated: !tokenizer.exact };
         Self {
             tokenizer,
             limits,
@@ -214,11 +211,7 @@ impl StreamCounter {
 
 impl LaneText {
     fn new(lane: Option<Lane>) -> Self {
-        Self {
-            lane,
-            text: String::new(),
-            searched: 0,
-        }
+        Self { lane, text: String::new(), searched: 0 }
     }
 
     fn take_head(&mut self, bytes_max: usize) -> (String, bool) {
@@ -259,30 +252,15 @@ mod tests {
         *,
     };
 
-    const CONTENT: Lane = Lane {
-        choice: 0,
-        field: Field::Content,
-    };
+    const CONTENT: Lane = Lane { choice: 0, field: Field::Content };
 
     /// Lanes that differ in one thing only, so that mixing any two of them up shows.
     const LANES: [Lane; 5] = [
         CONTENT,
-        Lane {
-            choice: 1,
-            field: Field::Content,
-        },
-        Lane {
-            choice: 0,
-            field: Field::Reasoning,
-        },
-        Lane {
-            choice: 0,
-            field: Field::ToolArguments(0),
-        },
-        Lane {
-            choice: 0,
-            field: Field::ToolArguments(1),
-        },
+        Lane { choice: 1, field: Field::Content },
+        Lane { choice: 0, field: Field::Reasoning },
+        Lane { choice: 0, field: Field::ToolArguments(0) },
+        Lane { choice: 0, field: Field::ToolArguments(1) },
     ];
 
     /// Small enough for a short text to meet every branch.
@@ -301,9 +279,7 @@ mod tests {
         vec((0..LANES.len(), vec(fragment(), 1..8), 1_usize..5), 0..20).prop_map(|texts| {
             let cut = |(lane, fragments, size): (usize, Vec<String>, usize)| {
                 let chars: Vec<char> = fragments.concat().chars().collect();
-                let deltas = chars
-                    .chunks(size)
-                    .map(|delta| (lane, delta.iter().collect()));
+                let deltas = chars.chunks(size).map(|delta| (lane, delta.iter().collect()));
                 deltas.collect::<Vec<(usize, String)>>()
             };
             texts.into_iter().flat_map(cut).collect()
@@ -377,10 +353,7 @@ mod tests {
                 assert!(counter.held_bytes() <= PIECE_BYTES_MIN);
             }
             let guess = counter.tokens_so_far();
-            assert!(
-                (guess - expected.tokens).abs() < 100,
-                "{guess} {expected:?}"
-            );
+            assert!((guess - expected.tokens).abs() < 100, "{guess} {expected:?}");
             assert_eq!(counter.finish(), expected);
         }
     }
@@ -395,10 +368,7 @@ mod tests {
         for _ in 0..10 {
             counter.push(CONTENT, "x");
             let piece = held + 1 - counter.held_bytes();
-            assert!(
-                piece <= INLINE_BYTES_MAX && piece > INLINE_BYTES_MAX / 2,
-                "{piece}"
-            );
+            assert!(piece <= INLINE_BYTES_MAX && piece > INLINE_BYTES_MAX / 2, "{piece}");
             held = counter.held_bytes();
         }
         let text = text + "xxxxxxxxxx";
@@ -417,6 +387,28 @@ mod tests {
         }
         assert_eq!(counter.set_aside.len(), 1);
         assert_eq!(counter.finish(), o200k().vocabulary.count(&text));
+    }
+
+    #[test]
+    fn cuts_are_found_where_the_search_stopped_before() {
+        let limits = Limits {
+            piece_bytes_min: 1,
+            inline_bytes_max: 8,
+            held_bytes_max: 16,
+            ..Limits::default()
+        };
+        // The first cut out of reach is where the stretch without cuts ends.
+        let mut counter = StreamCounter::with_limits(o200k(), limits);
+        counter.push(CONTENT, "!!!!!!!! x");
+        assert_eq!((&*counter.set_aside[0], &*counter.lanes[0].text), ("!!!!!!!!", " x"));
+        counter.push(CONTENT, " y");
+        assert_eq!(counter.lanes[0].text, " y");
+
+        // The same after room was made: 20 came, 8 were counted.
+        let mut counter = StreamCounter::with_limits(o200k(), limits);
+        counter.push(CONTENT, &"!".repeat(20));
+        counter.push(CONTENT, "! x");
+        assert_eq!((counter.set_aside[0].len(), &*counter.lanes[0].text), (13, " x"));
     }
 
     #[test]
@@ -458,10 +450,7 @@ mod tests {
 
     #[test]
     fn lanes_are_bounded_and_the_overflow_is_marked() {
-        let lane = |index| Lane {
-            choice: 0,
-            field: Field::ToolName(index),
-        };
+        let lane = |index| Lane { choice: 0, field: Field::ToolName(index) };
         let mut counter = StreamCounter::new(o200k());
         for part in ["get_wea", "ther"] {
             for index in 0..300 {
@@ -472,23 +461,11 @@ mod tests {
         let shared = "get_wea".repeat(300 - LANES_MAX) + &"ther".repeat(300 - LANES_MAX);
         let own = o200k().vocabulary.count("get_weather").tokens * tokens_from(LANES_MAX);
         let tokens = own + o200k().vocabulary.count(&shared).tokens;
-        assert_eq!(
-            counter.finish(),
-            Count {
-                tokens,
-                estimated: true
-            }
-        );
+        assert_eq!(counter.finish(), Count { tokens, estimated: true });
 
         let mut counter = StreamCounter::new(o200k());
         (0..256).for_each(|index| counter.push(lane(index), "x"));
-        assert_eq!(
-            counter.finish(),
-            Count {
-                tokens: 256,
-                estimated: false
-            }
-        );
+        assert_eq!(counter.finish(), Count { tokens: 256, estimated: false });
     }
 
     #[test]
@@ -497,30 +474,15 @@ mod tests {
         for delta in ["<|end", "of", "text", "|>"] {
             counter.push(CONTENT, delta);
         }
-        assert_eq!(
-            counter.finish(),
-            Count {
-                tokens: 7,
-                estimated: false
-            }
-        );
+        assert_eq!(counter.finish(), Count { tokens: 7, estimated: false });
     }
 
     #[test]
     fn nothing_counts_nothing_and_an_inexact_tokenizer_is_marked() {
-        let mut counter = StreamCounter::new(Tokenizer {
-            exact: false,
-            ..o200k()
-        });
+        let mut counter = StreamCounter::new(Tokenizer { exact: false, ..o200k() });
         counter.push(CONTENT, "");
         assert_eq!((counter.lanes.len(), counter.tokens_so_far()), (0, 0));
-        assert_eq!(
-            counter.finish(),
-            Count {
-                tokens: 0,
-                estimated: true
-            }
-        );
+        assert_eq!(counter.finish(), Count { tokens: 0, estimated: true });
         assert_eq!(StreamCounter::new(o200k()).finish(), Count::default());
     }
 }

@@ -116,10 +116,7 @@ pub(super) mod testing {
     }
 
     fn whitespace() -> impl Strategy<Value = String> {
-        let kinds = SPACES
-            .chars()
-            .map(String::from)
-            .chain(["\r\n".into(), "    ".into()]);
+        let kinds = SPACES.chars().map(String::from).chain(["\r\n".into(), "    ".into()]);
         select(kinds.collect::<Vec<_>>())
     }
 
@@ -155,10 +152,7 @@ mod tests {
     fn cuts(text: &str) -> Vec<usize> {
         let starts = text.char_indices().skip(1);
         let pairs = text.chars().zip(starts);
-        pairs
-            .filter(|(a, (_, b))| is_safe(*a, *b))
-            .map(|(_, (at, _))| at)
-            .collect()
+        pairs.filter(|(a, (_, b))| is_safe(*a, *b)).map(|(_, (at, _))| at).collect()
     }
 
     /// Does cutting here leave the tokens as they are, for both vocabularies?
@@ -191,24 +185,9 @@ mod tests {
 
     #[test]
     fn each_rule_finds_its_cuts() {
-        for text in [
-            "a b",
-            "! b",
-            "中\u{3000}",
-            "\nb",
-            "\r!",
-            "a!",
-            "中。",
-            "я,",
-            "1a",
-            "a1",
-            "!1",
-        ] {
-            assert_eq!(
-                last(text, 0),
-                text.char_indices().nth(1).map(|(at, _)| at),
-                "{text:?}"
-            );
+        for text in ["a b", "! b", "中\u{3000}", "\nb", "\r!", "a!", "中。", "я,", "1a", "a1", "!1"]
+        {
+            assert_eq!(last(text, 0), text.char_indices().nth(1).map(|(at, _)| at), "{text:?}");
         }
     }
 
@@ -230,15 +209,9 @@ mod tests {
             ("a  ", "1"),   // spaces | digit
             ("a  ", "!"),   // spaces | punctuation
         ] {
-            let (a, b) = (
-                left.chars().next_back().unwrap(),
-                right.chars().next().unwrap(),
-            );
+            let (a, b) = (left.chars().next_back().unwrap(), right.chars().next().unwrap());
             assert!(!is_safe(a, b), "{left:?} | {right:?} is cut");
-            assert!(
-                !keeps_tokens(left, right),
-                "{left:?} | {right:?} would be safe"
-            );
+            assert!(!keeps_tokens(left, right), "{left:?} | {right:?} would be safe");
         }
         // These may or may not keep the tokens, but no rule covers them.
         for (a, b) in [
@@ -271,10 +244,7 @@ mod tests {
             assert!(keeps_tokens(&format!("!{word}"), "!\n"), "{word:?}");
         }
         for separator in all().filter(|c| is_separator(*c)) {
-            assert!(
-                keeps_tokens("! A中", &format!("{separator}a")),
-                "{separator:?}"
-            );
+            assert!(keeps_tokens("! A中", &format!("{separator}a")), "{separator:?}");
         }
     }
 }

@@ -52,18 +52,10 @@ const WIDE_BYTES_PER_TOKEN: usize = 2;
 /// Tokenises everything, so a large prompt belongs on a blocking thread.
 #[must_use]
 pub fn count_prompt(tokenizer: &Tokenizer, messages_json: &str, tools_json: Option<&str>) -> Count {
-    let total = Count {
-        tokens: TOKENS_PRIMING,
-        estimated: !tokenizer.exact,
-    };
-    let mut counter = PromptCounter {
-        vocabulary: &tokenizer.vocabulary,
-        total,
-    };
+    let total = Count { tokens: TOKENS_PRIMING, estimated: !tokenizer.exact };
+    let mut counter = PromptCounter { vocabulary: &tokenizer.vocabulary, total };
     match serde_json::from_str::<Vec<&RawValue>>(messages_json) {
-        Ok(messages) => messages
-            .into_iter()
-            .for_each(|message| counter.message(message)),
+        Ok(messages) => messages.into_iter().for_each(|message| counter.message(message)),
         Err(_) => counter.unknown(messages_json),
     }
     if let Some(tools) = tools_json.map(str::trim).filter(|tools| !is_nothing(tools)) {
@@ -147,11 +139,7 @@ impl PromptCounter<'_> {
         let Some(Members(members)) = parse(part) else {
             return self.unknown(part.get());
         };
-        let kind = members
-            .iter()
-            .find(|(key, _)| key == "type")
-            .and_then(|(_, kind)| parse(kind));
-        let Some(Text(kind)) = kind else {
+        let Some(kind) = part_kind(&members) else {
             return self.unknown(part.get());
         };
         if let Some(tokens) = media_tokens(kind.as_bytes()) {
@@ -223,15 +211,21 @@ impl PromptCounter<'_> {
     }
 
     fn add(&mut self, tokens: i64) {
-        self.total += Count {
-            tokens,
-            estimated: false,
-        };
+        self.total += Count { tokens, estimated: false };
     }
 }
 
 fn parse<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Option<T> {
     serde_json::from_str(json.get()).ok()
+}
+
+/// The `type` of a part. None if there are two: the upstream may read either, and a picture's flat
+/// number must not hide a text.
+fn part_kind<'a>(members: &[(Cow<'a, str>, &'a RawValue)]) -> Option<Cow<'a, str>> {
+    let mut kinds = members.iter().filter(|(key, _)| key == "type");
+    let (_, kind) = kinds.next()?;
+    let Text(kind) = parse(kind)?;
+    kinds.next().is_none().then_some(kind)
 }
 
 fn is_nothing(json: &str) -> bool {
@@ -285,23 +279,23 @@ struct Bound {
 impl Bound {
     /// Adds the JSON text of messages without the data of pictures and the like.
     fn add_messages(&mut self, json: &[u8]) {
-        let mut key: &[u8] = b"";
+        let (mut parent, mut key): (&[u8], &[u8]) = (b"", b"");
         let mut text_from = 0;
         for (start, end) in literals(json) {
             let literal = &json[start..end];
-            if is_key(&json[end..]) {
-                key = literal;
-                continue;
+            match value_behind_key(&json[end..]) {
+                Some(b'{' | b'[') => (parent, key) = (literal, b""),
+                Some(_) => key = literal,
+                None if key == b"type" => {
+                    let tokens = media_tokens(literal).unwrap_or(0);
+                    self.media = self.media.saturating_add(tokens);
+                }
+                None if is_media_data(parent, key, literal) => {
+                    self.add(&json[text_from..start]);
+                    text_from = end;
+                }
+                None => {}
             }
-            if key == b"type" {
-                self.media = self
-                    .media
-                    .saturating_add(media_tokens(literal).unwrap_or(0));
-            } else if is_media_data(key, literal) {
-                self.add(&json[text_from..start]);
-                text_from = end;
-            }
-            key = b"";
         }
         self.add(&json[text_from..]);
     }
@@ -310,20 +304,13 @@ impl Bound {
         // A block's counts fit into a u8, which lets the compiler count many bytes at a time.
         for block in text.chunks(255) {
             let sum = |kind: fn(&u8) -> bool| -> usize {
-                block
-                    .iter()
-                    .map(|byte| u8::from(kind(byte)))
-                    .sum::<u8>()
-                    .into()
+                block.iter().map(|byte| u8::from(kind(byte))).sum::<u8>().into()
             };
             let letters = sum(u8::is_ascii_alphabetic);
             let wide = sum(|byte| !byte.is_ascii());
             let astral = sum(|byte| *byte >= 0xF0);
             let next = block.iter().skip(1);
-            let pairs = block
-                .iter()
-                .zip(next)
-                .map(|(a, b)| u8::from(*a == b' ' && *b == b' '));
+            let pairs = block.iter().zip(next).map(|(a, b)| u8::from(*a == b' ' && *b == b' '));
             let repeated: usize = pairs.sum::<u8>().into();
             self.letters += letters;
             self.wide += wide;
@@ -346,31 +333,28 @@ fn literals(json: &[u8]) -> impl Iterator<Item = (usize, usize)> {
 
 /// Does an odd number of backslashes stand before this place?
 fn is_escaped(before: &[u8]) -> bool {
-    before
-        .iter()
-        .rev()
-        .take_while(|byte| **byte == b'\\')
-        .count()
-        % 2
-        == 1
+    before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
 }
 
-/// Is the string a key, by what stands behind it (its quote included)?
-fn is_key(behind: &[u8]) -> bool {
-    behind
-        .iter()
-        .skip(1)
-        .find(|byte| !byte.is_ascii_whitespace())
-        == Some(&b':')
+/// If the string is a key, the first byte of its value. `behind` starts with the closing quote.
+fn value_behind_key(behind: &[u8]) -> Option<u8> {
+    let mut bytes = behind.iter().skip(1).filter(|byte| !byte.is_ascii_whitespace());
+    match bytes.next() {
+        Some(b':') => Some(bytes.next().copied().unwrap_or(b' ')),
+        _ => None,
+    }
 }
 
-/// Is the string the data of a picture, a sound or a file? No upstream reads these members as text
-/// of the message, so leaving them out does not let a client hide its prompt there. What a file
-/// says once it is opened is in its flat number.
-fn is_media_data(key: &[u8], literal: &[u8]) -> bool {
-    match key {
-        b"data" | b"file_data" => true,
-        b"url" | b"image_url" | b"video_url" => literal.starts_with(b"data:"),
+/// Is the string the data of a picture, a sound or a file? `parent` is the last key before it that
+/// opened an object or a list. No upstream reads these members as text of the message, so leaving
+/// them out does not let a client hide its prompt there. What a file says once it is opened is in
+/// its flat number.
+fn is_media_data(parent: &[u8], key: &[u8], literal: &[u8]) -> bool {
+    match (parent, key) {
+        (b"input_audio" | b"source", b"data") | (_, b"file_data") => true,
+        (b"image_url" | b"video_url", b"url") | (_, b"image_url" | b"video_url") => {
+            literal.starts_with(b"data:")
+        }
         _ => false,
     }
 }
@@ -390,17 +374,11 @@ mod tests {
     };
 
     fn counted(tokens: i64) -> Count {
-        Count {
-            tokens,
-            estimated: false,
-        }
+        Count { tokens, estimated: false }
     }
 
     fn estimated(tokens: i64) -> Count {
-        Count {
-            tokens,
-            estimated: true,
-        }
+        Count { tokens, estimated: true }
     }
 
     fn count(messages: &Value) -> Count {
@@ -432,10 +410,7 @@ mod tests {
                 client deliverable." },
         ]);
         assert_eq!(count(&messages), counted(124));
-        assert_eq!(
-            count_prompt(&cl100k(), &messages.to_string(), None),
-            counted(129)
-        );
+        assert_eq!(count_prompt(&cl100k(), &messages.to_string(), None), counted(129));
     }
 
     #[test]
@@ -443,31 +418,13 @@ mod tests {
         for (message, expected) in [
             // 3 to prime the answer, 3 for the message, 1 for the role.
             (json!({ "role": "user" }), counted(7)),
-            (
-                json!({ "role": "user", "content": "hello world" }),
-                counted(9),
-            ),
-            (
-                json!({ "role": "user", "content": null, "tool_calls": null }),
-                counted(7),
-            ),
+            (json!({ "role": "user", "content": "hello world" }), counted(9)),
+            (json!({ "role": "user", "content": null, "tool_calls": null }), counted(7)),
             (json!({ "role": "user", "content": "" }), counted(7)),
-            (
-                json!({ "role": "user", "content": "hello", "name": "bob" }),
-                counted(10),
-            ),
-            (
-                json!({ "role": "user", "content": "hello", "name": null }),
-                counted(8),
-            ),
-            (
-                json!({ "role": "tool", "content": "hello", "tool_call_id": "call_1" }),
-                counted(8),
-            ),
-            (
-                json!({ "role": "assistant", "refusal": "hello" }),
-                counted(8),
-            ),
+            (json!({ "role": "user", "content": "hello", "name": "bob" }), counted(10)),
+            (json!({ "role": "user", "content": "hello", "name": null }), counted(8)),
+            (json!({ "role": "tool", "content": "hello", "tool_call_id": "call_1" }), counted(8)),
+            (json!({ "role": "assistant", "refusal": "hello" }), counted(8)),
             (
                 json!({ "role": "user", "content": [
                     { "type": "text", "text": "hello world" },
@@ -500,10 +457,7 @@ mod tests {
                     "function_call": { "name": "hello", "arguments": "hello" } }),
                 estimated(7 + 1 + 2),
             ),
-            (
-                json!({ "role": "assistant", "audio": { "id": "a" } }),
-                estimated(7 + 1_920),
-            ),
+            (json!({ "role": "assistant", "audio": { "id": "a" } }), estimated(7 + 1_920)),
         ] {
             assert_eq!(count(&json!([message])), expected, "{message}");
         }
@@ -520,21 +474,12 @@ mod tests {
             (json!({ "content": { "a": 1 } }), of(r#"{"a":1}"#)),
             (json!({ "content": [odd] }), of(&odd.to_string())),
             (json!({ "content": [{ "type": 1 }] }), of(r#"{"type":1}"#)),
-            (
-                json!({ "content": [{ "type": "text", "x": "y" }] }),
-                of("\"y\""),
-            ),
+            (json!({ "content": [{ "type": "text", "x": "y" }] }), of("\"y\"")),
             (json!({ "reasoning": "hello" }), of("\"hello\"")),
             (json!({ "tool_calls": "hello" }), of("\"hello\"")),
             (json!({ "tool_calls": ["hello"] }), of("\"hello\"")),
-            (
-                json!({ "tool_calls": [{ "function": "hello" }] }),
-                of("\"hello\""),
-            ),
-            (
-                json!({ "function_call": { "arguments": { "a": 1 } } }),
-                1 + of(r#"{"a":1}"#),
-            ),
+            (json!({ "tool_calls": [{ "function": "hello" }] }), of("\"hello\"")),
+            (json!({ "function_call": { "arguments": { "a": 1 } } }), 1 + of(r#"{"a":1}"#)),
         ] {
             assert_eq!(count(&json!([message])), estimated(6 + tokens), "{message}");
         }
@@ -542,29 +487,15 @@ mod tests {
 
     #[test]
     fn malformed_json_counts_as_text() {
-        for text in [
-            "",
-            "hello",
-            "{",
-            "[{]",
-            "[1,",
-            r#""hello""#,
-            r#"{"role":"user"}"#,
-        ] {
+        for text in ["", "hello", "{", "[{]", "[1,", r#""hello""#, r#"{"role":"user"}"#] {
             let count = count_prompt(&o200k(), text, None);
             assert_eq!(count.tokens, 3 + of(text), "{text}");
             assert!(count.estimated || text.is_empty(), "{text}");
         }
         let lone_surrogate = r#"[{"content":"\ud800"}]"#;
-        assert_eq!(
-            count_prompt(&o200k(), lone_surrogate, None),
-            estimated(6 + of(r#""\ud800""#))
-        );
+        assert_eq!(count_prompt(&o200k(), lone_surrogate, None), estimated(6 + of(r#""\ud800""#)));
         let deep = "[".repeat(100_000);
-        assert_eq!(
-            count_prompt(&o200k(), &deep, None),
-            estimated(3 + of(&deep))
-        );
+        assert_eq!(count_prompt(&o200k(), &deep, None), estimated(3 + of(&deep)));
         let deep = format!("[{}{}]", "[".repeat(50_000), "]".repeat(50_000));
         assert!(count_prompt(&o200k(), &deep, None).estimated);
         assert_eq!(count_prompt(&o200k(), "[]", None), counted(3));
@@ -581,10 +512,7 @@ mod tests {
     #[test]
     fn a_client_cannot_shrink_its_prompt_with_special_tokens() {
         let text = "<|endoftext|>".repeat(100);
-        assert_eq!(
-            count(&json!([{ "role": "user", "content": text }])),
-            counted(7 + 601)
-        );
+        assert_eq!(count(&json!([{ "role": "user", "content": text }])), counted(7 + 601));
     }
 
     #[test]
@@ -600,14 +528,8 @@ mod tests {
 
     #[test]
     fn an_inexact_tokenizer_is_marked() {
-        let tokenizer = Tokenizer {
-            exact: false,
-            ..o200k()
-        };
-        assert_eq!(
-            count_prompt(&tokenizer, r#"[{"role":"user"}]"#, None),
-            estimated(7)
-        );
+        let tokenizer = Tokenizer { exact: false, ..o200k() };
+        assert_eq!(count_prompt(&tokenizer, r#"[{"role":"user"}]"#, None), estimated(7));
     }
 
     /// Ordinary text of many kinds.
@@ -659,43 +581,19 @@ mod tests {
                 let function = json!({ "name": "f", "arguments": text });
                 check(&text, &json!([{ "role": "user", "content": text }]), None);
                 check(&text, &json!([{ "content": text }]), None);
-                check(
-                    &text,
-                    &json!([{ "role": "user", "content": [part, part] }]),
-                    None,
-                );
-                check(
-                    &text,
-                    &json!([{ "tool_calls": [{ "function": function }] }]),
-                    None,
-                );
-                check(
-                    &text,
-                    &json!([{ "role": "user", "thoughts": text }]),
-                    Some(&text),
-                );
+                check(&text, &json!([{ "role": "user", "content": [part, part] }]), None);
+                check(&text, &json!([{ "tool_calls": [{ "function": function }] }]), None);
+                check(&text, &json!([{ "role": "user", "thoughts": text }]), Some(&text));
                 check(&text, &json!(text), None);
             }
         }
         let image = json!({ "type": "image_url", "image_url": { "url": "https://a.b/c.png" } });
         let audio = json!({ "type": "input_audio", "input_audio": { "data": "QUJD" } });
         let file = json!({ "file": { "file_data": "data:a/b;base64,QUJD" }, "type": "file" });
-        check(
-            "media",
-            &json!([{ "content": [image, image, audio, file] }]),
-            None,
-        );
+        check("media", &json!([{ "content": [image, image, audio, file] }]), None);
         check("many", &Value::Array(vec![json!({}); 1_000]), None);
-        check(
-            "many",
-            &Value::Array(vec![json!({ "name": "x" }); 1_000]),
-            None,
-        );
-        check(
-            "many",
-            &Value::Array(vec![json!({ "role": "user", "content": "?" }); 1_000]),
-            None,
-        );
+        check("many", &Value::Array(vec![json!({ "name": "x" }); 1_000]), None);
+        check("many", &Value::Array(vec![json!({ "role": "user", "content": "?" }); 1_000]), None);
         check("none", &json!([]), Some("[]"));
     }
 
@@ -706,10 +604,7 @@ mod tests {
             let messages = json!([{ "role": "user", "content": text }]).to_string();
             let counted = count_prompt(&o200k(), &messages, None).tokens;
             let estimate = estimate_prompt(&messages, None);
-            assert!(
-                estimate <= 5 * counted,
-                "{text:.20}: {estimate} for {counted}"
-            );
+            assert!(estimate <= 5 * counted, "{text:.20}: {estimate} for {counted}");
         }
     }
 
@@ -718,40 +613,36 @@ mod tests {
         let data = "QUJDREVGR0g9".repeat(100_000);
         let url = format!("data:image/png;base64,{data}");
         let parts = [
-            (
-                json!({ "type": "image_url", "image_url": { "url": url } }),
-                TOKENS_PER_IMAGE,
-            ),
-            (
-                json!({ "type": "input_image", "image_url": url }),
-                TOKENS_PER_IMAGE,
-            ),
+            (json!({ "type": "image_url", "image_url": { "url": url } }), TOKENS_PER_IMAGE),
+            (json!({ "type": "input_image", "image_url": url }), TOKENS_PER_IMAGE),
             (
                 json!({ "input_audio": { "data": data, "format": "wav" }, "type": "input_audio" }),
                 TOKENS_PER_AUDIO,
             ),
-            (
-                json!({ "type": "file", "file": { "file_data": url } }),
-                TOKENS_PER_FILE,
-            ),
+            (json!({ "type": "file", "file": { "file_data": url } }), TOKENS_PER_FILE),
         ];
         for (part, tokens) in parts {
             let messages = json!([{ "role": "user", "content": [part, part] }]);
-            for json in [
-                messages.to_string(),
-                serde_json::to_string_pretty(&messages).unwrap(),
-            ] {
+            for json in [messages.to_string(), serde_json::to_string_pretty(&messages).unwrap()] {
                 let estimate = estimate_prompt(&json, None);
-                assert!(
-                    (2 * tokens..2 * tokens + 250).contains(&estimate),
-                    "{estimate}"
-                );
-                assert_eq!(
-                    count_prompt(&o200k(), &json, None),
-                    estimated(7 + 2 * tokens)
-                );
+                assert!((2 * tokens..2 * tokens + 250).contains(&estimate), "{estimate}");
+                assert_eq!(count_prompt(&o200k(), &json, None), estimated(7 + 2 * tokens));
             }
         }
+    }
+
+    #[test]
+    fn a_client_cannot_hide_text_behind_media() {
+        let text = "hello world ".repeat(1_000);
+        let two_types = format!(r#"{{"type":"image_url","type":"text","text":"{text}"}}"#);
+        let json = format!(r#"[{{"content":[{two_types}]}}]"#);
+        assert_eq!(count_prompt(&o200k(), &json, None), estimated(6 + of(&two_types)));
+
+        let details = json!([{ "type": "reasoning.encrypted", "data": text }]);
+        let audio = json!({ "type": "input_audio", "input_audio": { "data": "QUJD" } });
+        let messages = json!([{ "content": [audio], "reasoning_details": details }]);
+        let estimate = estimate_prompt(&messages.to_string(), None);
+        assert!(estimate >= count(&messages).tokens && estimate > of(&text));
     }
 
     #[test]

@@ -77,18 +77,14 @@ impl Vocabularies {
     pub fn load() -> Result<Self, TokensError> {
         let o200k = Arc::new(Vocabulary::o200k()?);
         let cl100k = OnceLock::new();
-        Ok(Self {
-            shared: Arc::new(Shared { o200k, cl100k }),
-        })
+        Ok(Self { shared: Arc::new(Shared { o200k, cl100k }) })
     }
 
     /// Loads what these models need beyond `o200k_base`. Blocks for about 0.2 s when it has to.
     /// A vocabulary that cannot be loaded leaves its models inexact: see [`Tokenizer::exact`].
     pub fn prepare<'a>(&self, mut models: impl Iterator<Item = &'a str>) {
         if models.any(|model| family(model) == Some(Family::Cl100k)) {
-            self.shared
-                .cl100k
-                .get_or_init(|| Vocabulary::cl100k().ok().map(Arc::new));
+            self.shared.cl100k.get_or_init(|| Vocabulary::cl100k().ok().map(Arc::new));
         }
     }
 
@@ -105,10 +101,7 @@ impl Vocabularies {
             },
             None => (o200k, false),
         };
-        Tokenizer {
-            vocabulary: Arc::clone(vocabulary),
-            exact,
-        }
+        Tokenizer { vocabulary: Arc::clone(vocabulary), exact }
     }
 }
 
@@ -127,10 +120,7 @@ impl Vocabulary {
     ) -> Result<Self, TokensError> {
         match loaded {
             Ok(bpe) => Ok(Self { name, bpe }),
-            Err(error) => Err(TokensError::Load {
-                name,
-                reason: format!("{error:#}"),
-            }),
+            Err(error) => Err(TokensError::Load { name, reason: format!("{error:#}") }),
         }
     }
 
@@ -145,10 +135,7 @@ impl Vocabulary {
     #[must_use]
     pub fn count(&self, text: &str) -> Count {
         match self.encode(text) {
-            Some(tokens) => Count {
-                tokens: tokens_from(tokens.len()),
-                estimated: false,
-            },
+            Some(tokens) => Count { tokens: tokens_from(tokens.len()), estimated: false },
             None => self.count_halves(text),
         }
     }
@@ -156,10 +143,7 @@ impl Vocabulary {
     /// The tokens, or nothing when tiktoken gives up.
     pub(super) fn encode(&self, text: &str) -> Option<Vec<u32>> {
         let no_special_tokens = HashSet::new();
-        self.bpe
-            .encode(text, &no_special_tokens)
-            .ok()
-            .map(|(tokens, _)| tokens)
+        self.bpe.encode(text, &no_special_tokens).ok().map(|(tokens, _)| tokens)
     }
 
     /// Counts a text that tiktoken refuses as a whole. The depth is logarithmic: a piece without a
@@ -171,10 +155,7 @@ impl Vocabulary {
         let at = safe.unwrap_or(middle);
         if at == 0 {
             // Too short to be halved. A token is at least one byte long.
-            return Count {
-                tokens: tokens_from(text.len()),
-                estimated: true,
-            };
+            return Count { tokens: tokens_from(text.len()), estimated: true };
         }
         let (left, right) = text.split_at(at);
         let mut total = self.count(left);
@@ -255,10 +236,7 @@ mod tests {
     use testing::{cl100k, o200k, vocabularies};
 
     fn exactly(tokens: i64) -> Count {
-        Count {
-            tokens,
-            estimated: false,
-        }
+        Count { tokens, estimated: false }
     }
 
     #[test]
@@ -288,11 +266,7 @@ mod tests {
             // Not known to tiktoken.
             ("gpt-6", "o200k_base", false),
             ("anthropic/claude-sonnet-4", "o200k_base", false),
-            (
-                "meta-llama/llama-3.3-70b-instruct:free",
-                "o200k_base",
-                false,
-            ),
+            ("meta-llama/llama-3.3-70b-instruct:free", "o200k_base", false),
             ("deepseek/deepseek-r1", "o200k_base", false),
             ("openai/", "o200k_base", false),
             ("", "o200k_base", false),
@@ -301,11 +275,7 @@ mod tests {
         ];
         for (model, name, exact) in cases {
             let tokenizer = vocabularies().for_model(model);
-            assert_eq!(
-                (tokenizer.vocabulary.name(), tokenizer.exact),
-                (name, exact),
-                "{model}"
-            );
+            assert_eq!((tokenizer.vocabulary.name(), tokenizer.exact), (name, exact), "{model}");
         }
     }
 
@@ -314,19 +284,11 @@ mod tests {
         let vocabularies = Vocabularies::load().unwrap();
         vocabularies.prepare(["gpt-4o", "anthropic/claude-sonnet-4"].into_iter());
         let before = vocabularies.for_model("gpt-4");
-        assert_eq!(
-            (before.vocabulary.name(), before.exact),
-            ("o200k_base", false)
-        );
+        assert_eq!((before.vocabulary.name(), before.exact), ("o200k_base", false));
 
-        vocabularies
-            .clone()
-            .prepare(["gpt-4o", "openai/gpt-4"].into_iter());
+        vocabularies.clone().prepare(["gpt-4o", "openai/gpt-4"].into_iter());
         let after = vocabularies.for_model("gpt-4");
-        assert_eq!(
-            (after.vocabulary.name(), after.exact),
-            ("cl100k_base", true)
-        );
+        assert_eq!((after.vocabulary.name(), after.exact), ("cl100k_base", true));
     }
 
     #[test]
@@ -338,16 +300,8 @@ mod tests {
             ("2 + 2 = 4", 7, 7),
             ("お誕生日おめでとう", 9, 8),
         ] {
-            assert_eq!(
-                cl100k().vocabulary.count(text),
-                exactly(cl100k_tokens),
-                "{text}"
-            );
-            assert_eq!(
-                o200k().vocabulary.count(text),
-                exactly(o200k_tokens),
-                "{text}"
-            );
+            assert_eq!(cl100k().vocabulary.count(text), exactly(cl100k_tokens), "{text}");
+            assert_eq!(o200k().vocabulary.count(text), exactly(o200k_tokens), "{text}");
         }
     }
 
@@ -355,23 +309,15 @@ mod tests {
     fn special_tokens_are_ordinary_text() {
         assert_eq!(o200k().vocabulary.count("<|endoftext|>"), exactly(7));
         assert_eq!(cl100k().vocabulary.count("<|endoftext|>"), exactly(7));
-        assert_eq!(
-            o200k().vocabulary.count(&"<|endoftext|>".repeat(100)),
-            exactly(601)
-        );
+        assert_eq!(o200k().vocabulary.count(&"<|endoftext|>".repeat(100)), exactly(601));
     }
 
     #[test]
     fn a_million_of_anything_is_counted_without_a_panic() {
         for tokenizer in [o200k(), cl100k()] {
             for unit in [" ", "\t ", "\u{a0}", "\n", "a", "!", "7"] {
-                let count = tokenizer
-                    .vocabulary
-                    .count(&unit.repeat(1_000_000 / unit.len()));
-                assert!(
-                    (5_000..=600_000).contains(&count.tokens),
-                    "{unit:?}: {count:?}"
-                );
+                let count = tokenizer.vocabulary.count(&unit.repeat(1_000_000 / unit.len()));
+                assert!((5_000..=600_000).contains(&count.tokens), "{unit:?}: {count:?}");
                 assert!(unit.trim().is_empty() || !count.estimated, "{unit:?}");
             }
         }
@@ -384,10 +330,7 @@ mod tests {
         for tokenizer in [o200k(), cl100k()] {
             let count = |text: &str| tokenizer.vocabulary.count(text);
             let text = format!("{words}jumps{run}over, {words}");
-            assert!(
-                tokenizer.vocabulary.encode(&text).is_none(),
-                "the run is not refused"
-            );
+            assert!(tokenizer.vocabulary.encode(&text).is_none(), "the run is not refused");
 
             let mut expected = count(&format!("{words}jumps"));
             expected += count(&format!("{run}over"));

@@ -46,10 +46,7 @@ pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Err
             let message = message(answer.into_body()).await;
             Error::UpstreamRejected { status, message }
         }
-        _ => Error::UpstreamFailed {
-            status,
-            reason: "its status",
-        },
+        _ => Error::UpstreamFailed { status, reason: "its status" },
     })
 }
 
@@ -62,9 +59,5 @@ async fn message(body: Incoming) -> String {
         _ => String::new(),
     };
     let text: String = text.chars().take(MESSAGE_CHARS_MAX).collect();
-    if text.is_empty() {
-        "The model's provider rejected the request.".to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { "The model's provider rejected the request.".to_owned() } else { text }
 }

@@ -89,18 +89,14 @@ impl Upstream {
         if status != StatusCode::OK {
             return Ok(None);
         }
-        Ok(serde_json::from_slice::<Envelope<'_>>(&body)
-            .ok()
-            .and_then(|found| found.data.read()))
+        Ok(serde_json::from_slice::<Envelope<'_>>(&body).ok().and_then(|found| found.data.read()))
     }
 }
 
 impl Generation<'_> {
     fn read(self) -> Option<Found> {
         let prompt = self.native_tokens_prompt.filter(|tokens| *tokens >= 0)?;
-        let completion = self
-            .native_tokens_completion
-            .filter(|tokens| *tokens >= 0)?;
+        let completion = self.native_tokens_completion.filter(|tokens| *tokens >= 0)?;
         let part = |tokens: Option<i64>, whole: i64| Tokens(tokens.unwrap_or(0).clamp(0, whole));
         let tokens = TokenUsage {
             prompt: Tokens(prompt),
@@ -110,10 +106,7 @@ impl Generation<'_> {
             reasoning: part(self.native_tokens_reasoning, completion),
         };
         Some(Found {
-            reported: Reported {
-                tokens,
-                cost_pico: self.cost_pico(),
-            },
+            reported: Reported { tokens, cost_pico: self.cost_pico() },
             model: self.model,
             provider: self.provider_name,
             finish_reason: self.finish_reason,
