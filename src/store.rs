@@ -10,15 +10,15 @@ pub mod sqlite;
 mod table;
 
 use crate::error::Error;
-use crate::models::account::{Account, ApiKey};
-use crate::models::hold::Hold;
+use crate::models::account::{Account, ApiKey, KeyBudget};
+use crate::models::hold::{Hold, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use crate::models::ledger::EntryKind;
 use crate::models::ledger::LedgerEntry;
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::UsageRecord;
+use crate::models::usage::{UsageCorrection, UsageRecord};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -26,14 +26,51 @@ use std::sync::Arc;
 /// One change of the books.
 #[derive(Clone, Debug)]
 pub enum LedgerOp {
-    /// Sets money aside; refused when the account has less.
-    Place(Hold),
+    /// Sets money aside: what is wanted, or what there is down to a floor, else refused.
+    Place(Placement),
+    /// Adds to a hold what is wanted, or what there is down to a floor.
+    Extend(Extension),
     /// Writes down what recovery would need to know.
     Note(Note),
     /// Closes a hold with its usage record: charged, or voided with a charge of zero.
-    Settle(Box<UsageRecord>),
+    Settle(Box<Settlement>),
+    /// Puts a charge right by a new entry, when the truth comes late.
+    Correct(Box<Correction>),
     /// Adds a credit or a correction.
     Enter(Entry),
+}
+
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// Its amount is what is wanted.
+    pub hold: Hold,
+    /// Less than this is of no use.
+    pub floor_nusd: NanoUsd,
+}
+
+#[derive(Clone, Debug)]
+pub struct Extension {
+    pub request_id: RequestId,
+    pub account_id: AccountId,
+    pub api_key_id: Option<ApiKeyId>,
+    pub add_nusd: NanoUsd,
+    pub floor_nusd: NanoUsd,
+}
+
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    pub record: UsageRecord,
+    /// The numbers are an estimate, and the upstream may tell the truth until then.
+    pub look_up_until: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Correction {
+    pub api_key_id: Option<ApiKeyId>,
+    /// What the usage record was charged.
+    pub charged_nusd: NanoUsd,
+    /// `difference_nusd` is decided by the books.
+    pub correction: UsageCorrection,
 }
 
 #[derive(Clone, Debug)]
@@ -55,13 +92,15 @@ pub struct Entry {
 /// What became of one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Also the answer to a repetition.
-    Placed {
-        available: NanoUsd,
-    },
-    Refused {
-        available: NanoUsd,
-    },
+    /// What was set aside, and what is left. Also the answer to a repetition.
+    Placed { amount: NanoUsd, available: NanoUsd },
+    /// The hold's new amount.
+    Extended { amount: NanoUsd, available: NanoUsd },
+    /// There is less than the floor.
+    Refused { available: NanoUsd, by: Limit },
+    /// The idempotency key was used for another request.
+    Repeated,
+    Corrected { difference: NanoUsd },
     Noted,
     Settled {
         charge: NanoUsd,
@@ -79,6 +118,13 @@ pub enum Outcome {
     Suspended,
     /// A sum left the range of its type: nothing was changed.
     OutOfRange,
+}
+
+/// What stood in the way of a hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    Account,
+    Key,
 }
 
 /// A copy of a usage record on its way to a sink, as listed.
@@ -151,14 +197,18 @@ pub trait Store: Send + Sync {
     async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError>;
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError>;
 
-    async fn create_key(&self, key: &ApiKey) -> Result<(), StoreError>;
+    async fn create_key(&self, key: &ApiKey, budget: &KeyBudget) -> Result<(), StoreError>;
+    async fn key_budgets_after(
+        &self,
+        after: Option<ApiKeyId>,
+    ) -> Result<Vec<KeyBudget>, StoreError>;
     async fn key_by_hash(&self, secret_hash: &str)
     -> Result<Option<(ApiKey, Account)>, StoreError>;
     async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError>;
     /// True when the key exists.
     async fn revoke_key(&self, id: ApiKeyId, at: Timestamp) -> Result<bool, StoreError>;
 
-    /// Adds versions that are not there yet.
+    /// Adds versions that are not there yet, and from when on they count where that is news.
     async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError>;
     async fn price(&self, id: &str) -> Result<Option<Price>, StoreError>;
 
@@ -176,6 +226,21 @@ pub trait Store: Send + Sync {
     ) -> Result<Vec<Hold>, StoreError>;
     /// Ends the leases of every other owner: only for a store that one process owns alone.
     async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError>;
+
+    /// Takes look-ups that are due, at most `limit`; they are due again at `next`.
+    async fn claim_lookups(
+        &self,
+        now: Timestamp,
+        next: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<PendingLookup>, StoreError>;
+    /// Forgets look-ups whose day is over and idempotency keys that have expired.
+    async fn sweep(&self, now: Timestamp) -> Result<(), StoreError>;
+    async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError>;
+    async fn corrections_after(
+        &self,
+        after: Option<RequestId>,
+    ) -> Result<Vec<UsageCorrection>, StoreError>;
 
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError>;
     async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError>;

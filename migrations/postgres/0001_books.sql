@@ -8,6 +8,7 @@ CREATE TABLE accounts (
     name                 TEXT NOT NULL,
     kind                 TEXT NOT NULL CONSTRAINT accounts_kind CHECK (kind IN ('prepaid', 'postpaid')),
     status               TEXT NOT NULL CONSTRAINT accounts_status CHECK (status IN ('active', 'suspended')),
+    plan                 TEXT,              -- of the operator's table; NULL: none
     limit_nusd           BIGINT,            -- postpaid: most to spend in a calendar month, NULL: none
     balance_nusd         BIGINT NOT NULL,   -- credits - charges, of all time
     held_nusd            BIGINT NOT NULL CONSTRAINT accounts_held_not_negative CHECK (held_nusd >= 0),
@@ -33,14 +34,38 @@ CREATE TABLE api_keys (
 );
 CREATE INDEX api_keys_account ON api_keys (account_id);
 
+-- What a key has spent and may spend. Apart from api_keys, because every request changes it.
+CREATE TABLE key_budgets (
+    api_key_id        UUID PRIMARY KEY REFERENCES api_keys (id),
+    day_limit_nusd    BIGINT,                -- NULL: no limit
+    week_limit_nusd   BIGINT,
+    month_limit_nusd  BIGINT,
+    total_limit_nusd  BIGINT,
+    held_nusd         BIGINT NOT NULL CONSTRAINT key_budgets_held_not_negative CHECK (held_nusd >= 0),
+    day_start         TIMESTAMPTZ NOT NULL,
+    day_nusd          BIGINT NOT NULL,
+    week_start        TIMESTAMPTZ NOT NULL,
+    week_nusd         BIGINT NOT NULL,
+    month_start       TIMESTAMPTZ NOT NULL,
+    month_nusd        BIGINT NOT NULL,
+    total_nusd        BIGINT NOT NULL
+);
+
 -- One row per version of a model's price, named by the hash of its terms: never updated.
 CREATE TABLE prices (
     id            TEXT PRIMARY KEY,
     model         TEXT NOT NULL,
-    terms         TEXT NOT NULL,            -- JSON, in the form that the hash was taken of
-    effective_at  TIMESTAMPTZ NOT NULL
+    terms         TEXT NOT NULL             -- JSON, in the form that the hash was taken of
 );
-CREATE INDEX prices_model ON prices (model, effective_at);
+
+-- Since when which version counts, for a model and a plan ('' is every other account).
+CREATE TABLE price_changes (
+    model         TEXT NOT NULL,
+    plan          TEXT NOT NULL,
+    effective_at  TIMESTAMPTZ NOT NULL,
+    price_id      TEXT NOT NULL REFERENCES prices (id),
+    PRIMARY KEY (model, plan, effective_at)
+);
 
 -- Money set aside before an upstream is called. Small and hot: a closed hold is gone, and the usage
 -- record of the same id says how it ended.
@@ -57,6 +82,7 @@ CREATE TABLE holds (
     prompt_tokens_estimate  BIGINT NOT NULL,
     completion_tokens_seen  BIGINT NOT NULL,
     generation_id           TEXT,
+    idempotency_key         TEXT,
     streamed                BOOLEAN NOT NULL,
     placed_at               TIMESTAMPTZ NOT NULL
 );
@@ -81,14 +107,19 @@ CREATE TABLE usage_records (
     source                     TEXT NOT NULL,
     prompt_tokens              BIGINT NOT NULL,
     cached_tokens              BIGINT NOT NULL, -- within prompt_tokens
-    cache_write_tokens         BIGINT NOT NULL, -- within prompt_tokens
+    cache_write_tokens         BIGINT NOT NULL, -- within prompt_tokens, short-lived
+    cache_write_1h_tokens      BIGINT NOT NULL, -- within prompt_tokens, long-lived
+    audio_prompt_tokens        BIGINT NOT NULL, -- within prompt_tokens
     completion_tokens          BIGINT NOT NULL,
     reasoning_tokens           BIGINT NOT NULL, -- within completion_tokens
+    audio_completion_tokens    BIGINT NOT NULL, -- within completion_tokens
+    image_completion_tokens    BIGINT NOT NULL, -- within completion_tokens
+    web_searches               BIGINT NOT NULL,
     counted_prompt_tokens      BIGINT,          -- ours, kept beside the upstream's
     counted_completion_tokens  BIGINT,
     counter                    TEXT,
     counter_exact              BOOLEAN NOT NULL,
-    upstream_cost_nusd         BIGINT,          -- NULL: unknown, 0: free
+    upstream_cost_pusd         BIGINT,          -- pico-USD; NULL: unknown, 0: free
     charge_nusd                BIGINT NOT NULL,
     shortfall_nusd             BIGINT NOT NULL, -- what the account could not pay: the operator's loss
     hold_nusd                  BIGINT NOT NULL,
@@ -100,6 +131,40 @@ CREATE TABLE usage_records (
 ) PARTITION BY RANGE (id);
 CREATE TABLE usage_records_other PARTITION OF usage_records DEFAULT;
 CREATE INDEX usage_records_account ON usage_records (account_id, id);
+
+-- What was learnt of a request after its usage record was written. Append-only; the charge is put
+-- right by a ledger entry of kind 'correction'.
+CREATE TABLE usage_corrections (
+    request_id          UUID PRIMARY KEY,
+    account_id          UUID NOT NULL,
+    generation_id       TEXT NOT NULL,
+    prompt_tokens       BIGINT NOT NULL,
+    completion_tokens   BIGINT NOT NULL,
+    upstream_cost_pusd  BIGINT,
+    charge_nusd         BIGINT NOT NULL,       -- what should have been charged
+    difference_nusd     BIGINT NOT NULL,       -- what the ledger entry gives back (or takes, negative)
+    created_at          TIMESTAMPTZ NOT NULL
+);
+CREATE INDEX usage_corrections_account ON usage_corrections (account_id, request_id);
+
+-- Estimated requests whose upstream may still tell the truth: asked slowly, for a day.
+CREATE TABLE lookups (
+    request_id       UUID PRIMARY KEY,
+    account_id       UUID NOT NULL,
+    generation_id    TEXT NOT NULL,
+    attempts         BIGINT NOT NULL,
+    next_attempt_at  TIMESTAMPTZ NOT NULL,
+    give_up_at       TIMESTAMPTZ NOT NULL
+);
+CREATE INDEX lookups_due ON lookups (next_attempt_at);
+
+-- A client's Idempotency-Key, while its request runs and for a day after.
+CREATE TABLE idempotency_keys (
+    id          TEXT PRIMARY KEY,           -- account id and key
+    request_id  UUID NOT NULL,
+    expires_at  TIMESTAMPTZ NOT NULL
+);
+CREATE INDEX idempotency_keys_expiry ON idempotency_keys (expires_at);
 
 -- Append-only; each entry carries the hash of the one before it in its account.
 CREATE TABLE ledger_entries (
@@ -160,6 +225,11 @@ $$;
 
 ALTER TABLE accounts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;
+ALTER TABLE key_budgets ENABLE ROW LEVEL SECURITY;
+ALTER TABLE price_changes ENABLE ROW LEVEL SECURITY;
+ALTER TABLE usage_corrections ENABLE ROW LEVEL SECURITY;
+ALTER TABLE lookups ENABLE ROW LEVEL SECURITY;
+ALTER TABLE idempotency_keys ENABLE ROW LEVEL SECURITY;
 ALTER TABLE prices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE holds ENABLE ROW LEVEL SECURITY;
 ALTER TABLE usage_records ENABLE ROW LEVEL SECURITY;

@@ -7,6 +7,7 @@ CREATE TABLE accounts (
     name                 TEXT NOT NULL,
     kind                 TEXT NOT NULL CONSTRAINT accounts_kind CHECK (kind IN ('prepaid', 'postpaid')),
     status               TEXT NOT NULL CONSTRAINT accounts_status CHECK (status IN ('active', 'suspended')),
+    plan                 TEXT,              -- of the operator's table; NULL: none
     limit_nusd           INTEGER,            -- postpaid: most to spend in a calendar month, NULL: none
     balance_nusd         INTEGER NOT NULL,   -- credits - charges, of all time
     held_nusd            INTEGER NOT NULL CONSTRAINT accounts_held_not_negative CHECK (held_nusd >= 0),
@@ -32,14 +33,38 @@ CREATE TABLE api_keys (
 ) STRICT;
 CREATE INDEX api_keys_account ON api_keys (account_id);
 
+-- What a key has spent and may spend. Apart from api_keys, because every request changes it.
+CREATE TABLE key_budgets (
+    api_key_id        TEXT PRIMARY KEY REFERENCES api_keys (id),
+    day_limit_nusd    INTEGER,                -- NULL: no limit
+    week_limit_nusd   INTEGER,
+    month_limit_nusd  INTEGER,
+    total_limit_nusd  INTEGER,
+    held_nusd         INTEGER NOT NULL CONSTRAINT key_budgets_held_not_negative CHECK (held_nusd >= 0),
+    day_start         TEXT NOT NULL,
+    day_nusd          INTEGER NOT NULL,
+    week_start        TEXT NOT NULL,
+    week_nusd         INTEGER NOT NULL,
+    month_start       TEXT NOT NULL,
+    month_nusd        INTEGER NOT NULL,
+    total_nusd        INTEGER NOT NULL
+) STRICT;
+
 -- One row per version of a model's price, named by the hash of its terms: never updated.
 CREATE TABLE prices (
     id            TEXT PRIMARY KEY,
     model         TEXT NOT NULL,
-    terms         TEXT NOT NULL,            -- JSON, in the form that the hash was taken of
-    effective_at  TEXT NOT NULL
+    terms         TEXT NOT NULL             -- JSON, in the form that the hash was taken of
 ) STRICT;
-CREATE INDEX prices_model ON prices (model, effective_at);
+
+-- Since when which version counts, for a model and a plan ('' is every other account).
+CREATE TABLE price_changes (
+    model         TEXT NOT NULL,
+    plan          TEXT NOT NULL,
+    effective_at  TEXT NOT NULL,
+    price_id      TEXT NOT NULL REFERENCES prices (id),
+    PRIMARY KEY (model, plan, effective_at)
+) STRICT;
 
 -- Money set aside before an upstream is called. Small and hot: a closed hold is gone, and the usage
 -- record of the same id says how it ended.
@@ -56,6 +81,7 @@ CREATE TABLE holds (
     prompt_tokens_estimate  INTEGER NOT NULL,
     completion_tokens_seen  INTEGER NOT NULL,
     generation_id           TEXT,
+    idempotency_key         TEXT,
     streamed                INTEGER NOT NULL,
     placed_at               TEXT NOT NULL
 ) STRICT;
@@ -79,14 +105,19 @@ CREATE TABLE usage_records (
     source                     TEXT NOT NULL,
     prompt_tokens              INTEGER NOT NULL,
     cached_tokens              INTEGER NOT NULL, -- within prompt_tokens
-    cache_write_tokens         INTEGER NOT NULL, -- within prompt_tokens
+    cache_write_tokens         INTEGER NOT NULL, -- within prompt_tokens, short-lived
+    cache_write_1h_tokens      INTEGER NOT NULL, -- within prompt_tokens, long-lived
+    audio_prompt_tokens        INTEGER NOT NULL, -- within prompt_tokens
     completion_tokens          INTEGER NOT NULL,
     reasoning_tokens           INTEGER NOT NULL, -- within completion_tokens
+    audio_completion_tokens    INTEGER NOT NULL, -- within completion_tokens
+    image_completion_tokens    INTEGER NOT NULL, -- within completion_tokens
+    web_searches               INTEGER NOT NULL,
     counted_prompt_tokens      INTEGER,          -- ours, kept beside the upstream's
     counted_completion_tokens  INTEGER,
     counter                    TEXT,
     counter_exact              INTEGER NOT NULL,
-    upstream_cost_nusd         INTEGER,          -- NULL: unknown, 0: free
+    upstream_cost_pusd         INTEGER,          -- pico-USD; NULL: unknown, 0: free
     charge_nusd                INTEGER NOT NULL,
     shortfall_nusd             INTEGER NOT NULL, -- what the account could not pay: the operator's loss
     hold_nusd                  INTEGER NOT NULL,
@@ -97,6 +128,40 @@ CREATE TABLE usage_records (
     ended_at                   TEXT NOT NULL
 ) STRICT;
 CREATE INDEX usage_records_account ON usage_records (account_id, id);
+
+-- What was learnt of a request after its usage record was written. Append-only; the charge is put
+-- right by a ledger entry of kind 'correction'.
+CREATE TABLE usage_corrections (
+    request_id          TEXT PRIMARY KEY,
+    account_id          TEXT NOT NULL,
+    generation_id       TEXT NOT NULL,
+    prompt_tokens       INTEGER NOT NULL,
+    completion_tokens   INTEGER NOT NULL,
+    upstream_cost_pusd  INTEGER,
+    charge_nusd         INTEGER NOT NULL,       -- what should have been charged
+    difference_nusd     INTEGER NOT NULL,       -- what the ledger entry gives back (or takes, negative)
+    created_at          TEXT NOT NULL
+) STRICT;
+CREATE INDEX usage_corrections_account ON usage_corrections (account_id, request_id);
+
+-- Estimated requests whose upstream may still tell the truth: asked slowly, for a day.
+CREATE TABLE lookups (
+    request_id       TEXT PRIMARY KEY,
+    account_id       TEXT NOT NULL,
+    generation_id    TEXT NOT NULL,
+    attempts         INTEGER NOT NULL,
+    next_attempt_at  TEXT NOT NULL,
+    give_up_at       TEXT NOT NULL
+) STRICT;
+CREATE INDEX lookups_due ON lookups (next_attempt_at);
+
+-- A client's Idempotency-Key, while its request runs and for a day after.
+CREATE TABLE idempotency_keys (
+    id          TEXT PRIMARY KEY,           -- account id and key
+    request_id  TEXT NOT NULL,
+    expires_at  TEXT NOT NULL
+) STRICT;
+CREATE INDEX idempotency_keys_expiry ON idempotency_keys (expires_at);
 
 -- Append-only; each entry carries the hash of the one before it in its account.
 CREATE TABLE ledger_entries (

@@ -14,6 +14,8 @@ pub struct Account {
     pub name: String,
     pub kind: AccountKind,
     pub status: AccountStatus,
+    /// Of the operator's table of plans.
+    pub plan: Option<String>,
     /// Postpaid: most to spend in a calendar month. `None`: no limit.
     pub limit_nusd: Option<NanoUsd>,
     pub balance_nusd: NanoUsd,
@@ -64,6 +66,7 @@ pub struct ApiKey {
 pub struct NewAccount {
     pub name: String,
     pub kind: AccountKind,
+    pub plan: Option<String>,
     pub limit_nusd: Option<NanoUsd>,
     pub stripe_customer_id: Option<String>,
 }
@@ -76,6 +79,7 @@ impl Account {
             name: new.name,
             kind: new.kind,
             status: AccountStatus::Active,
+            plan: new.plan,
             limit_nusd: new.limit_nusd,
             balance_nusd: NanoUsd::ZERO,
             held_nusd: NanoUsd::ZERO,
@@ -109,6 +113,96 @@ impl Account {
 
     fn charged_this_month(&self, now: Timestamp) -> NanoUsd {
         if now.month_start() > self.period_start { NanoUsd::ZERO } else { self.period_charged_nusd }
+    }
+}
+
+/// What a key has spent in its windows, and what it may. `None`: no limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyBudget {
+    pub api_key_id: ApiKeyId,
+    pub day_limit_nusd: Option<NanoUsd>,
+    pub week_limit_nusd: Option<NanoUsd>,
+    pub month_limit_nusd: Option<NanoUsd>,
+    pub total_limit_nusd: Option<NanoUsd>,
+    /// Open holds count against every window.
+    pub held_nusd: NanoUsd,
+    pub day_start: Timestamp,
+    pub day_nusd: NanoUsd,
+    pub week_start: Timestamp,
+    pub week_nusd: NanoUsd,
+    pub month_start: Timestamp,
+    pub month_nusd: NanoUsd,
+    pub total_nusd: NanoUsd,
+}
+
+/// A key's limits; each window has its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyLimits {
+    pub day: Option<NanoUsd>,
+    pub week: Option<NanoUsd>,
+    pub month: Option<NanoUsd>,
+    pub total: Option<NanoUsd>,
+}
+
+impl KeyBudget {
+    #[must_use]
+    pub fn open(api_key_id: ApiKeyId, limits: KeyLimits, now: Timestamp) -> Self {
+        Self {
+            api_key_id,
+            day_limit_nusd: limits.day,
+            week_limit_nusd: limits.week,
+            month_limit_nusd: limits.month,
+            total_limit_nusd: limits.total,
+            held_nusd: NanoUsd::ZERO,
+            day_start: now.day_start(),
+            day_nusd: NanoUsd::ZERO,
+            week_start: now.week_start(),
+            week_nusd: NanoUsd::ZERO,
+            month_start: now.month_start(),
+            month_nusd: NanoUsd::ZERO,
+            total_nusd: NanoUsd::ZERO,
+        }
+    }
+
+    /// Starts the counts of windows that have begun.
+    pub fn roll(&mut self, now: Timestamp) {
+        let windows = [
+            (&mut self.day_start, &mut self.day_nusd, now.day_start()),
+            (&mut self.week_start, &mut self.week_nusd, now.week_start()),
+            (&mut self.month_start, &mut self.month_nusd, now.month_start()),
+        ];
+        for (start, spent, begun) in windows {
+            if begun > *start {
+                *start = begun;
+                *spent = NanoUsd::ZERO;
+            }
+        }
+    }
+
+    /// What the tightest window leaves; to be asked after [`KeyBudget::roll`].
+    pub fn available(&self) -> Result<NanoUsd, OutOfRange> {
+        let windows = [
+            (self.day_limit_nusd, self.day_nusd),
+            (self.week_limit_nusd, self.week_nusd),
+            (self.month_limit_nusd, self.month_nusd),
+            (self.total_limit_nusd, self.total_nusd),
+        ];
+        let mut least = NanoUsd(i64::MAX);
+        for (limit, spent) in windows {
+            if let Some(limit) = limit {
+                least = least.min(limit.minus(spent)?.minus(self.held_nusd)?);
+            }
+        }
+        Ok(least)
+    }
+
+    /// Counts a charge in every window.
+    pub fn spend(&mut self, charge: NanoUsd) -> Result<(), OutOfRange> {
+        self.day_nusd = self.day_nusd.plus(charge)?;
+        self.week_nusd = self.week_nusd.plus(charge)?;
+        self.month_nusd = self.month_nusd.plus(charge)?;
+        self.total_nusd = self.total_nusd.plus(charge)?;
+        Ok(())
     }
 }
 

@@ -6,7 +6,6 @@
 use super::ids::{AccountId, RequestId};
 use super::money::NanoUsd;
 use super::timestamp::Timestamp;
-use super::usage::UsageRecord;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -52,9 +51,9 @@ impl LedgerEntry {
     }
 }
 
-/// The hash that a charge entry keeps of its usage record.
+/// The hash that an entry keeps of the row it is for: a usage record or a correction.
 #[must_use]
-pub fn record_hash(record: &UsageRecord) -> String {
+pub fn record_hash<T: Serialize>(record: &T) -> String {
     hash_of(record)
 }
 

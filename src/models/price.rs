@@ -17,9 +17,13 @@ pub struct Price {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     pub model: String,
+    /// Whose accounts it is for; empty: all that have no price of their plan's own.
+    pub plan: String,
     pub rule: Rule,
     pub markup_ppm: Markup,
     pub rates: Rates,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
 }
 
 /// How a charge is made.
@@ -32,15 +36,46 @@ pub enum Rule {
     List,
 }
 
-/// Prices per unit. A class without its own rate is charged as the class it is part of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Prices per unit. A class without its own rate is charged as the class it is part of; a fee
+/// without a rate is not charged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rates {
     pub prompt: PicoUsd,
     pub completion: PicoUsd,
     pub cache_read: Option<PicoUsd>,
     pub cache_write: Option<PicoUsd>,
+    pub cache_write_1h: Option<PicoUsd>,
+    pub audio_prompt: Option<PicoUsd>,
     pub reasoning: Option<PicoUsd>,
+    pub audio_completion: Option<PicoUsd>,
+    pub image_completion: Option<PicoUsd>,
     pub request: Option<PicoUsd>,
+    pub web_search: Option<PicoUsd>,
+}
+
+/// Other rates under a condition; of those that apply, the last counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Override {
+    /// Applies to prompts of more tokens than this.
+    pub min_prompt_tokens: Option<i64>,
+    /// Minutes of the UTC day, from and until; may pass midnight.
+    pub utc_minutes: Option<(u16, u16)>,
+    pub rates: Rates,
+}
+
+impl Override {
+    #[must_use]
+    pub fn applies(&self, prompt_tokens: i64, minute_of_day: u16) -> bool {
+        let is_long = self.min_prompt_tokens.is_none_or(|min| prompt_tokens > min);
+        let is_time = self.utc_minutes.is_none_or(|(from, until)| {
+            if from <= until {
+                (from..until).contains(&minute_of_day)
+            } else {
+                minute_of_day >= from || minute_of_day < until
+            }
+        });
+        is_long && is_time
+    }
 }
 
 const ID_CHARACTERS: usize = 16;

@@ -59,6 +59,28 @@ impl Timestamp {
         Self::from_datetime(first.midnight().assume_utc())
     }
 
+    /// The first instant of this day, UTC.
+    #[must_use]
+    pub fn day_start(self) -> Self {
+        Self::from_datetime(self.datetime().date().midnight().assume_utc())
+    }
+
+    /// The first instant of this week, which begins on Monday, UTC.
+    #[must_use]
+    pub fn week_start(self) -> Self {
+        let date = self.datetime().date();
+        let days = i64::from(date.weekday().number_days_from_monday());
+        let monday = date.checked_sub(time::Duration::days(days)).unwrap_or(date);
+        Self::from_datetime(monday.midnight().assume_utc())
+    }
+
+    /// Minutes since this day's midnight, UTC.
+    #[must_use]
+    pub fn minute_of_day(self) -> u16 {
+        let at = self.datetime();
+        u16::from(at.hour()) * 60 + u16::from(at.minute())
+    }
+
     fn datetime(self) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
@@ -105,6 +127,14 @@ mod tests {
         assert_eq!(at.to_string(), "2026-11-24T12:00:00.000001Z");
         assert_eq!(Timestamp::parse(&at.to_string()), Some(at));
         assert_eq!(Timestamp::parse("2026-11-24T13:00:00.000001+01:00"), Some(at));
+    }
+
+    #[test]
+    fn a_week_starts_on_its_monday() {
+        let at = Timestamp::parse("2026-11-29T23:59:59Z").unwrap();
+        assert_eq!(at.week_start().to_string(), "2026-11-23T00:00:00.000000Z");
+        assert_eq!(at.week_start().week_start(), at.week_start());
+        assert_eq!(at.minute_of_day(), 24 * 60 - 1);
     }
 
     #[test]

@@ -14,11 +14,33 @@ pub struct TokenUsage {
     pub prompt: Tokens,
     /// Within `prompt`: read from the provider's cache.
     pub cached: Tokens,
-    /// Within `prompt`: written to the provider's cache.
+    /// Within `prompt`: written to the provider's cache, for minutes.
     pub cache_write: Tokens,
+    /// Within `prompt`: written to the provider's cache, for an hour.
+    pub cache_write_1h: Tokens,
+    /// Within `prompt`.
+    pub audio_prompt: Tokens,
     pub completion: Tokens,
     /// Within `completion`.
     pub reasoning: Tokens,
+    /// Within `completion`.
+    pub audio_completion: Tokens,
+    /// Within `completion`.
+    pub image_completion: Tokens,
+    /// Not tokens: searches that the provider made.
+    pub web_searches: i64,
+}
+
+/// What a charge is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    pub tokens: TokenUsage,
+    /// What the operator pays, in pico-USD. `None`: unknown.
+    pub cost_pico: Option<i128>,
+    /// The upstream said that its answer failed.
+    pub has_failed: bool,
+    /// Rates may depend on the time of day.
+    pub at: Timestamp,
 }
 
 /// Where the billed numbers come from.
@@ -43,6 +65,8 @@ pub enum Ending {
     Completed,
     UpstreamFailed,
     ClientGone,
+    /// The account could not pay for more of the stream.
+    CutOff,
     /// The process died; another one, or the next start, closed the hold.
     Killed,
 }
@@ -67,14 +91,19 @@ pub struct UsageRecord {
     pub prompt_tokens: Tokens,
     pub cached_tokens: Tokens,
     pub cache_write_tokens: Tokens,
+    pub cache_write_1h_tokens: Tokens,
+    pub audio_prompt_tokens: Tokens,
     pub completion_tokens: Tokens,
     pub reasoning_tokens: Tokens,
+    pub audio_completion_tokens: Tokens,
+    pub image_completion_tokens: Tokens,
+    pub web_searches: i64,
     pub counted_prompt_tokens: Option<Tokens>,
     pub counted_completion_tokens: Option<Tokens>,
     pub counter: Option<String>,
     #[serde(with = "flag")]
     pub counter_exact: bool,
-    pub upstream_cost_nusd: Option<NanoUsd>,
+    pub upstream_cost_pusd: Option<i64>,
     /// In a settlement: what the price says. In the table: what was charged.
     pub charge_nusd: NanoUsd,
     pub shortfall_nusd: NanoUsd,
@@ -86,7 +115,49 @@ pub struct UsageRecord {
     pub ended_at: Timestamp,
 }
 
+/// What was learnt of a request after its usage record was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageCorrection {
+    pub request_id: RequestId,
+    pub account_id: AccountId,
+    pub generation_id: String,
+    pub prompt_tokens: Tokens,
+    pub completion_tokens: Tokens,
+    pub upstream_cost_pusd: Option<i64>,
+    /// What should have been charged.
+    pub charge_nusd: NanoUsd,
+    /// What the ledger entry gives back, or takes when negative.
+    pub difference_nusd: NanoUsd,
+    pub created_at: Timestamp,
+}
+
 impl UsageRecord {
+    /// What its charge was made of.
+    #[must_use]
+    pub fn used(&self) -> Used {
+        Used {
+            tokens: TokenUsage {
+                prompt: self.prompt_tokens,
+                cached: self.cached_tokens,
+                cache_write: self.cache_write_tokens,
+                cache_write_1h: self.cache_write_1h_tokens,
+                audio_prompt: self.audio_prompt_tokens,
+                completion: self.completion_tokens,
+                reasoning: self.reasoning_tokens,
+                audio_completion: self.audio_completion_tokens,
+                image_completion: self.image_completion_tokens,
+                web_searches: self.web_searches,
+            },
+            cost_pico: self.upstream_cost_pusd.map(i128::from),
+            has_failed: self.has_failed(),
+            at: self.started_at,
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.ending == Ending::UpstreamFailed || self.finish_reason.as_deref() == Some("error")
+    }
+
     #[must_use]
     pub fn is_billable(&self) -> bool {
         self.prompt_tokens.0 > 0 || self.completion_tokens.0 > 0 || !self.charge_nusd.is_zero()

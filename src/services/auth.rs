@@ -18,6 +18,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Principal {
     pub account_id: AccountId,
+    /// Of the account.
+    pub plan: Option<String>,
     pub key: Arc<ApiKey>,
 }
 
@@ -75,6 +77,7 @@ impl Auth {
             .map_err(|_| Error::Database("no answer in time".to_owned()))??;
         Ok(found.map(|(key, account): (ApiKey, Account)| Principal {
             account_id: account.id,
+            plan: account.plan,
             key: Arc::new(key),
         }))
     }

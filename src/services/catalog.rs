@@ -5,9 +5,11 @@
 //! says what, and how the operator's table overrides it, is in `sources`.
 
 mod sources;
+mod table;
 
 use crate::config::MoneyConfig;
 use crate::error::Error;
+use crate::models::money::Markup;
 use crate::models::price::{Price, Rule, Terms};
 use crate::models::timestamp::Timestamp;
 use crate::services::tokens::Vocabularies;
@@ -15,20 +17,21 @@ use crate::services::upstream::Upstream;
 use crate::store::Store;
 use async_openai::types::models::{ListModelResponse, Model as WireModel};
 use bytes::Bytes;
-use sources::{Offer, OperatorPrices};
+use sources::Offer;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub use table::{OperatorTable, Plan};
 
 pub struct Catalog {
     upstream: Arc<Upstream>,
     store: Arc<dyn Store>,
     vocabularies: Vocabularies,
     money: MoneyConfig,
-    operator: OperatorPrices,
+    operator: OperatorTable,
     listing: RwLock<Arc<Listing>>,
     is_filled: watch::Sender<bool>,
 }
@@ -44,7 +47,9 @@ struct Listing {
 pub struct Model {
     pub id: String,
     /// `None`: its price is not known, and it is refused.
-    pub price: Option<Arc<Price>>,
+    price: Option<Arc<Price>>,
+    /// For accounts of a plan whose price differs.
+    plan_prices: HashMap<String, Arc<Price>>,
     /// The most that it can answer, when the upstream says so.
     pub completion_tokens_max: Option<i64>,
     /// As `GET /v1/models/{id}` shows it.
@@ -66,10 +71,8 @@ impl Catalog {
         vocabularies: Vocabularies,
         money: MoneyConfig,
     ) -> Result<Self, Error> {
-        let operator = match &money.prices {
-            Some(path) => OperatorPrices::read(Path::new(path))?,
-            None => OperatorPrices::default(),
-        };
+        let operator = OperatorTable::read(money.prices.as_deref())
+            .map_err(|error| Error::Internal(error.to_string()))?;
         let listing = RwLock::default();
         let is_filled = watch::Sender::new(false);
         Ok(Self { upstream, store, vocabularies, money, operator, listing, is_filled })
@@ -82,7 +85,7 @@ impl Catalog {
             let wait = match self.refresh().await {
                 Ok(()) => {
                     pause = RETRY_FIRST;
-                    REFRESH_EVERY
+                    self.until_next_change().min(REFRESH_EVERY)
                 }
                 Err(error) => {
                     tracing::warn!("the model list could not be refreshed: {error}");
@@ -105,13 +108,18 @@ impl Catalog {
     pub async fn refresh(&self) -> Result<(), Error> {
         let offers = sources::fetch(&self.upstream).await?;
         let listing = self.list(offers)?;
-        let prices: Vec<_> = listing.models.values().filter_map(|m| m.price.clone()).collect();
+        let prices: Vec<_> = listing.models.values().flat_map(|model| model.prices()).collect();
         self.store.put_prices(&prices, Timestamp::now()).await?;
         self.load_vocabularies(&listing).await?;
         tracing::info!(models = listing.models.len(), priced = prices.len(), "model list");
         *self.listing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(listing);
         self.is_filled.send_replace(true);
         Ok(())
+    }
+
+    fn until_next_change(&self) -> Duration {
+        let now = Timestamp::now();
+        self.operator.next_change(now).map_or(REFRESH_EVERY, |at| at.since(now))
     }
 
     /// Returns when there has been a list.
@@ -154,32 +162,41 @@ impl Catalog {
         let list = ListModelResponse { object: "list".to_owned(), data: wire.clone() };
         let mut models = HashMap::with_capacity(offers.len());
         for (offer, wire) in offers.into_iter().zip(wire) {
-            let price = self.price(&offer);
-            let json = to_json(&wire)?;
-            let completion_tokens_max = offer.completion_tokens_max;
-            let model = Model { id: offer.id.clone(), price, completion_tokens_max, json };
+            let model = Model {
+                id: offer.id.clone(),
+                price: self.price(&offer, ""),
+                plan_prices: self.plan_prices(&offer),
+                completion_tokens_max: offer.completion_tokens_max,
+                json: to_json(&wire)?,
+            };
             models.insert(offer.id, Arc::new(model));
         }
         Ok(Listing { models, json: to_json(&list)? })
     }
 
-    /// The operator's table first: it says retail prices. Else the upstream's price and markup.
-    fn price(&self, offer: &Offer) -> Option<Arc<Price>> {
-        let terms = match self.operator.rates(&offer.id) {
-            Some(rates) => Terms {
-                model: offer.id.clone(),
-                rule: Rule::List,
-                markup_ppm: crate::models::money::Markup::NONE,
-                rates,
-            },
+    /// The operator's table first: it says retail prices. Else the upstream's price and a markup.
+    fn price(&self, offer: &Offer, plan: &str) -> Option<Arc<Price>> {
+        let (model, plan) = (offer.id.clone(), plan.to_owned());
+        let terms = match self.operator.rates(&model, &plan, Timestamp::now()) {
+            Some(rates) => {
+                let (rule, markup_ppm) = (Rule::List, Markup::NONE);
+                Terms { model, plan, rule, markup_ppm, rates, overrides: vec![] }
+            }
             None => Terms {
-                model: offer.id.clone(),
+                markup_ppm: self.operator.markup(&model, &plan).unwrap_or(self.money.markup),
+                model,
+                plan,
                 rule: Rule::CostPlus,
-                markup_ppm: self.money.markup,
                 rates: offer.rates?,
+                overrides: offer.overrides.clone(),
             },
         };
         Some(Arc::new(Price::new(terms)))
+    }
+
+    fn plan_prices(&self, offer: &Offer) -> HashMap<String, Arc<Price>> {
+        let priced = |plan: &str| Some((plan.to_owned(), self.price(offer, plan)?));
+        self.operator.plans().filter_map(priced).collect()
     }
 
     /// Reading a vocabulary takes a good part of a second: off the async threads.
@@ -190,6 +207,18 @@ impl Catalog {
         tokio::task::spawn_blocking(load)
             .await
             .map_err(|error| Error::Internal(format!("loading a vocabulary: {error}")))
+    }
+}
+
+impl Model {
+    /// What it costs an account of this plan.
+    #[must_use]
+    pub fn price(&self, plan: Option<&str>) -> Option<&Arc<Price>> {
+        plan.and_then(|plan| self.plan_prices.get(plan)).or(self.price.as_ref())
+    }
+
+    fn prices(&self) -> impl Iterator<Item = Arc<Price>> {
+        self.price.iter().chain(self.plan_prices.values()).cloned()
     }
 }
 

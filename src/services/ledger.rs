@@ -183,13 +183,15 @@ impl Writer {
 
     fn remember(&self, op: &LedgerOp, outcome: &Result<Outcome, Failed>) {
         let account = match op {
-            LedgerOp::Place(hold) => hold.account_id,
-            LedgerOp::Settle(record) => record.account_id,
-            LedgerOp::Note(_) | LedgerOp::Enter(_) => return,
+            LedgerOp::Place(placement) => placement.hold.account_id,
+            LedgerOp::Extend(extension) => extension.account_id,
+            LedgerOp::Settle(settlement) => settlement.record.account_id,
+            LedgerOp::Note(_) | LedgerOp::Correct(_) | LedgerOp::Enter(_) => return,
         };
         let Ok(
-            Outcome::Placed { available }
-            | Outcome::Refused { available }
+            Outcome::Placed { available, .. }
+            | Outcome::Extended { available, .. }
+            | Outcome::Refused { available, .. }
             | Outcome::Settled { available, .. },
         ) = outcome
         else {
@@ -202,7 +204,8 @@ impl Writer {
 
 /// Says aloud what should not happen to a settlement.
 fn report(op: &LedgerOp, outcome: &Result<Outcome, Failed>) {
-    let LedgerOp::Settle(record) = op else { return };
+    let LedgerOp::Settle(settlement) = op else { return };
+    let record = &settlement.record;
     match outcome {
         Ok(Outcome::Settled { charge, .. }) if *charge < record.charge_nusd => {
             tracing::warn!(
@@ -226,7 +229,9 @@ fn name(op: &LedgerOp) -> &'static str {
     match op {
         LedgerOp::Place(_) => "place",
         LedgerOp::Note(_) => "note",
+        LedgerOp::Extend(_) => "extend",
         LedgerOp::Settle(_) => "settle",
+        LedgerOp::Correct(_) => "correct",
         LedgerOp::Enter(_) => "enter",
     }
 }

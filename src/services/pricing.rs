@@ -3,163 +3,127 @@
 //! Invariant: token classes are disjoint, a part is never charged on top of its whole, and there is
 //! one rounding per charge (`NanoUsd::from_pico_ceil`).
 
+#[cfg(test)]
+mod golden;
+
 use crate::models::money::{NanoUsd, OutOfRange, PicoUsd, Tokens};
-use crate::models::price::{Price, Rates, Rule};
-use crate::models::usage::TokenUsage;
-
-/// Disjoint classes of tokens.
-struct Classes {
-    prompt: i64,
-    cache_read: i64,
-    cache_write: i64,
-    completion: i64,
-    reasoning: i64,
-}
-
-impl Classes {
-    fn of(usage: TokenUsage) -> Self {
-        let Tokens(cache_read) = usage.cached;
-        let Tokens(cache_write) = usage.cache_write;
-        let Tokens(reasoning) = usage.reasoning;
-        Self {
-            prompt: usage.prompt.0.saturating_sub(cache_read).saturating_sub(cache_write).max(0),
-            cache_read,
-            cache_write,
-            completion: usage.completion.0.saturating_sub(reasoning).max(0),
-            reasoning,
-        }
-    }
-}
+use crate::models::price::{Price, Rates, Rule, Terms};
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::{TokenUsage, Used};
 
 /// The charge for what was used.
 ///
-/// `upstream_cost_pico` is what the operator pays, when known; it decides under cost-plus.
-///
-/// # Errors
-/// [`OutOfRange`] when the charge does not fit.
-pub fn charge(
-    price: &Price,
-    usage: TokenUsage,
-    upstream_cost_pico: Option<i128>,
-) -> Result<NanoUsd, OutOfRange> {
+/// What the operator pays decides under cost-plus where it is known; the rates decide otherwise.
+/// An upstream that charged nothing for an answer that failed makes it free under either rule.
+pub fn charge(price: &Price, used: &Used) -> Result<NanoUsd, OutOfRange> {
     let terms = &price.terms;
-    let pico = match (terms.rule, upstream_cost_pico) {
+    let pico = match (terms.rule, used.cost_pico) {
+        (_, Some(0)) if used.has_failed => 0,
         (Rule::CostPlus, Some(cost)) => cost,
-        (Rule::CostPlus, None) | (Rule::List, _) => listed(&terms.rates, usage),
+        (Rule::CostPlus, None) | (Rule::List, _) => {
+            listed(rates(terms, used.tokens.prompt, used.at), used.tokens)
+        }
     };
     terms.markup_ppm.apply(pico)
 }
 
-/// The most that a request can cost: every prompt token at its dearest class, every choice at
-/// its cap.
-///
-/// # Errors
-/// [`OutOfRange`] when the amount does not fit.
-pub fn worst_case(
-    price: &Price,
-    prompt: Tokens,
-    completion_max: Tokens,
-    choices: i64,
-) -> Result<NanoUsd, OutOfRange> {
-    let rates = &price.terms.rates;
-    let prompt_rate = dearest([Some(rates.prompt), rates.cache_read, rates.cache_write]);
-    let completion_rate = dearest([Some(rates.completion), rates.reasoning, None]);
-    let completion = completion_max.0.saturating_mul(choices);
-    let pico = prompt_rate
-        .times(prompt.0)
-        .checked_add(completion_rate.times(completion))
-        .and_then(|pico| pico.checked_add(rates.request.unwrap_or_default().times(1)))
-        .ok_or(OutOfRange)?;
-    price.terms.markup_ppm.apply(pico)
+/// A request's price at its worst, in two parts, so that what an account has can be turned into
+/// completion tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct WorstCase<'a> {
+    price: &'a Price,
+    /// Prompt and fees.
+    fixed_pico: i128,
+    /// One completion token of every choice.
+    token_pico: i128,
 }
 
-fn dearest(rates: [Option<PicoUsd>; 3]) -> PicoUsd {
-    rates.into_iter().flatten().max().unwrap_or_default()
+impl<'a> WorstCase<'a> {
+    /// Every prompt token at its dearest class, under any override that may apply.
+    #[must_use]
+    pub fn new(price: &'a Price, prompt: Tokens, choices: i64) -> Self {
+        let terms = &price.terms;
+        let possible = || {
+            let overrides = terms.overrides.iter().map(|other| &other.rates);
+            std::iter::once(&terms.rates).chain(overrides)
+        };
+        let prompt_rate = possible().map(dearest_prompt).max().unwrap_or_default();
+        let completion_rate = possible().map(dearest_completion).max().unwrap_or_default();
+        let fee = possible().filter_map(|rates| rates.request).max().unwrap_or_default();
+        Self {
+            price,
+            // Cannot overflow: products of 64-bit factors.
+            fixed_pico: prompt_rate.times(prompt.0) + fee.times(1),
+            token_pico: completion_rate.times(choices),
+        }
+    }
+
+    /// The amount that covers so many completion tokens of every choice.
+    pub fn amount(&self, completion: Tokens) -> Result<NanoUsd, OutOfRange> {
+        let completion = self.token_pico.checked_mul(i128::from(completion.0)).ok_or(OutOfRange)?;
+        let pico = completion.checked_add(self.fixed_pico).ok_or(OutOfRange)?;
+        self.price.terms.markup_ppm.apply(pico)
+    }
+
+    /// The completion tokens of every choice that an amount covers; `None`: any number.
+    #[must_use]
+    pub fn tokens(&self, amount: NanoUsd) -> Option<Tokens> {
+        let markup = i128::from(self.price.terms.markup_ppm.0);
+        let token = self.token_pico.checked_mul(markup).filter(|pico| *pico > 0)?;
+        // In pico-USD and millionths, as `Markup::apply` multiplies; rounded down.
+        let whole = i128::from(amount.0) * 1_000 * 1_000_000;
+        let rest = whole.saturating_sub(self.fixed_pico.saturating_mul(markup));
+        let tokens = rest.max(0) / token;
+        Some(Tokens(i64::try_from(tokens).unwrap_or(i64::MAX)))
+    }
+}
+
+fn dearest_prompt(rates: &Rates) -> PicoUsd {
+    let Rates { prompt, cache_read, cache_write, cache_write_1h, audio_prompt, .. } = rates;
+    let parts = [cache_read, cache_write, cache_write_1h, audio_prompt];
+    parts.into_iter().flatten().copied().fold(*prompt, PicoUsd::max)
+}
+
+fn dearest_completion(rates: &Rates) -> PicoUsd {
+    let Rates { completion, reasoning, audio_completion, image_completion, .. } = rates;
+    let parts = [reasoning, audio_completion, image_completion];
+    parts.into_iter().flatten().copied().fold(*completion, PicoUsd::max)
+}
+
+/// The rates in force for a prompt of this length at this time.
+fn rates(terms: &Terms, prompt: Tokens, at: Timestamp) -> &Rates {
+    let minute = at.minute_of_day();
+    let mut applying = terms.overrides.iter().filter(|other| other.applies(prompt.0, minute));
+    applying.next_back().map_or(&terms.rates, |other| &other.rates)
 }
 
 fn listed(rates: &Rates, usage: TokenUsage) -> i128 {
-    let classes = Classes::of(usage);
-    rates.prompt.times(classes.prompt)
-        + rates.cache_read.unwrap_or(rates.prompt).times(classes.cache_read)
-        + rates.cache_write.unwrap_or(rates.prompt).times(classes.cache_write)
-        + rates.completion.times(classes.completion)
-        + rates.reasoning.unwrap_or(rates.completion).times(classes.reasoning)
+    let prompt_parts = [
+        (rates.cache_read, usage.cached),
+        (rates.cache_write, usage.cache_write),
+        (rates.cache_write_1h.or(rates.cache_write), usage.cache_write_1h),
+        (rates.audio_prompt, usage.audio_prompt),
+    ];
+    let completion_parts = [
+        (rates.reasoning, usage.reasoning),
+        (rates.audio_completion, usage.audio_completion),
+        (rates.image_completion, usage.image_completion),
+    ];
+    class(rates.prompt, usage.prompt, &prompt_parts)
+        + class(rates.completion, usage.completion, &completion_parts)
         + rates.request.unwrap_or_default().times(1)
+        + rates.web_search.unwrap_or_default().times(usage.web_searches)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::models::money::Markup;
-    use crate::models::price::Terms;
-    use proptest::prelude::*;
-
-    fn price(rule: Rule, rates: Rates) -> Price {
-        let model = "m".to_owned();
-        Price::new(Terms { model, rule, markup_ppm: Markup(1_200_000), rates })
+/// A whole and its parts: each part at its own rate, what is left at the whole's.
+fn class(rate: PicoUsd, whole: Tokens, parts: &[(Option<PicoUsd>, Tokens)]) -> i128 {
+    let mut rest = whole.0;
+    let mut pico = 0;
+    for (own, Tokens(tokens)) in parts {
+        // A part is within its whole where it is read; here it cannot make the rest negative.
+        let tokens = (*tokens).clamp(0, rest.max(0));
+        rest -= tokens;
+        pico += own.unwrap_or(rate).times(tokens);
     }
-
-    fn rates() -> Rates {
-        Rates {
-            prompt: PicoUsd(3_000_000),
-            completion: PicoUsd(15_000_000),
-            cache_read: Some(PicoUsd(300_000)),
-            cache_write: Some(PicoUsd(3_750_000)),
-            reasoning: None,
-            request: None,
-        }
-    }
-
-    fn usage(prompt: i64, cached: i64, completion: i64, reasoning: i64) -> TokenUsage {
-        TokenUsage {
-            prompt: Tokens(prompt),
-            cached: Tokens(cached),
-            cache_write: Tokens(0),
-            completion: Tokens(completion),
-            reasoning: Tokens(reasoning),
-        }
-    }
-
-    #[test]
-    fn cached_tokens_are_not_charged_as_prompt_too() {
-        let charge = charge(&price(Rule::List, rates()), usage(1_000, 900, 0, 0), None).unwrap();
-        assert_eq!(charge, NanoUsd((100 * 3_000 + 900 * 300) * 12 / 10));
-    }
-
-    #[test]
-    fn reasoning_is_not_charged_on_top_of_the_completion() {
-        let charge = |reasoning| {
-            charge(&price(Rule::List, rates()), usage(0, 0, 100, reasoning), None).unwrap()
-        };
-        assert_eq!(charge(80), charge(0));
-    }
-
-    #[test]
-    fn cost_plus_charges_the_cost_and_falls_back_to_the_rates_only_when_it_is_unknown() {
-        let price = price(Rule::CostPlus, rates());
-        let used = usage(1_000, 0, 0, 0);
-        assert_eq!(charge(&price, used, Some(0)), Ok(NanoUsd(0)), "zero is zero");
-        assert_eq!(charge(&price, used, Some(1_000_000)), Ok(NanoUsd(1_200)));
-        assert_eq!(charge(&price, used, None), Ok(NanoUsd(3_600_000)));
-    }
-
-    proptest! {
-        #[test]
-        fn the_worst_case_covers_every_charge_within_it(
-            prompt in 0..1_000_000_i64, cached in 0..1_000_000_i64, written in 0..1_000_000_i64,
-            completion in 0..100_000_i64, reasoning in 0..100_000_i64, spare in 0..1_000_i64,
-        ) {
-            let used = TokenUsage {
-                prompt: Tokens(prompt),
-                cached: Tokens(cached.min(prompt)),
-                cache_write: Tokens(written.min(prompt - cached.min(prompt))),
-                completion: Tokens(completion),
-                reasoning: Tokens(reasoning.min(completion)),
-            };
-            let price = price(Rule::List, rates());
-            let worst =
-                worst_case(&price, Tokens(prompt + spare), Tokens(completion + spare), 1).unwrap();
-            prop_assert!(charge(&price, used, None).unwrap() <= worst);
-        }
-    }
+    pico + rate.times(rest.max(0))
 }

@@ -1,85 +1,153 @@
 //! Decides a batch of ledger operations on the rows that a store has locked and loaded.
 //!
 //! Invariants, whatever the order and repetition of operations: `balance = credits - charges`,
-//! `held = sum of open holds`, neither is ever negative on a prepaid account, and a request is
-//! charged at most once. Pure: both stores load, let this decide, and write the changes down.
+//! `held = sum of open holds` for accounts and for keys, neither is ever negative on a prepaid
+//! account, and a request is charged at most once. Pure: both stores load, let this decide, and
+//! write the changes down.
 
-use super::{BillingEvent, Entry, LedgerOp, Note, Outcome};
-use crate::models::account::{Account, AccountStatus};
-use crate::models::hold::Hold;
-use crate::models::ids::{AccountId, RequestId};
+#[cfg(test)]
+mod properties;
+
+use super::{BillingEvent, Correction, Entry, Extension, LedgerOp, Limit, Note, Outcome};
+use super::{Placement, Settlement};
+use crate::models::account::{Account, AccountStatus, KeyBudget};
+use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
+use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::ledger::{EntryKind, LedgerEntry, record_hash};
 use crate::models::money::{NanoUsd, OutOfRange};
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::UsageRecord;
+use crate::models::usage::{UsageCorrection, UsageRecord, UsageSource};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// The rows that a batch touches.
 #[derive(Debug, Default)]
 pub struct Books {
-    accounts: BTreeMap<AccountId, Account>,
-    holds: BTreeMap<RequestId, Hold>,
-    settled: BTreeSet<RequestId>,
+    pub accounts: BTreeMap<AccountId, Account>,
+    pub budgets: BTreeMap<ApiKeyId, KeyBudget>,
+    pub holds: BTreeMap<RequestId, Hold>,
+    pub idempotency: BTreeMap<String, IdempotencyKey>,
+    /// Which of the batch's requests have a usage record, and which a correction.
+    pub settled: BTreeSet<RequestId>,
+    pub corrected: BTreeSet<RequestId>,
     /// Each billable usage record goes to each of these.
-    sinks: Vec<String>,
-    changes: Changes,
+    pub sinks: Vec<String>,
+    pub changes: Changes,
 }
 
 /// What a store has to write. Ids are sorted, so that two writers lock in the same order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub accounts: BTreeMap<AccountId, Account>,
+    pub budgets: BTreeMap<ApiKeyId, KeyBudget>,
     pub placed: BTreeMap<RequestId, Hold>,
-    pub noted: BTreeMap<RequestId, Hold>,
+    pub changed: BTreeMap<RequestId, Hold>,
     pub closed: BTreeSet<RequestId>,
+    /// `None`: forgotten.
+    pub idempotency: BTreeMap<String, Option<IdempotencyKey>>,
     pub usage_records: Vec<UsageRecord>,
     pub ledger_entries: Vec<LedgerEntry>,
     pub billing_events: Vec<BillingEvent>,
+    pub lookups: Vec<PendingLookup>,
+    pub corrections: Vec<UsageCorrection>,
 }
 
 /// The ids that a batch needs loaded.
 #[derive(Debug, Default)]
 pub struct Needs {
     pub accounts: BTreeSet<AccountId>,
+    pub keys: BTreeSet<ApiKeyId>,
     pub requests: BTreeSet<RequestId>,
+    pub idempotency: BTreeSet<String>,
+    /// Corrections are rare: their table is only asked when there is one.
+    pub corrections: BTreeSet<RequestId>,
 }
+
+/// How long a used idempotency key is remembered after its request.
+const IDEMPOTENCY_FOR: Duration = Duration::from_secs(24 * 3_600);
+/// How soon after an estimate the upstream is asked again.
+const FIRST_SLOW_LOOKUP: Duration = Duration::from_secs(300);
 
 impl Needs {
     #[must_use]
     pub fn of(batch: &[LedgerOp]) -> Self {
         let mut needs = Self::default();
         for op in batch {
-            let (account, request) = match op {
-                LedgerOp::Place(hold) => (hold.account_id, Some(hold.request_id)),
-                LedgerOp::Note(note) => (note.account_id, Some(note.request_id)),
-                LedgerOp::Settle(record) => (record.account_id, Some(record.id)),
-                LedgerOp::Enter(entry) => (entry.account_id, None),
-            };
-            needs.accounts.insert(account);
-            needs.requests.extend(request);
+            needs.add(op);
         }
         needs
+    }
+
+    fn add(&mut self, op: &LedgerOp) {
+        let (account, key, request) = match op {
+            LedgerOp::Place(Placement { hold, .. }) => {
+                self.idempotency.extend(hold.idempotency_id());
+                (hold.account_id, hold.api_key_id, Some(hold.request_id))
+            }
+            LedgerOp::Extend(extension) => {
+                (extension.account_id, extension.api_key_id, Some(extension.request_id))
+            }
+            LedgerOp::Note(note) => (note.account_id, None, Some(note.request_id)),
+            LedgerOp::Settle(settlement) => {
+                let record = &settlement.record;
+                (record.account_id, record.api_key_id, Some(record.id))
+            }
+            LedgerOp::Correct(correction) => {
+                let Correction { api_key_id, correction, .. } = correction.as_ref();
+                self.corrections.insert(correction.request_id);
+                (correction.account_id, *api_key_id, Some(correction.request_id))
+            }
+            LedgerOp::Enter(entry) => (entry.account_id, None, None),
+        };
+        self.accounts.insert(account);
+        self.keys.extend(key);
+        self.requests.extend(request);
+    }
+}
+
+/// An account and, where there is one, its key's budget: working copies of one decision.
+struct Payer {
+    account: Account,
+    budget: Option<KeyBudget>,
+}
+
+impl Payer {
+    /// What both leave, and which of them leaves less.
+    fn available(&self, now: Timestamp) -> Result<(NanoUsd, Limit), OutOfRange> {
+        let account = self.account.available(now)?;
+        match &self.budget {
+            Some(budget) if budget.available()? < account => Ok((budget.available()?, Limit::Key)),
+            _ => Ok((account, Limit::Account)),
+        }
+    }
+
+    fn hold(&mut self, amount: NanoUsd) -> Result<(), OutOfRange> {
+        self.account.held_nusd = self.account.held_nusd.plus(amount)?;
+        if let Some(budget) = &mut self.budget {
+            budget.held_nusd = budget.held_nusd.plus(amount)?;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, amount: NanoUsd) -> Result<(), OutOfRange> {
+        self.account.held_nusd = self.account.held_nusd.minus(amount)?;
+        if let Some(budget) = &mut self.budget {
+            budget.held_nusd = budget.held_nusd.minus(amount)?;
+        }
+        Ok(())
+    }
+
+    fn spend(&mut self, charge: NanoUsd) -> Result<(), OutOfRange> {
+        let account = &mut self.account;
+        account.period_charged_nusd = account.period_charged_nusd.plus(charge)?;
+        if let Some(budget) = &mut self.budget {
+            budget.spend(charge)?;
+        }
+        Ok(())
     }
 }
 
 impl Books {
-    /// `settled`: which of the batch's requests have a usage record already.
-    #[must_use]
-    pub fn new(
-        accounts: Vec<Account>,
-        holds: Vec<Hold>,
-        settled: Vec<RequestId>,
-        sinks: &[String],
-    ) -> Self {
-        Self {
-            accounts: accounts.into_iter().map(|account| (account.id, account)).collect(),
-            holds: holds.into_iter().map(|hold| (hold.request_id, hold)).collect(),
-            settled: settled.into_iter().collect(),
-            sinks: sinks.to_vec(),
-            changes: Changes::default(),
-        }
-    }
-
     /// Decides the batch in its order.
     #[must_use]
     pub fn apply(mut self, batch: &[LedgerOp], now: Timestamp) -> (Vec<Outcome>, Changes) {
@@ -90,72 +158,116 @@ impl Books {
 
     /// An operation that fails must not have changed anything: each works on copies and keeps them
     /// at its end.
-    fn decide(&mut self, op: &LedgerOp, now: Timestamp) -> Result<Outcome, OutOfRange> {
+    pub fn decide(&mut self, op: &LedgerOp, now: Timestamp) -> Result<Outcome, OutOfRange> {
         match op {
-            LedgerOp::Place(hold) => self.place(hold, now),
+            LedgerOp::Place(placement) => self.place(placement, now),
+            LedgerOp::Extend(extension) => self.extend(extension, now),
             LedgerOp::Note(note) => Ok(self.note(note)),
-            LedgerOp::Settle(record) => self.settle(record, now),
+            LedgerOp::Settle(settlement) => self.settle(settlement, now),
+            LedgerOp::Correct(correction) => self.correct(correction, now),
             LedgerOp::Enter(entry) => self.enter(entry, now),
         }
     }
 
-    fn place(&mut self, hold: &Hold, now: Timestamp) -> Result<Outcome, OutOfRange> {
+    fn payer(&self, account: AccountId, key: Option<ApiKeyId>, now: Timestamp) -> Option<Payer> {
+        let mut account = self.accounts.get(&account)?.clone();
+        account.roll_period(now);
+        let mut budget = key.and_then(|key| self.budgets.get(&key)).cloned();
+        if let Some(budget) = &mut budget {
+            budget.roll(now);
+        }
+        Some(Payer { account, budget })
+    }
+
+    fn place(&mut self, placement: &Placement, now: Timestamp) -> Result<Outcome, OutOfRange> {
+        let Placement { hold, floor_nusd } = placement;
         if self.settled.contains(&hold.request_id) {
             return Ok(Outcome::AlreadySettled);
         }
-        let Some(mut account) = self.accounts.get(&hold.account_id).cloned() else {
+        let Some(mut payer) = self.payer(hold.account_id, hold.api_key_id, now) else {
             return Ok(Outcome::NoAccount);
         };
-        let available = account.available(now)?;
-        if self.holds.contains_key(&hold.request_id) {
-            return Ok(Outcome::Placed { available });
+        let (available, by) = payer.available(now)?;
+        if let Some(placed) = self.holds.get(&hold.request_id) {
+            return Ok(Outcome::Placed { amount: placed.amount_nusd, available });
         }
-        if account.status == AccountStatus::Suspended {
+        if payer.account.status == AccountStatus::Suspended {
             return Ok(Outcome::Suspended);
         }
-        if hold.amount_nusd > available {
-            return Ok(Outcome::Refused { available });
+        if self.is_repeated(hold, now) {
+            return Ok(Outcome::Repeated);
         }
-        account.held_nusd = account.held_nusd.plus(hold.amount_nusd)?;
-        let available = account.available(now)?;
-        self.keep(account);
+        let amount = hold.amount_nusd.min(available);
+        if amount < *floor_nusd {
+            return Ok(Outcome::Refused { available, by });
+        }
+        payer.hold(amount)?;
+        let (available, _) = payer.available(now)?;
+
+        let hold = Hold { amount_nusd: amount, ..hold.clone() };
+        self.keep(payer);
+        if let Some(id) = hold.idempotency_id() {
+            // Until its request has ended; settling puts the day after that.
+            let expires_at = now.plus(IDEMPOTENCY_FOR);
+            self.remember(IdempotencyKey { id, request_id: hold.request_id, expires_at });
+        }
         self.holds.insert(hold.request_id, hold.clone());
-        self.changes.placed.insert(hold.request_id, hold.clone());
-        Ok(Outcome::Placed { available })
+        self.changes.placed.insert(hold.request_id, hold);
+        Ok(Outcome::Placed { amount, available })
+    }
+
+    fn is_repeated(&self, hold: &Hold, now: Timestamp) -> bool {
+        let known = hold.idempotency_id().and_then(|id| self.idempotency.get(&id));
+        known.is_some_and(|known| known.expires_at > now && known.request_id != hold.request_id)
+    }
+
+    fn extend(&mut self, extension: &Extension, now: Timestamp) -> Result<Outcome, OutOfRange> {
+        let Some(hold) = self.holds.get(&extension.request_id).cloned() else {
+            return Ok(Outcome::NoHold);
+        };
+        let Some(mut payer) = self.payer(hold.account_id, hold.api_key_id, now) else {
+            return Ok(Outcome::NoAccount);
+        };
+        let (available, by) = payer.available(now)?;
+        let add = extension.add_nusd.min(available);
+        if add < extension.floor_nusd {
+            return Ok(Outcome::Refused { available, by });
+        }
+        payer.hold(add)?;
+        let (available, _) = payer.available(now)?;
+        let amount = hold.amount_nusd.plus(add)?;
+        self.keep(payer);
+        self.change(Hold { amount_nusd: amount, ..hold });
+        Ok(Outcome::Extended { amount, available })
     }
 
     fn note(&mut self, note: &Note) -> Outcome {
-        let Some(hold) = self.holds.get_mut(&note.request_id) else {
+        let Some(mut hold) = self.holds.get(&note.request_id).cloned() else {
             return Outcome::NoHold;
         };
         hold.completion_tokens_seen = hold.completion_tokens_seen.max(note.completion_tokens_seen);
         if note.generation_id.is_some() {
             hold.generation_id.clone_from(&note.generation_id);
         }
-        // A hold placed in this very batch is written with the note in it.
-        match self.changes.placed.get_mut(&note.request_id) {
-            Some(placed) => placed.clone_from(hold),
-            None => {
-                self.changes.noted.insert(note.request_id, hold.clone());
-            }
-        }
+        self.change(hold);
         Outcome::Noted
     }
 
-    fn settle(&mut self, wanted: &UsageRecord, now: Timestamp) -> Result<Outcome, OutOfRange> {
+    fn settle(&mut self, settlement: &Settlement, now: Timestamp) -> Result<Outcome, OutOfRange> {
+        let wanted = &settlement.record;
         if self.settled.contains(&wanted.id) {
             return Ok(Outcome::AlreadySettled);
         }
-        let Some(hold) = self.holds.get(&wanted.id) else {
+        let Some(hold) = self.holds.get(&wanted.id).cloned() else {
             return Ok(Outcome::NoHold);
         };
-        let Some(mut account) = self.accounts.get(&hold.account_id).cloned() else {
+        let Some(mut payer) = self.payer(hold.account_id, hold.api_key_id, now) else {
             return Ok(Outcome::NoAccount);
         };
-        account.held_nusd = account.held_nusd.minus(hold.amount_nusd)?;
-        account.roll_period(now);
-        // Never more than there is: what is missing is the operator's loss, and shown as such.
-        let funds = account.available(now)?.max(NanoUsd::ZERO);
+        payer.release(hold.amount_nusd)?;
+        // Never more than there is: what is missing is the operator's loss, and shown as such. A
+        // key's budget does not make what was used free: the account's funds decide.
+        let funds = payer.account.available(now)?.max(NanoUsd::ZERO);
         let charge = wanted.charge_nusd.min(funds);
         let record = UsageRecord {
             hold_nusd: hold.amount_nusd,
@@ -163,23 +275,26 @@ impl Books {
             shortfall_nusd: wanted.charge_nusd.minus(charge)?,
             ..wanted.clone()
         };
-        account.period_charged_nusd = account.period_charged_nusd.plus(charge)?;
-        let entry = (!charge.is_zero())
-            .then(|| post(&mut account, charge_of(&record)?, now))
-            .transpose()?;
-        let available = account.available(now)?;
+        payer.spend(charge)?;
+        let entry = if charge.is_zero() {
+            None
+        } else {
+            Some(post(&mut payer.account, charge_of(&record)?, now)?)
+        };
+        let (available, _) = payer.available(now)?;
 
-        self.keep(account);
-        self.close(&record);
+        self.keep(payer);
+        self.close(&hold, &record, now);
+        self.look_up_later(&record, settlement.look_up_until, now);
         self.changes.ledger_entries.extend(entry);
         self.changes.usage_records.push(record);
         Ok(Outcome::Settled { charge, available })
     }
 
-    fn close(&mut self, record: &UsageRecord) {
+    fn close(&mut self, hold: &Hold, record: &UsageRecord, now: Timestamp) {
         self.holds.remove(&record.id);
         self.settled.insert(record.id);
-        self.changes.noted.remove(&record.id);
+        self.changes.changed.remove(&record.id);
         // Placed and settled in one batch: the hold never reaches the table.
         if self.changes.placed.remove(&record.id).is_none() {
             self.changes.closed.insert(record.id);
@@ -188,10 +303,65 @@ impl Books {
             let events = self.sinks.iter().map(|sink| event(record, sink));
             self.changes.billing_events.extend(events);
         }
+        let Some(id) = hold.idempotency_id() else { return };
+        if record.source == UsageSource::None {
+            // Nothing was used: the client may try again under the same key.
+            self.idempotency.remove(&id);
+            self.changes.idempotency.insert(id, None);
+        } else {
+            let expires_at = now.plus(IDEMPOTENCY_FOR);
+            self.remember(IdempotencyKey { id, request_id: record.id, expires_at });
+        }
+    }
+
+    fn look_up_later(&mut self, record: &UsageRecord, until: Option<Timestamp>, now: Timestamp) {
+        let (Some(give_up_at), Some(generation_id)) = (until, &record.generation_id) else {
+            return;
+        };
+        self.changes.lookups.push(PendingLookup {
+            request_id: record.id,
+            account_id: record.account_id,
+            generation_id: generation_id.clone(),
+            attempts: 0,
+            next_attempt_at: now.plus(FIRST_SLOW_LOOKUP),
+            give_up_at,
+        });
+    }
+
+    fn correct(&mut self, correction: &Correction, now: Timestamp) -> Result<Outcome, OutOfRange> {
+        let Correction { api_key_id, charged_nusd, correction } = correction;
+        let request = correction.request_id;
+        if self.corrected.contains(&request) || !self.settled.contains(&request) {
+            return Ok(Outcome::AlreadySettled);
+        }
+        let Some(mut payer) = self.payer(correction.account_id, *api_key_id, now) else {
+            return Ok(Outcome::NoAccount);
+        };
+        // Positive gives back. What it takes is bounded by what there is, as a charge is.
+        let funds = payer.account.available(now)?.max(NanoUsd::ZERO);
+        let difference = charged_nusd.minus(correction.charge_nusd)?;
+        let difference = difference.max(NanoUsd::ZERO.minus(funds)?);
+        payer.spend(NanoUsd::ZERO.minus(difference)?)?;
+        let correction = UsageCorrection { difference_nusd: difference, ..correction.clone() };
+        if !difference.is_zero() {
+            let posting = Posting {
+                kind: EntryKind::Correction,
+                amount: difference,
+                request: Some(request),
+                record_hash: Some(record_hash(&correction)),
+                reason: "the upstream's numbers came late".to_owned(),
+            };
+            let entry = post(&mut payer.account, posting, now)?;
+            self.changes.ledger_entries.push(entry);
+        }
+        self.keep(payer);
+        self.corrected.insert(request);
+        self.changes.corrections.push(correction);
+        Ok(Outcome::Corrected { difference })
     }
 
     fn enter(&mut self, entry: &Entry, now: Timestamp) -> Result<Outcome, OutOfRange> {
-        let Some(mut account) = self.accounts.get(&entry.account_id).cloned() else {
+        let Some(mut payer) = self.payer(entry.account_id, None, now) else {
             return Ok(Outcome::NoAccount);
         };
         let posting = Posting {
@@ -201,16 +371,36 @@ impl Books {
             record_hash: None,
             reason: entry.reason.clone(),
         };
-        let entry = post(&mut account, posting, now)?;
-        let balance = account.balance_nusd;
-        self.keep(account);
+        let entry = post(&mut payer.account, posting, now)?;
+        let balance = payer.account.balance_nusd;
+        self.keep(payer);
         self.changes.ledger_entries.push(entry);
         Ok(Outcome::Entered { balance })
     }
 
-    fn keep(&mut self, account: Account) {
+    fn keep(&mut self, payer: Payer) {
+        let Payer { account, budget } = payer;
         self.changes.accounts.insert(account.id, account.clone());
         self.accounts.insert(account.id, account);
+        if let Some(budget) = budget {
+            self.changes.budgets.insert(budget.api_key_id, budget.clone());
+            self.budgets.insert(budget.api_key_id, budget);
+        }
+    }
+
+    /// A hold placed in this very batch is written with its changes in it.
+    fn change(&mut self, hold: Hold) {
+        let id = hold.request_id;
+        self.holds.insert(id, hold.clone());
+        match self.changes.placed.get_mut(&id) {
+            Some(placed) => *placed = hold,
+            None => drop(self.changes.changed.insert(id, hold)),
+        }
+    }
+
+    fn remember(&mut self, key: IdempotencyKey) {
+        self.changes.idempotency.insert(key.id.clone(), Some(key.clone()));
+        self.idempotency.insert(key.id.clone(), key);
     }
 }
 

@@ -4,23 +4,26 @@
 //! so two writers or replicas wait for each other and never deadlock.
 
 use super::books::{Books, Changes, Needs};
+
 use super::table::{
-    ACCOUNT_BALANCES, ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLD_NOTES, HOLDS, LEDGER_ENTRIES, Table,
-    USAGE_RECORDS, postgres as sql, price_rows,
+    ACCOUNT_BALANCES, ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
+    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, Table, USAGE_CORRECTIONS, USAGE_RECORDS,
+    postgres as sql, price_rows,
 };
 use super::{BillingEvent, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
-use crate::models::account::{Account, ApiKey};
-use crate::models::hold::Hold;
+use crate::models::account::{Account, ApiKey, KeyBudget};
+use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use crate::models::ledger::LedgerEntry;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::UsageRecord;
+use crate::models::usage::{UsageCorrection, UsageRecord};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -34,8 +37,14 @@ pub struct PostgresStore {
 /// The statements of a batch, made once.
 struct Sql {
     lock_accounts: Arc<str>,
+    load_budgets: Arc<str>,
     load_holds: Arc<str>,
+    load_idempotency: Arc<str>,
     update_accounts: Arc<str>,
+    update_budgets: Arc<str>,
+    insert_idempotency: Arc<str>,
+    insert_lookups: Arc<str>,
+    insert_corrections: Arc<str>,
     insert_holds: Arc<str>,
     update_holds: Arc<str>,
     insert_usage: Arc<str>,
@@ -69,26 +78,57 @@ impl PostgresStore {
 
     async fn load(&self, conn: &mut PgConnection, batch: &[LedgerOp]) -> Result<Books, StoreError> {
         let needs = Needs::of(batch);
+        let uuids = |ids: &BTreeSet<RequestId>| ids.iter().map(|id| id.0).collect::<Vec<_>>();
         let accounts: Vec<Uuid> = needs.accounts.iter().map(|id| id.0).collect();
-        let requests: Vec<Uuid> = needs.requests.iter().map(|id| id.0).collect();
-        let accounts = select(conn, &self.sql.lock_accounts, accounts).await?;
-        let holds = select(conn, &self.sql.load_holds, requests.clone()).await?;
-        let settled: Vec<Uuid> =
-            sqlx::query_scalar("SELECT id FROM usage_records WHERE id = ANY($1)")
-                .bind(requests)
-                .fetch_all(conn)
-                .await
-                .map_err(classify)?;
-        let settled = settled.into_iter().map(RequestId).collect();
-        Ok(Books::new(accounts, holds, settled, &self.sinks))
+        let keys: Vec<Uuid> = needs.keys.iter().map(|id| id.0).collect();
+        let requests = uuids(&needs.requests);
+        let accounts: Vec<Account> = select(conn, &self.sql.lock_accounts, accounts).await?;
+        let budgets: Vec<KeyBudget> = select(conn, &self.sql.load_budgets, keys).await?;
+        let holds: Vec<Hold> = select(conn, &self.sql.load_holds, requests.clone()).await?;
+        let settled =
+            ids(conn, "SELECT id FROM usage_records WHERE id = ANY($1)", requests).await?;
+        let mut books = Books {
+            accounts: accounts.into_iter().map(|row| (row.id, row)).collect(),
+            budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
+            holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
+            settled,
+            sinks: self.sinks.clone(),
+            ..Books::default()
+        };
+        if !needs.idempotency.is_empty() {
+            let names: Vec<String> = needs.idempotency.into_iter().collect();
+            let known: Vec<IdempotencyKey> =
+                select(conn, &self.sql.load_idempotency, names).await?;
+            books.idempotency = known.into_iter().map(|row| (row.id.clone(), row)).collect();
+        }
+        if !needs.corrections.is_empty() {
+            let corrected = "SELECT request_id FROM usage_corrections WHERE request_id = ANY($1)";
+            books.corrected = ids(conn, corrected, uuids(&needs.corrections)).await?;
+        }
+        Ok(books)
+    }
+
+    async fn write_idempotency(
+        &self,
+        conn: &mut PgConnection,
+        changes: BTreeMap<String, Option<IdempotencyKey>>,
+    ) -> Result<(), StoreError> {
+        let names: Vec<&String> = changes.keys().collect();
+        sqlx::query("DELETE FROM idempotency_keys WHERE id = ANY($1)")
+            .bind(names)
+            .execute(&mut *conn)
+            .await
+            .map_err(classify)?;
+        write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
     }
 
     async fn write(&self, conn: &mut PgConnection, changes: Changes) -> Result<(), StoreError> {
-        let Changes { accounts, placed, noted, closed, .. } = changes;
+        let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
         let sql = &self.sql;
         write_rows(conn, &sql.update_accounts, accounts.values()).await?;
+        write_rows(conn, &sql.update_budgets, budgets.values()).await?;
         write_rows(conn, &sql.insert_holds, placed.values()).await?;
-        write_rows(conn, &sql.update_holds, noted.values()).await?;
+        write_rows(conn, &sql.update_holds, changed.values()).await?;
         if !closed.is_empty() {
             let closed: Vec<Uuid> = closed.iter().map(|id| id.0).collect();
             sqlx::query("DELETE FROM holds WHERE request_id = ANY($1)")
@@ -97,6 +137,11 @@ impl PostgresStore {
                 .await
                 .map_err(classify)?;
         }
+        if !idempotency.is_empty() {
+            self.write_idempotency(conn, idempotency).await?;
+        }
+        write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
+        write_rows(conn, &sql.insert_corrections, changes.corrections.iter()).await?;
         write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
         write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
         write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await
@@ -108,10 +153,20 @@ impl Sql {
         Self {
             lock_accounts: sql::select(&ACCOUNTS, "WHERE id = ANY($1) ORDER BY id FOR UPDATE")
                 .into(),
+            load_budgets: sql::select(
+                &KEY_BUDGETS,
+                "WHERE api_key_id = ANY($1) ORDER BY api_key_id FOR UPDATE",
+            )
+            .into(),
             load_holds: sql::select(&HOLDS, "WHERE request_id = ANY($1)").into(),
+            load_idempotency: sql::select(&IDEMPOTENCY_KEYS, "WHERE id = ANY($1)").into(),
+            update_budgets: sql::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING).into(),
+            insert_idempotency: sql::insert(&IDEMPOTENCY_KEYS).into(),
+            insert_lookups: sql::insert(&LOOKUPS).into(),
+            insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
             update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
             insert_holds: sql::insert(&HOLDS).into(),
-            update_holds: sql::update(&HOLDS, "request_id", HOLD_NOTES).into(),
+            update_holds: sql::update(&HOLDS, "request_id", HOLD_CHANGES).into(),
             insert_usage: sql::insert(&USAGE_RECORDS).into(),
             insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
             insert_events: sql::insert(&BILLING_EVENTS).into(),
@@ -162,8 +217,18 @@ impl Store for PostgresStore {
         self.page(&ACCOUNTS, "id", after.map(|id| id.0)).await
     }
 
-    async fn create_key(&self, key: &ApiKey) -> Result<(), StoreError> {
-        self.insert(sql::insert(&API_KEYS), key, "this key").await
+    async fn create_key(&self, key: &ApiKey, budget: &KeyBudget) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        write_rows(&mut tx, &sql::insert(&API_KEYS).into(), [key].into_iter()).await?;
+        write_rows(&mut tx, &sql::insert(&KEY_BUDGETS).into(), [budget].into_iter()).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn key_budgets_after(
+        &self,
+        after: Option<ApiKeyId>,
+    ) -> Result<Vec<KeyBudget>, StoreError> {
+        self.page(&KEY_BUDGETS, "api_key_id", after.map(|id| id.0)).await
     }
 
     async fn key_by_hash(
@@ -203,18 +268,31 @@ impl Store for PostgresStore {
     }
 
     async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
-        let rows = price_rows(prices);
+        let rows = serde_json::to_string(&price_rows(prices))?;
+        let mut tx = self.pool.begin().await.map_err(classify)?;
         sqlx::query(
-            "INSERT INTO prices (id, model, terms, effective_at) \
-             SELECT r ->> 0, r ->> 1, r ->> 2, $2::timestamptz FROM json_array_elements($1::json) r \
-             ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO prices (id, model, terms) SELECT r ->> 0, r ->> 1, r ->> 3 \
+             FROM json_array_elements($1::json) r ON CONFLICT (id) DO NOTHING",
         )
-        .bind(serde_json::to_string(&rows)?)
-        .bind(at.to_string())
-        .execute(&self.pool)
+        .bind(&rows)
+        .execute(&mut *tx)
         .await
         .map_err(classify)?;
-        Ok(())
+        // Another replica may write the same change at the same time.
+        sqlx::query(
+            "INSERT INTO price_changes (model, plan, effective_at, price_id) \
+             SELECT r ->> 1, r ->> 2, $2::timestamptz, r ->> 0 \
+             FROM json_array_elements($1::json) r WHERE r ->> 0 IS DISTINCT FROM \
+             (SELECT c.price_id FROM price_changes c WHERE c.model = r ->> 1 \
+              AND c.plan = r ->> 2 ORDER BY c.effective_at DESC LIMIT 1) \
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(&rows)
+        .bind(at.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        tx.commit().await.map_err(classify)
     }
 
     async fn price(&self, id: &str) -> Result<Option<Price>, StoreError> {
@@ -263,6 +341,53 @@ impl Store for PostgresStore {
     async fn expire_leases_of_others(&self, _owner: InstanceId) -> Result<(), StoreError> {
         // Replicas share this store: only time tells that an owner is dead.
         Ok(())
+    }
+
+    async fn claim_lookups(
+        &self,
+        now: Timestamp,
+        next: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<PendingLookup>, StoreError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "UPDATE lookups t SET attempts = attempts + 1, next_attempt_at = $2::timestamptz \
+             WHERE request_id IN (SELECT request_id FROM lookups \
+              WHERE next_attempt_at <= $1::timestamptz ORDER BY next_attempt_at LIMIT $3 \
+              FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
+        )
+        .bind(now.to_string())
+        .bind(next.to_string())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
+        for statement in [
+            "DELETE FROM lookups WHERE give_up_at < $1::timestamptz OR request_id IN \
+             (SELECT request_id FROM usage_corrections)",
+            "DELETE FROM idempotency_keys WHERE expires_at < $1::timestamptz",
+        ] {
+            sqlx::query(statement)
+                .bind(now.to_string())
+                .execute(&self.pool)
+                .await
+                .map_err(classify)?;
+        }
+        Ok(())
+    }
+
+    async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError> {
+        self.one(sql::select(&USAGE_RECORDS, "WHERE id = $1"), id.0).await
+    }
+
+    async fn corrections_after(
+        &self,
+        after: Option<RequestId>,
+    ) -> Result<Vec<UsageCorrection>, StoreError> {
+        self.page(&USAGE_CORRECTIONS, "request_id", after.map(|id| id.0)).await
     }
 
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
@@ -356,6 +481,16 @@ impl PostgresStore {
         let mut conn = self.pool.acquire().await.map_err(classify)?;
         select(&mut conn, &sql::select(table, &condition).into(), after).await
     }
+}
+
+async fn ids(
+    conn: &mut PgConnection,
+    statement: &'static str,
+    among: Vec<Uuid>,
+) -> Result<BTreeSet<RequestId>, StoreError> {
+    let found: Vec<Uuid> =
+        sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
+    Ok(found.into_iter().map(RequestId).collect())
 }
 
 async fn select<T, K>(

@@ -4,23 +4,26 @@
 //! IMMEDIATE`, so a command that runs beside the server waits instead of failing.
 
 use super::books::{Books, Changes, Needs};
+
 use super::table::{
-    ACCOUNT_BALANCES, ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLD_NOTES, HOLDS, LEDGER_ENTRIES, Table,
-    USAGE_RECORDS, price_rows, sqlite as sql,
+    ACCOUNT_BALANCES, ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
+    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, Table, USAGE_CORRECTIONS, USAGE_RECORDS,
+    price_rows, sqlite as sql,
 };
 use super::{BillingEvent, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
-use crate::models::account::{Account, ApiKey};
-use crate::models::hold::Hold;
+use crate::models::account::{Account, ApiKey, KeyBudget};
+use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use crate::models::ledger::LedgerEntry;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::UsageRecord;
+use crate::models::usage::{UsageCorrection, UsageRecord};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +37,14 @@ pub struct SqliteStore {
 /// The statements of a batch, made once.
 struct Sql {
     load_accounts: Arc<str>,
+    load_budgets: Arc<str>,
     load_holds: Arc<str>,
+    load_idempotency: Arc<str>,
     update_accounts: Arc<str>,
+    update_budgets: Arc<str>,
+    insert_idempotency: Arc<str>,
+    insert_lookups: Arc<str>,
+    insert_corrections: Arc<str>,
     insert_holds: Arc<str>,
     update_holds: Arc<str>,
     insert_usage: Arc<str>,
@@ -81,26 +90,56 @@ impl SqliteStore {
     ) -> Result<Books, StoreError> {
         let needs = Needs::of(batch);
         let requests = serde_json::to_string(&needs.requests)?;
+        let keys = serde_json::to_string(&needs.keys)?;
         let accounts = serde_json::to_string(&needs.accounts)?;
-        let accounts = select(conn, &self.sql.load_accounts, accounts).await?;
-        let holds = select(conn, &self.sql.load_holds, requests.clone()).await?;
-        let settled: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM usage_records WHERE id IN (SELECT value FROM json_each(?1))",
-        )
-        .bind(requests)
-        .fetch_all(conn)
-        .await
-        .map_err(classify)?;
-        let settled = settled.iter().filter_map(|id| id.parse::<RequestId>().ok()).collect();
-        Ok(Books::new(accounts, holds, settled, &self.sinks))
+        let accounts: Vec<Account> = select(conn, &self.sql.load_accounts, accounts).await?;
+        let budgets: Vec<KeyBudget> = select(conn, &self.sql.load_budgets, keys).await?;
+        let holds: Vec<Hold> = select(conn, &self.sql.load_holds, requests.clone()).await?;
+        let settled = "SELECT id FROM usage_records WHERE id IN (SELECT value FROM json_each(?1))";
+        let mut books = Books {
+            accounts: accounts.into_iter().map(|row| (row.id, row)).collect(),
+            budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
+            holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
+            settled: ids(conn, settled, requests).await?,
+            sinks: self.sinks.clone(),
+            ..Books::default()
+        };
+        if !needs.idempotency.is_empty() {
+            let names = serde_json::to_string(&needs.idempotency)?;
+            let known: Vec<IdempotencyKey> =
+                select(conn, &self.sql.load_idempotency, names).await?;
+            books.idempotency = known.into_iter().map(|row| (row.id.clone(), row)).collect();
+        }
+        if !needs.corrections.is_empty() {
+            let corrected = "SELECT request_id FROM usage_corrections \
+                             WHERE request_id IN (SELECT value FROM json_each(?1))";
+            let among = serde_json::to_string(&needs.corrections)?;
+            books.corrected = ids(conn, corrected, among).await?;
+        }
+        Ok(books)
+    }
+
+    async fn write_idempotency(
+        &self,
+        conn: &mut SqliteConnection,
+        changes: BTreeMap<String, Option<IdempotencyKey>>,
+    ) -> Result<(), StoreError> {
+        let names: Vec<&String> = changes.keys().collect();
+        sqlx::query("DELETE FROM idempotency_keys WHERE id IN (SELECT value FROM json_each(?1))")
+            .bind(serde_json::to_string(&names)?)
+            .execute(&mut *conn)
+            .await
+            .map_err(classify)?;
+        write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
     }
 
     async fn write(&self, conn: &mut SqliteConnection, changes: Changes) -> Result<(), StoreError> {
-        let Changes { accounts, placed, noted, closed, .. } = changes;
+        let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
         let sql = &self.sql;
         write_rows(conn, &sql.update_accounts, accounts.values()).await?;
+        write_rows(conn, &sql.update_budgets, budgets.values()).await?;
         write_rows(conn, &sql.insert_holds, placed.values()).await?;
-        write_rows(conn, &sql.update_holds, noted.values()).await?;
+        write_rows(conn, &sql.update_holds, changed.values()).await?;
         if !closed.is_empty() {
             sqlx::query("DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?1))")
                 .bind(serde_json::to_string(&closed)?)
@@ -108,6 +147,11 @@ impl SqliteStore {
                 .await
                 .map_err(classify)?;
         }
+        if !idempotency.is_empty() {
+            self.write_idempotency(conn, idempotency).await?;
+        }
+        write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
+        write_rows(conn, &sql.insert_corrections, changes.corrections.iter()).await?;
         write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
         write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
         write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await
@@ -123,10 +167,16 @@ impl Sql {
         const LISTED: &str = "IN (SELECT value FROM json_each(?1))";
         Self {
             load_accounts: sql::select(&ACCOUNTS, &format!("WHERE id {LISTED}")).into(),
+            load_budgets: sql::select(&KEY_BUDGETS, &format!("WHERE api_key_id {LISTED}")).into(),
+            load_idempotency: sql::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}")).into(),
             load_holds: sql::select(&HOLDS, &format!("WHERE request_id {LISTED}")).into(),
+            update_budgets: sql::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING).into(),
+            insert_idempotency: sql::insert(&IDEMPOTENCY_KEYS).into(),
+            insert_lookups: sql::insert(&LOOKUPS).into(),
+            insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
             update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
             insert_holds: sql::insert(&HOLDS).into(),
-            update_holds: sql::update(&HOLDS, "request_id", HOLD_NOTES).into(),
+            update_holds: sql::update(&HOLDS, "request_id", HOLD_CHANGES).into(),
             insert_usage: sql::insert(&USAGE_RECORDS).into(),
             insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
             insert_events: sql::insert(&BILLING_EVENTS).into(),
@@ -173,8 +223,18 @@ impl Store for SqliteStore {
         self.page(&ACCOUNTS, "id", text(after)).await
     }
 
-    async fn create_key(&self, key: &ApiKey) -> Result<(), StoreError> {
-        self.insert(sql::insert(&API_KEYS), key, "this key").await
+    async fn create_key(&self, key: &ApiKey, budget: &KeyBudget) -> Result<(), StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        write_rows(&mut tx, &sql::insert(&API_KEYS).into(), [key].into_iter()).await?;
+        write_rows(&mut tx, &sql::insert(&KEY_BUDGETS).into(), [budget].into_iter()).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn key_budgets_after(
+        &self,
+        after: Option<ApiKeyId>,
+    ) -> Result<Vec<KeyBudget>, StoreError> {
+        self.page(&KEY_BUDGETS, "api_key_id", text(after)).await
     }
 
     async fn key_by_hash(
@@ -206,18 +266,29 @@ impl Store for SqliteStore {
     }
 
     async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
-        let rows = price_rows(prices);
+        let rows = serde_json::to_string(&price_rows(prices))?;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
         sqlx::query(
-            "INSERT INTO prices (id, model, terms, effective_at) \
-             SELECT value ->> 0, value ->> 1, value ->> 2, ?2 FROM json_each(?1) \
-             WHERE true ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO prices (id, model, terms) SELECT value ->> 0, value ->> 1, value ->> 3 \
+             FROM json_each(?1) WHERE true ON CONFLICT (id) DO NOTHING",
         )
-        .bind(serde_json::to_string(&rows)?)
-        .bind(at.to_string())
-        .execute(&self.writer)
+        .bind(&rows)
+        .execute(&mut *tx)
         .await
         .map_err(classify)?;
-        Ok(())
+        sqlx::query(
+            "INSERT INTO price_changes (model, plan, effective_at, price_id) \
+             SELECT r.value ->> 1, r.value ->> 2, ?2, r.value ->> 0 FROM json_each(?1) r \
+             WHERE r.value ->> 0 IS NOT \
+             (SELECT c.price_id FROM price_changes c WHERE c.model = r.value ->> 1 \
+              AND c.plan = r.value ->> 2 ORDER BY c.effective_at DESC LIMIT 1)",
+        )
+        .bind(&rows)
+        .bind(at.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        tx.commit().await.map_err(classify)
     }
 
     async fn price(&self, id: &str) -> Result<Option<Price>, StoreError> {
@@ -272,6 +343,55 @@ impl Store for SqliteStore {
             .await
             .map_err(classify)?;
         Ok(())
+    }
+
+    async fn claim_lookups(
+        &self,
+        now: Timestamp,
+        next: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<PendingLookup>, StoreError> {
+        let claimed: Vec<String> = sqlx::query_scalar(
+            "UPDATE lookups SET attempts = attempts + 1, next_attempt_at = ?2 WHERE request_id IN \
+             (SELECT request_id FROM lookups WHERE next_attempt_at <= ?1 \
+              ORDER BY next_attempt_at LIMIT ?3) RETURNING request_id",
+        )
+        .bind(now.to_string())
+        .bind(next.to_string())
+        .bind(limit)
+        .fetch_all(&self.writer)
+        .await
+        .map_err(classify)?;
+        let statement =
+            sql::select(&LOOKUPS, "WHERE request_id IN (SELECT value FROM json_each(?1))");
+        let mut conn = self.writer.acquire().await.map_err(classify)?;
+        select(&mut conn, &statement.into(), serde_json::to_string(&claimed)?).await
+    }
+
+    async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
+        for statement in [
+            "DELETE FROM lookups WHERE give_up_at < ?1 OR request_id IN \
+             (SELECT request_id FROM usage_corrections)",
+            "DELETE FROM idempotency_keys WHERE expires_at < ?1",
+        ] {
+            sqlx::query(statement)
+                .bind(now.to_string())
+                .execute(&self.writer)
+                .await
+                .map_err(classify)?;
+        }
+        Ok(())
+    }
+
+    async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError> {
+        self.one(sql::select(&USAGE_RECORDS, "WHERE id = ?1"), id.to_string()).await
+    }
+
+    async fn corrections_after(
+        &self,
+        after: Option<RequestId>,
+    ) -> Result<Vec<UsageCorrection>, StoreError> {
+        self.page(&USAGE_CORRECTIONS, "request_id", text(after)).await
     }
 
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
@@ -367,6 +487,16 @@ impl SqliteStore {
 
 fn text<T: ToString>(id: Option<T>) -> Option<String> {
     id.map(|id| id.to_string())
+}
+
+async fn ids(
+    conn: &mut SqliteConnection,
+    statement: &'static str,
+    among: String,
+) -> Result<BTreeSet<RequestId>, StoreError> {
+    let found: Vec<String> =
+        sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
+    Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
 }
 
 async fn select<T: DeserializeOwned>(

@@ -19,6 +19,7 @@ pub const ACCOUNTS: Table = Table {
         "name",
         "kind",
         "status",
+        "plan",
         "limit_nusd",
         "balance_nusd",
         "held_nusd",
@@ -56,6 +57,67 @@ pub const API_KEYS: Table = Table {
     ],
 };
 
+pub const KEY_BUDGETS: Table = Table {
+    name: "key_budgets",
+    columns: &[
+        "api_key_id",
+        "day_limit_nusd",
+        "week_limit_nusd",
+        "month_limit_nusd",
+        "total_limit_nusd",
+        "held_nusd",
+        "day_start",
+        "day_nusd",
+        "week_start",
+        "week_nusd",
+        "month_start",
+        "month_nusd",
+        "total_nusd",
+    ],
+};
+
+/// What a batch of the ledger may change of a key's budget.
+pub const KEY_SPENDING: &[&str] = &[
+    "held_nusd",
+    "day_start",
+    "day_nusd",
+    "week_start",
+    "week_nusd",
+    "month_start",
+    "month_nusd",
+    "total_nusd",
+];
+
+pub const LOOKUPS: Table = Table {
+    name: "lookups",
+    columns: &[
+        "request_id",
+        "account_id",
+        "generation_id",
+        "attempts",
+        "next_attempt_at",
+        "give_up_at",
+    ],
+};
+
+pub const IDEMPOTENCY_KEYS: Table =
+    Table { name: "idempotency_keys", columns: &["id", "request_id", "expires_at"] };
+
+pub const USAGE_CORRECTIONS: Table = Table {
+    name: "usage_corrections",
+    columns: &[
+        "request_id",
+        "account_id",
+        "generation_id",
+        "prompt_tokens",
+        "completion_tokens",
+        "upstream_cost_pusd",
+        "charge_nusd",
+        "difference_nusd",
+        "created_at",
+    ],
+};
+
 pub const HOLDS: Table = Table {
     name: "holds",
     columns: &[
@@ -71,13 +133,14 @@ pub const HOLDS: Table = Table {
         "prompt_tokens_estimate",
         "completion_tokens_seen",
         "generation_id",
+        "idempotency_key",
         "streamed",
         "placed_at",
     ],
 };
 
-/// What a note may change of a hold.
-pub const HOLD_NOTES: &[&str] = &["completion_tokens_seen", "generation_id"];
+/// What a batch of the ledger may change of a hold.
+pub const HOLD_CHANGES: &[&str] = &["amount_nusd", "completion_tokens_seen", "generation_id"];
 
 pub const USAGE_RECORDS: Table = Table {
     name: "usage_records",
@@ -98,13 +161,18 @@ pub const USAGE_RECORDS: Table = Table {
         "prompt_tokens",
         "cached_tokens",
         "cache_write_tokens",
+        "cache_write_1h_tokens",
+        "audio_prompt_tokens",
         "completion_tokens",
         "reasoning_tokens",
+        "audio_completion_tokens",
+        "image_completion_tokens",
+        "web_searches",
         "counted_prompt_tokens",
         "counted_completion_tokens",
         "counter",
         "counter_exact",
-        "upstream_cost_nusd",
+        "upstream_cost_pusd",
         "charge_nusd",
         "shortfall_nusd",
         "hold_nusd",
@@ -149,11 +217,14 @@ pub const BILLING_EVENTS: Table = Table {
     ],
 };
 
-/// Rows of `prices`: id, model, terms.
-pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, String)> {
+/// Prices as rows: id, model, plan, terms.
+pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, &str, String)> {
     prices
         .iter()
-        .map(|price| (price.id.as_str(), price.terms.model.as_str(), price.terms.canonical()))
+        .map(|price| {
+            let terms = &price.terms;
+            (price.id.as_str(), terms.model.as_str(), terms.plan.as_str(), terms.canonical())
+        })
         .collect()
 }
 

@@ -80,6 +80,12 @@ pub struct Usage<'a> {
     completion_tokens: Int,
     prompt_tokens_details: Object<PromptDetails>,
     completion_tokens_details: Object<CompletionDetails>,
+    /// Anthropic's names, which LiteLLM passes on; within `prompt_tokens` there.
+    cache_read_input_tokens: Int,
+    cache_creation_input_tokens: Int,
+    cache_creation: Object<CacheCreation>,
+    #[serde(alias = "server_tool_use")]
+    server_tool_use_details: Object<ServerTools>,
     #[serde(borrow)]
     pub cost: Option<&'a RawValue>,
     is_byok: Flag,
@@ -91,13 +97,29 @@ pub struct Usage<'a> {
 #[serde(default)]
 struct PromptDetails {
     cached_tokens: Int,
+    #[serde(alias = "cache_creation_tokens")]
     cache_write_tokens: Int,
+    audio_tokens: Int,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CacheCreation {
+    ephemeral_1h_input_tokens: Int,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ServerTools {
+    web_search_requests: Int,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct CompletionDetails {
     reasoning_tokens: Int,
+    audio_tokens: Int,
+    image_tokens: Int,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -132,21 +154,36 @@ impl Usage<'_> {
     fn reported(&self) -> Option<Reported> {
         let prompt = plausible(self.prompt_tokens)?;
         let completion = plausible(self.completion_tokens)?;
+        Some(Reported { tokens: self.tokens(prompt, completion), cost_pico: self.cost_pico() })
+    }
+
+    /// The parts, each within what the ones before it leave of the whole: they are charged apart
+    /// from each other, and must never sum to more than it.
+    fn tokens(&self, prompt: i64, completion: i64) -> TokenUsage {
         let details = &self.prompt_tokens_details.value;
-        let cached = part(details.cached_tokens, prompt);
-        Some(Reported {
-            tokens: TokenUsage {
-                prompt: Tokens(prompt),
-                cached: Tokens(cached),
-                cache_write: Tokens(part(details.cache_write_tokens, prompt - cached)),
-                completion: Tokens(completion),
-                reasoning: Tokens(part(
-                    self.completion_tokens_details.value.reasoning_tokens,
-                    completion,
-                )),
-            },
-            cost_pico: self.cost_pico(),
-        })
+        let mut rest = prompt;
+        let cached = part(either(details.cached_tokens, self.cache_read_input_tokens), &mut rest);
+        let written = either(details.cache_write_tokens, self.cache_creation_input_tokens);
+        let mut written = part(written, &mut rest);
+        let long_lived = self.cache_creation.value.ephemeral_1h_input_tokens;
+        let cache_write_1h = part(long_lived, &mut written);
+        let audio_prompt = part(details.audio_tokens, &mut rest);
+
+        let details = &self.completion_tokens_details.value;
+        let mut rest = completion;
+        TokenUsage {
+            prompt: Tokens(prompt),
+            cached: Tokens(cached),
+            cache_write: Tokens(written),
+            cache_write_1h: Tokens(cache_write_1h),
+            audio_prompt: Tokens(audio_prompt),
+            completion: Tokens(completion),
+            reasoning: Tokens(part(details.reasoning_tokens, &mut rest)),
+            audio_completion: Tokens(part(details.audio_tokens, &mut rest)),
+            image_completion: Tokens(part(details.image_tokens, &mut rest)),
+            web_searches: plausible(self.server_tool_use_details.value.web_search_requests)
+                .unwrap_or(0),
+        }
     }
 
     /// With a bring-your-own key OpenRouter's `cost` is its fee and the provider's price comes on
@@ -165,9 +202,15 @@ fn plausible(number: Int) -> Option<i64> {
     number.0.filter(|number| (0..=TOKENS_PLAUSIBLE_MAX).contains(number))
 }
 
-/// A part is at most its whole; a missing one is zero.
-fn part(number: Int, whole: i64) -> i64 {
-    plausible(number).unwrap_or(0).min(whole)
+fn either(first: Int, second: Int) -> Int {
+    if first.0.is_some() { first } else { second }
+}
+
+/// Takes a part out of what is left of its whole; a missing one is zero.
+fn part(number: Int, rest: &mut i64) -> i64 {
+    let part = plausible(number).unwrap_or(0).min(*rest);
+    *rest -= part;
+    part
 }
 
 /// Null and odd costs are unknown; zero is zero.

@@ -96,9 +96,10 @@ impl<'a> ChatRequest<'a> {
         })
     }
 
-    /// The body for the upstream: `user` set, and the usage chunk asked for on streams.
+    /// The body for the upstream: `user` set, the usage chunk asked for on streams, and the
+    /// completion capped where `cap` says so; `cap_member` is the upstream's word for it.
     #[must_use]
-    pub fn forwarded(&self, user: &str) -> String {
+    pub fn forwarded(&self, user: &str, cap: Option<i64>, cap_member: &str) -> String {
         let mut edits = Edits::default();
         let mut added = Vec::new();
         // `user` is one of our own ids: nothing in it needs escaping.
@@ -109,10 +110,31 @@ impl<'a> ChatRequest<'a> {
         if self.stream {
             self.ask_for_usage(&mut edits, &mut added);
         }
+        if let Some(cap) = cap {
+            self.cap_completion(cap, cap_member, &mut edits, &mut added);
+        }
         if !added.is_empty() {
             edits.add_members(self.body, self.body, &added.join(","));
         }
         edits.apply(self.body)
+    }
+
+    fn cap_completion(
+        &self,
+        cap: i64,
+        member: &str,
+        edits: &mut Edits,
+        added: &mut Vec<String>,
+    ) {
+        // Both are replaced where both are given: an upstream may obey either.
+        let given: Vec<_> =
+            [self.raw.max_tokens, self.raw.max_completion_tokens].into_iter().flatten().collect();
+        for given in &given {
+            edits.replace(self.body, given, cap.to_string());
+        }
+        if given.is_empty() {
+            added.push(format!("\"{member}\":{cap}"));
+        }
     }
 
     fn ask_for_usage(&self, edits: &mut Edits, added: &mut Vec<String>) {
@@ -218,7 +240,7 @@ mod tests {
     const MESSAGES: &str = r#""messages":[{"role":"user","content":"hi"}]"#;
 
     fn forwarded(body: &str) -> String {
-        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u")
+        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", None, "max_tokens")
     }
 
     #[test]
@@ -244,6 +266,22 @@ mod tests {
             };
             assert_eq!(forwarded(&body), want);
         }
+    }
+
+    #[test]
+    fn the_cap_is_lowered_where_it_stands() {
+        let capped = |members: &str| {
+            let body = format!(r#"{{{members}"model":"m","user":"","messages":[{{}}]}}"#);
+            let request = ChatRequest::parse(body.as_bytes()).unwrap();
+            request.forwarded("u", Some(7), "max_tokens")
+        };
+        let rest = r#""model":"m","user":"u","messages":[{}]}"#;
+        assert_eq!(capped(""), format!(r#"{{"max_tokens":7,{rest}"#));
+        assert_eq!(capped(r#""max_tokens":99,"#), format!(r#"{{"max_tokens":7,{rest}"#));
+        assert_eq!(
+            capped(r#""max_completion_tokens":99,"max_tokens":null,"#),
+            format!(r#"{{"max_completion_tokens":7,"max_tokens":7,{rest}"#)
+        );
     }
 
     #[test]

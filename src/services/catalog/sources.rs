@@ -1,19 +1,16 @@
-//! Where models and prices come from: the upstream's list, LiteLLM's model info, the operator's
-//! table.
+//! Where models and prices come from: the upstream's list, and LiteLLM's model info.
 //!
 //! Invariant: a price that is missing, negative or unreadable is unknown, never zero.
 
 use crate::config::UpstreamKind;
 use crate::error::Error;
-use crate::models::account::matches_pattern;
 use crate::models::money::PicoUsd;
-use crate::models::price::Rates;
+use crate::models::price::{Override, Rates};
 use crate::services::upstream::Upstream;
 use async_openai::types::models::Model as WireModel;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use std::path::Path;
 
 /// A model as its upstream offers it.
 pub struct Offer {
@@ -23,11 +20,13 @@ pub struct Offer {
     pub completion_tokens_max: Option<i64>,
     /// What the operator pays.
     pub rates: Option<Rates>,
+    pub overrides: Vec<Override>,
 }
 
 /// Models read from one list at most.
 const MODELS_MAX: usize = 20_000;
 const MODEL_ID_BYTES_MAX: usize = 256;
+const OVERRIDES_MAX: usize = 64;
 
 impl Offer {
     /// As OpenAI's SDKs expect it.
@@ -79,15 +78,42 @@ struct Listed {
     top_provider: Option<TopProvider>,
 }
 
-/// Decimal dollars per unit, as text. <https://openrouter.ai/docs/api-reference/list-available-models>
 #[derive(Deserialize)]
 struct Pricing {
+    #[serde(flatten)]
+    units: Units,
+    #[serde(default)]
+    overrides: Vec<Conditional>,
+}
+
+/// Decimal dollars per unit, as text. <https://openrouter.ai/docs/api-reference/list-available-models>
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Units {
     prompt: Option<String>,
     completion: Option<String>,
     input_cache_read: Option<String>,
     input_cache_write: Option<String>,
+    input_cache_write_1h: Option<String>,
     internal_reasoning: Option<String>,
+    audio: Option<String>,
+    audio_output: Option<String>,
+    image_output: Option<String>,
     request: Option<String>,
+    web_search: Option<String>,
+}
+
+/// Rates for long prompts or a time of day; what it does not name stays.
+#[derive(Deserialize)]
+struct Conditional {
+    #[serde(flatten)]
+    units: Units,
+    #[serde(default)]
+    min_prompt_tokens: Option<i64>,
+    #[serde(default)]
+    utc_start: Option<String>,
+    #[serde(default)]
+    utc_end: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +134,8 @@ impl Listed {
     fn offer(self) -> Offer {
         let created = self.created.and_then(|created| created.as_u64());
         let vendor = self.id.split_once('/').map(|(vendor, _)| vendor.to_owned());
+        let priced = self.pricing.and_then(|pricing| pricing.read());
+        let (rates, overrides) = priced.map_or((None, vec![]), |(r, o)| (Some(r), o));
         Offer {
             created: created.and_then(|at| u32::try_from(at).ok()).unwrap_or_default(),
             owned_by: self.owned_by.or(vendor).unwrap_or_else(|| "upstream".to_owned()),
@@ -115,25 +143,69 @@ impl Listed {
                 .top_provider
                 .and_then(|provider| provider.max_completion_tokens)
                 .filter(|tokens| *tokens > 0),
-            rates: self.pricing.and_then(|pricing| pricing.rates()),
+            rates,
+            overrides,
             id: self.id,
         }
     }
 }
 
 impl Pricing {
-    fn rates(&self) -> Option<Rates> {
-        let read = |text: &Option<String>| text.as_deref().and_then(PicoUsd::parse_usd);
-        Some(Rates {
-            prompt: read(&self.prompt)?,
-            completion: read(&self.completion)?,
-            cache_read: read(&self.input_cache_read),
-            cache_write: read(&self.input_cache_write),
-            // OpenRouter says "0" where reasoning has no price of its own.
-            reasoning: read(&self.internal_reasoning).filter(|rate| rate.0 > 0),
-            request: read(&self.request),
-        })
+    /// `None` when the price is unknown; also when a condition cannot be read, because charging
+    /// without it would be wrong under it.
+    fn read(&self) -> Option<(Rates, Vec<Override>)> {
+        let (prompt, completion) = (dollars(&self.units.prompt)?, dollars(&self.units.completion)?);
+        let rates = self.units.over(Rates { prompt, completion, ..Rates::default() });
+        let overrides = self.overrides.iter().take(OVERRIDES_MAX);
+        let overrides: Option<Vec<_>> = overrides.map(|other| other.read(rates)).collect();
+        Some((rates, overrides?))
     }
+}
+
+impl Units {
+    /// These rates over `base`: what is not named stays.
+    fn over(&self, base: Rates) -> Rates {
+        // OpenRouter says "0" where reasoning has no price of its own.
+        let reasoning = dollars(&self.internal_reasoning).filter(|rate| rate.0 > 0);
+        Rates {
+            prompt: dollars(&self.prompt).unwrap_or(base.prompt),
+            completion: dollars(&self.completion).unwrap_or(base.completion),
+            cache_read: dollars(&self.input_cache_read).or(base.cache_read),
+            cache_write: dollars(&self.input_cache_write).or(base.cache_write),
+            cache_write_1h: dollars(&self.input_cache_write_1h).or(base.cache_write_1h),
+            audio_prompt: dollars(&self.audio).or(base.audio_prompt),
+            reasoning: reasoning.or(base.reasoning),
+            audio_completion: dollars(&self.audio_output).or(base.audio_completion),
+            image_completion: dollars(&self.image_output).or(base.image_completion),
+            request: dollars(&self.request).or(base.request),
+            web_search: dollars(&self.web_search).or(base.web_search),
+        }
+    }
+}
+
+impl Conditional {
+    fn read(&self, base: Rates) -> Option<Override> {
+        let utc_minutes = match (&self.utc_start, &self.utc_end) {
+            (None, None) => None,
+            (from, until) => Some((minutes(from, 0)?, minutes(until, 24 * 60)?)),
+        };
+        let rates = self.units.over(base);
+        Some(Override { min_prompt_tokens: self.min_prompt_tokens, utc_minutes, rates })
+    }
+}
+
+/// `HHMM` as minutes of the day.
+fn minutes(text: &Option<String>, default: u16) -> Option<u16> {
+    let Some(text) = text else { return Some(default) };
+    let digits = text.replace(':', "");
+    let (hours, minutes) = digits.split_at_checked(2)?;
+    let minutes = minutes.parse::<u16>().ok()?;
+    let total = hours.parse::<u16>().ok()?.checked_mul(60)?.checked_add(minutes)?;
+    (digits.len() == 4 && total <= 24 * 60).then_some(total)
+}
+
+fn dollars(text: &Option<String>) -> Option<PicoUsd> {
+    text.as_deref().and_then(PicoUsd::parse_usd)
 }
 
 // === LiteLLM's `GET /model/info` ===
@@ -156,6 +228,9 @@ struct ModelInfo {
     output_cost_per_token: Option<Box<RawValue>>,
     cache_read_input_token_cost: Option<Box<RawValue>>,
     cache_creation_input_token_cost: Option<Box<RawValue>>,
+    cache_creation_input_token_cost_above_1hr: Option<Box<RawValue>>,
+    input_cost_per_audio_token: Option<Box<RawValue>>,
+    output_cost_per_audio_token: Option<Box<RawValue>>,
     output_cost_per_reasoning_token: Option<Box<RawValue>>,
     max_output_tokens: Option<i64>,
 }
@@ -175,83 +250,59 @@ impl ModelInfo {
         let read = |raw: &Option<Box<RawValue>>| {
             raw.as_ref().and_then(|raw| PicoUsd::parse_usd(raw.get()))
         };
+        let own = |raw| read(raw).filter(|rate| rate.0 > 0);
         let prompt = read(&self.input_cost_per_token)?;
         let completion = read(&self.output_cost_per_token)?;
         (prompt.0 > 0 || completion.0 > 0).then(|| Rates {
             prompt,
             completion,
-            cache_read: read(&self.cache_read_input_token_cost),
-            cache_write: read(&self.cache_creation_input_token_cost),
-            reasoning: read(&self.output_cost_per_reasoning_token).filter(|rate| rate.0 > 0),
-            request: None,
+            cache_read: own(&self.cache_read_input_token_cost),
+            cache_write: own(&self.cache_creation_input_token_cost),
+            cache_write_1h: own(&self.cache_creation_input_token_cost_above_1hr),
+            audio_prompt: own(&self.input_cost_per_audio_token),
+            audio_completion: own(&self.output_cost_per_audio_token),
+            reasoning: own(&self.output_cost_per_reasoning_token),
+            ..Rates::default()
         })
     }
 }
 
-// === the operator's table ===
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Retail prices by model pattern; the first match counts.
-#[derive(Default)]
-pub struct OperatorPrices {
-    rows: Vec<(String, Rates)>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    #[serde(default)]
-    price: Vec<Row>,
-}
-
-/// Prices are texts, because a TOML number with a fraction is a float.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Row {
-    model: String,
-    prompt_usd_per_mtok: String,
-    completion_usd_per_mtok: String,
-    cached_usd_per_mtok: Option<String>,
-    cache_write_usd_per_mtok: Option<String>,
-    reasoning_usd_per_mtok: Option<String>,
-    request_usd: Option<String>,
-}
-
-impl OperatorPrices {
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        let fault = |what: String| Error::Internal(format!("TOLLGATE_PRICES: {what}"));
-        let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
-        let table: Table = toml::from_str(&text).map_err(|error| fault(error.to_string()))?;
-        let rows = table.price.into_iter().map(|row| {
-            let rates = row.rates();
-            rates.map(|rates| (row.model, rates))
-        });
-        rows.collect::<Option<Vec<_>>>()
-            .map(|rows| Self { rows })
-            .ok_or_else(|| fault("a price is not a decimal number in quotes".to_owned()))
+    fn offer(pricing: &str) -> Offer {
+        let body = format!(r#"{{"data":[{{"id":"a/b","pricing":{pricing}}}]}}"#);
+        listed(body.as_bytes()).unwrap().remove(0)
     }
 
-    pub fn rates(&self, model: &str) -> Option<Rates> {
-        let row = self.rows.iter().find(|(pattern, _)| matches_pattern(pattern, model));
-        row.map(|(_, rates)| *rates)
+    #[test]
+    fn conditional_prices_stand_on_the_plain_ones() {
+        let offer = offer(
+            r#"{"prompt":"0.000003","completion":"0.000015","input_cache_read":"0.0000003",
+                "overrides":[{"min_prompt_tokens":200000,"prompt":"0.000006"},
+                             {"utc_start":"1630","utc_end":"0030","completion":"0.00001"}]}"#,
+        );
+        let base = offer.rates.unwrap();
+        let [long, night] = offer.overrides[..] else { panic!("two overrides") };
+        assert_eq!(long.min_prompt_tokens, Some(200_000));
+        assert_eq!(long.rates, Rates { prompt: PicoUsd(6_000_000), ..base });
+        assert_eq!(night.utc_minutes, Some((16 * 60 + 30, 30)));
+        assert_eq!(night.rates, Rates { completion: PicoUsd(10_000_000), ..base });
     }
-}
 
-impl Row {
-    fn rates(&self) -> Option<Rates> {
-        let per_million = |text: &Option<String>| match text {
-            Some(text) => PicoUsd::parse_usd_per_million(text).map(Some),
-            None => Some(None),
-        };
-        Some(Rates {
-            prompt: PicoUsd::parse_usd_per_million(&self.prompt_usd_per_mtok)?,
-            completion: PicoUsd::parse_usd_per_million(&self.completion_usd_per_mtok)?,
-            cache_read: per_million(&self.cached_usd_per_mtok)?,
-            cache_write: per_million(&self.cache_write_usd_per_mtok)?,
-            reasoning: per_million(&self.reasoning_usd_per_mtok)?,
-            request: match &self.request_usd {
-                Some(text) => Some(PicoUsd::parse_usd(text)?),
-                None => None,
-            },
-        })
+    #[test]
+    fn an_unknown_price_is_none() {
+        for pricing in [
+            "null",
+            "{}",
+            r#"{"prompt":"0.1"}"#,
+            r#"{"prompt":"-1","completion":"-1"}"#,
+            r#"{"prompt":"x","completion":"0"}"#,
+            r#"{"prompt":"0","completion":"0","overrides":[{"utc_start":"9999"}]}"#,
+        ] {
+            assert!(offer(pricing).rates.is_none(), "{pricing}");
+        }
+        assert!(offer(r#"{"prompt":"0","completion":"0"}"#).rates.is_some(), "zero is free");
     }
 }

@@ -84,7 +84,11 @@ impl Upstream {
         }
     }
 
-    async fn look_up_once(&self, id: &str) -> Result<Option<Found>, Error> {
+    /// Asks once; `None`: it does not know yet.
+    pub async fn look_up_once(&self, id: &str) -> Result<Option<Found>, Error> {
+        if !self.kind.has_lookup() || !is_id(id) {
+            return Ok(None);
+        }
         let (status, body) = self.ask(&format!("/generation?id={id}")).await?;
         if status != StatusCode::OK {
             return Ok(None);
@@ -101,9 +105,9 @@ impl Generation<'_> {
         let tokens = TokenUsage {
             prompt: Tokens(prompt),
             cached: part(self.native_tokens_cached, prompt),
-            cache_write: Tokens(0),
             completion: Tokens(completion),
             reasoning: part(self.native_tokens_reasoning, completion),
+            ..TokenUsage::default()
         };
         Some(Found {
             reported: Reported { tokens, cost_pico: self.cost_pico() },

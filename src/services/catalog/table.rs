@@ -1,0 +1,276 @@
+//! The operator's table (`TOLLGATE_PRICES`): retail prices, markups and plans.
+//!
+//! Rows are looked at in their order and the first that fits counts. A row with a plan fits that
+//! plan's accounts only; a price counts from its `effective_at` on.
+
+use crate::config::ConfigError;
+use crate::models::account::{AccountKind, KeyLimits, matches_pattern};
+use crate::models::money::{Markup, NanoUsd, PicoUsd};
+use crate::models::price::Rates;
+use crate::models::timestamp::Timestamp;
+use serde::Deserialize;
+use std::path::Path;
+
+#[derive(Clone, Debug, Default)]
+pub struct OperatorTable {
+    prices: Vec<PriceRow>,
+    markups: Vec<MarkupRow>,
+    plans: Vec<Plan>,
+}
+
+/// What accounts of a plan start with, and what their keys get.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub name: String,
+    pub kind: AccountKind,
+    pub limit_nusd: Option<NanoUsd>,
+    pub markup: Option<Markup>,
+    pub key_limits: KeyLimits,
+}
+
+#[derive(Clone, Debug)]
+struct PriceRow {
+    model: String,
+    plan: Option<String>,
+    effective_at: Option<Timestamp>,
+    rates: Rates,
+}
+
+#[derive(Clone, Debug)]
+struct MarkupRow {
+    model: String,
+    plan: Option<String>,
+    factor: Markup,
+}
+
+impl OperatorTable {
+    /// Reads the file; without one the table is empty.
+    pub fn read(path: Option<&str>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let fault = |what: String| ConfigError(format!("TOLLGATE_PRICES: {what}"));
+        let text = std::fs::read_to_string(Path::new(path)).map_err(|e| fault(e.to_string()))?;
+        Self::parse(&text).map_err(fault)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        let prices: Option<Vec<_>> = file.price.iter().map(FilePrice::read).collect();
+        let markups: Option<Vec<_>> = file.markup.iter().map(FileMarkup::read).collect();
+        let plans: Option<Vec<_>> = file.plan.iter().map(FilePlan::read).collect();
+        match (prices, markups, plans) {
+            (Some(prices), Some(markups), Some(plans)) => Ok(Self { prices, markups, plans }),
+            _ => Err("an amount or factor is not a decimal number in quotes, or a time is not \
+                      RFC 3339"
+                .to_owned()),
+        }
+    }
+
+    /// The fixed retail price of a model, now.
+    pub fn rates(&self, model: &str, plan: &str, now: Timestamp) -> Option<Rates> {
+        let fits = |row: &&PriceRow| {
+            matches_pattern(&row.model, model)
+                && fits_plan(row.plan.as_deref(), plan)
+                && row.effective_at.is_none_or(|at| at <= now)
+        };
+        self.prices.iter().find(fits).map(|row| row.rates)
+    }
+
+    /// The markup of a model: a row's, else the plan's.
+    pub fn markup(&self, model: &str, plan: &str) -> Option<Markup> {
+        let fits = |row: &&MarkupRow| {
+            matches_pattern(&row.model, model) && fits_plan(row.plan.as_deref(), plan)
+        };
+        let row = self.markups.iter().find(fits).map(|row| row.factor);
+        row.or_else(|| self.plan(plan)?.markup)
+    }
+
+    pub fn plan(&self, name: &str) -> Option<&Plan> {
+        self.plans.iter().find(|plan| plan.name == name)
+    }
+
+    pub fn plans(&self) -> impl Iterator<Item = &str> {
+        self.plans.iter().map(|plan| plan.name.as_str())
+    }
+
+    /// When the next price begins to count.
+    pub fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
+        self.prices.iter().filter_map(|row| row.effective_at).filter(|at| *at > now).min()
+    }
+}
+
+fn fits_plan(wanted: Option<&str>, plan: &str) -> bool {
+    wanted.is_none_or(|wanted| wanted == plan)
+}
+
+// === the file ===
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    price: Vec<FilePrice>,
+    #[serde(default)]
+    markup: Vec<FileMarkup>,
+    #[serde(default)]
+    plan: Vec<FilePlan>,
+}
+
+/// Prices are texts, because a TOML number with a fraction is a float.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePrice {
+    model: String,
+    plan: Option<String>,
+    effective_at: Option<String>,
+    prompt_usd_per_mtok: String,
+    completion_usd_per_mtok: String,
+    cached_usd_per_mtok: Option<String>,
+    cache_write_usd_per_mtok: Option<String>,
+    cache_write_1h_usd_per_mtok: Option<String>,
+    reasoning_usd_per_mtok: Option<String>,
+    audio_prompt_usd_per_mtok: Option<String>,
+    audio_completion_usd_per_mtok: Option<String>,
+    image_completion_usd_per_mtok: Option<String>,
+    request_usd: Option<String>,
+    web_search_usd: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileMarkup {
+    model: String,
+    plan: Option<String>,
+    factor: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePlan {
+    name: String,
+    #[serde(default)]
+    postpaid: bool,
+    limit_usd_per_month: Option<String>,
+    markup: Option<String>,
+    key_usd_per_day: Option<String>,
+    key_usd_per_week: Option<String>,
+    key_usd_per_month: Option<String>,
+    key_usd_total: Option<String>,
+}
+
+/// Reads an optional text; the outer `None` is a fault.
+fn maybe<T>(text: &Option<String>, read: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
+    match text {
+        Some(text) => read(text).map(Some),
+        None => Some(None),
+    }
+}
+
+impl FilePrice {
+    fn read(&self) -> Option<PriceRow> {
+        let per_million = |text| maybe(text, PicoUsd::parse_usd_per_million);
+        let each = |text| maybe(text, PicoUsd::parse_usd);
+        let rates = Rates {
+            prompt: PicoUsd::parse_usd_per_million(&self.prompt_usd_per_mtok)?,
+            completion: PicoUsd::parse_usd_per_million(&self.completion_usd_per_mtok)?,
+            cache_read: per_million(&self.cached_usd_per_mtok)?,
+            cache_write: per_million(&self.cache_write_usd_per_mtok)?,
+            cache_write_1h: per_million(&self.cache_write_1h_usd_per_mtok)?,
+            reasoning: per_million(&self.reasoning_usd_per_mtok)?,
+            audio_prompt: per_million(&self.audio_prompt_usd_per_mtok)?,
+            audio_completion: per_million(&self.audio_completion_usd_per_mtok)?,
+            image_completion: per_million(&self.image_completion_usd_per_mtok)?,
+            request: each(&self.request_usd)?,
+            web_search: each(&self.web_search_usd)?,
+        };
+        let effective_at = maybe(&self.effective_at, Timestamp::parse)?;
+        let (model, plan) = (self.model.clone(), self.plan.clone());
+        Some(PriceRow { model, plan, effective_at, rates })
+    }
+}
+
+impl FileMarkup {
+    fn read(&self) -> Option<MarkupRow> {
+        let factor = Markup::parse(&self.factor)?;
+        Some(MarkupRow { model: self.model.clone(), plan: self.plan.clone(), factor })
+    }
+}
+
+impl FilePlan {
+    fn read(&self) -> Option<Plan> {
+        let usd = |text| maybe(text, NanoUsd::parse_usd);
+        Some(Plan {
+            name: self.name.clone(),
+            kind: if self.postpaid { AccountKind::Postpaid } else { AccountKind::Prepaid },
+            limit_nusd: usd(&self.limit_usd_per_month)?,
+            markup: maybe(&self.markup, Markup::parse)?,
+            key_limits: KeyLimits {
+                day: usd(&self.key_usd_per_day)?,
+                week: usd(&self.key_usd_per_week)?,
+                month: usd(&self.key_usd_per_month)?,
+                total: usd(&self.key_usd_total)?,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = r#"
+        [[price]]
+        model = "house/*"
+        plan = "pro"
+        prompt_usd_per_mtok = "1"
+        completion_usd_per_mtok = "2"
+        [[price]]
+        model = "house/*"
+        effective_at = "2027-01-01T00:00:00Z"
+        prompt_usd_per_mtok = "5"
+        completion_usd_per_mtok = "5"
+        [[price]]
+        model = "house/*"
+        prompt_usd_per_mtok = "3"
+        completion_usd_per_mtok = "4"
+        [[markup]]
+        model = "anthropic/*"
+        factor = "1.5"
+        [[plan]]
+        name = "pro"
+        postpaid = true
+        limit_usd_per_month = "100"
+        markup = "1.1"
+        key_usd_per_day = "2.50"
+    "#;
+
+    #[test]
+    fn the_first_row_that_fits_counts() {
+        let table = OperatorTable::parse(TABLE).unwrap();
+        let at = |time| Timestamp::parse(time).unwrap();
+        let (before, after) = (at("2026-12-31T23:59:59Z"), at("2027-01-01T00:00:00Z"));
+        let prompt = |plan, now| table.rates("house/m", plan, now).unwrap().prompt;
+        assert_eq!(prompt("pro", after), PicoUsd(1_000_000));
+        assert_eq!(prompt("", before), PicoUsd(3_000_000));
+        assert_eq!(prompt("", after), PicoUsd(5_000_000));
+        assert!(table.rates("other", "", after).is_none());
+        assert_eq!(table.next_change(before), Some(after));
+        assert_eq!(table.next_change(after), None);
+        assert_eq!(table.markup("anthropic/x", "pro"), Some(Markup(1_500_000)));
+        assert_eq!(table.markup("openai/x", "pro"), Some(Markup(1_100_000)));
+        assert_eq!(table.markup("openai/x", ""), None);
+        let plan = table.plan("pro").unwrap();
+        assert_eq!(plan.key_limits.day, Some(NanoUsd(2_500_000_000)));
+    }
+
+    #[test]
+    fn a_fault_in_the_file_is_said() {
+        for file in [
+            "[[price]]\nmodel = \"m\"\nprompt_usd_per_mtok = \"x\"\ncompletion_usd_per_mtok = \"1\"",
+            "[[price]]\nmodel = \"m\"\nprompt_usd_per_mtok = 1.5\ncompletion_usd_per_mtok = \"1\"",
+            "[[plan]]\nname = \"p\"\nlimmit = \"1\"",
+            "[[markup]]\nmodel = \"m\"\nfactor = \"-1\"",
+        ] {
+            assert!(OperatorTable::parse(file).is_err(), "{file}");
+        }
+    }
+}
