@@ -1,0 +1,308 @@
+//! `TestApp`: the real program, on a fresh database, in front of the scripted upstream, with one
+//! method per thing that a user or an operator does.
+//!
+//! Invariant: a test ends with `finish`, which checks the books. A test that forgets it fails.
+
+pub mod audit;
+pub mod books;
+pub mod process;
+pub mod setup;
+pub mod store;
+pub mod wait;
+
+use std::net::SocketAddr;
+use std::process::ExitStatus;
+
+use serde_json::{Value, json};
+
+use crate::client::{Answered, Ask, Exchange};
+use crate::upstream::Upstream;
+use books::{Books, UsageRecord};
+use process::{Ended, Environment, Process};
+pub use setup::{Kind, Setup, UPSTREAM_KEY};
+use store::Database;
+pub use store::Store;
+pub(crate) use store::both_stores;
+pub use wait::{PATIENCE, eventually};
+
+pub struct TestApp {
+    pub upstream: Upstream,
+    pub books: Books,
+    pub account: String,
+    pub key: String,
+    /// Up to and including `/v1`.
+    pub base_url: String,
+    pub process: Process,
+    pub environment: Environment,
+    /// Set by the tests of refused holds, which may drop a call that had already left.
+    pub drops_calls: bool,
+    database: Database,
+    stopped: bool,
+    finished: bool,
+}
+
+/// A small question. `max_tokens` keeps its hold small.
+pub fn question(model: &str) -> Value {
+    json!({
+        "model": model,
+        "messages": [{"role": "user", "content": "Is the tollgate open?"}],
+        "max_tokens": 200,
+    })
+}
+
+pub fn streamed(model: &str) -> Value {
+    let mut body = question(model);
+    body["stream"] = json!(true);
+    body
+}
+
+pub fn streamed_with_usage(model: &str) -> Value {
+    let mut body = streamed(model);
+    body["stream_options"] = json!({"include_usage": true});
+    body
+}
+
+impl TestApp {
+    pub async fn start(store: Store) -> Self {
+        Setup::new(store).start().await
+    }
+
+    /// Creates account and key as an operator does before the first start, and starts the program.
+    async fn launch(
+        upstream: Upstream,
+        database: Database,
+        environment: Environment,
+        credit: &str,
+    ) -> Self {
+        let folder = database.folder.path();
+        let create = ["account", "create", "--name", "test", "--credit", credit];
+        let account = succeed(&create, &process::run(&create, &environment, folder).await);
+        let create = ["key", "create", "--account", "test"];
+        let key = succeed(&create, &process::run(&create, &environment, folder).await);
+        let mut process = Process::serve(&environment, folder);
+        let base_url = process.base_url().await;
+        let books = Books::open(&database);
+        Self {
+            upstream,
+            books,
+            account,
+            key,
+            base_url,
+            process,
+            environment,
+            drops_calls: false,
+            database,
+            stopped: false,
+            finished: false,
+        }
+    }
+
+    // === what a client does ===
+
+    pub fn address(&self) -> SocketAddr {
+        let address = self.base_url.strip_prefix("http://").and_then(|url| url.strip_suffix("/v1"));
+        let address = address.and_then(|address| address.parse().ok());
+        address.unwrap_or_else(|| panic!("not a base URL: {}", self.base_url))
+    }
+
+    /// A chat completion as SDKs send it, not sent yet.
+    pub fn chat_ask(&self, body: &Value) -> Ask {
+        Ask::post_json("/v1/chat/completions", body.to_string()).bearer(&self.key)
+    }
+
+    /// Sends a chat completion and reads nothing of the answer yet.
+    pub async fn begin_chat(&self, body: &Value) -> Exchange {
+        self.begin(&self.chat_ask(body)).await
+    }
+
+    /// A whole chat completion, plain or streamed.
+    pub async fn chat(&self, body: &Value) -> Answered {
+        self.begin_chat(body).await.finish().await
+    }
+
+    pub async fn begin(&self, ask: &Ask) -> Exchange {
+        Exchange::open(self.address(), &ask.bytes()).await
+    }
+
+    pub async fn ask(&self, ask: &Ask) -> Answered {
+        self.begin(ask).await.finish().await
+    }
+
+    pub async fn get(&self, path: &str) -> Answered {
+        self.ask(&Ask::get(path).bearer(&self.key)).await
+    }
+
+    /// Bytes that need not be HTTP at all.
+    pub async fn raw(&self, bytes: &[u8]) -> Answered {
+        Exchange::open(self.address(), bytes).await.finish().await
+    }
+
+    // === what an operator does ===
+
+    pub async fn try_cli(&self, arguments: &[&str]) -> Ended {
+        process::run(arguments, &self.environment, self.database.folder.path()).await
+    }
+
+    /// Runs a command that has to succeed, and gives what it printed.
+    pub async fn cli(&self, arguments: &[&str]) -> String {
+        succeed(arguments, &self.try_cli(arguments).await)
+    }
+
+    /// The rows of a command that lists, one JSON object a line.
+    pub async fn list(&self, arguments: &[&str]) -> Vec<Value> {
+        let printed = self.cli(&[arguments, &["--json"]].concat()).await;
+        let rows = printed.lines().map(serde_json::from_str);
+        rows.collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{error}: {printed}"))
+    }
+
+    pub async fn create_account(&self, name: &str, more: &[&str]) -> String {
+        self.cli(&[&["account", "create", "--name", name], more].concat()).await
+    }
+
+    pub async fn create_key(&self, account: &str, more: &[&str]) -> String {
+        self.cli(&[&["key", "create", "--account", account], more].concat()).await
+    }
+
+    pub fn kill9(&mut self) {
+        self.stopped = true;
+        self.process.kill();
+    }
+
+    /// Asks the program to stop, and does not wait for it.
+    pub fn sigterm(&mut self) {
+        self.stopped = true;
+        self.process.terminate();
+    }
+
+    pub async fn stopped(&mut self) -> ExitStatus {
+        self.process.wait().await
+    }
+
+    /// Starts the program again, on the same database, after `kill9` or `sigterm`.
+    pub async fn restart(&mut self) {
+        assert!(self.stopped, "only a stopped program is started again");
+        self.process = Process::serve(&self.environment, self.database.folder.path());
+        self.base_url = self.process.base_url().await;
+        self.stopped = false;
+    }
+
+    // === what the books say ===
+
+    /// Waits until no money is set aside any more.
+    pub async fn settled(&self) {
+        eventually("every hold is settled or voided", async || {
+            self.books.holds().await.is_empty().then_some(())
+        })
+        .await;
+    }
+
+    /// All usage records, oldest first, once there are `count` and nothing is held.
+    pub async fn records(&self, count: usize) -> Vec<UsageRecord> {
+        let records = eventually(&format!("{count} usage records"), async || {
+            let records = self.books.records().await;
+            (records.len() >= count && self.books.holds().await.is_empty()).then_some(records)
+        })
+        .await;
+        assert_eq!(records.len(), count, "more usage records than requests: {records:#?}");
+        records
+    }
+
+    /// The only usage record.
+    pub async fn record(&self) -> UsageRecord {
+        self.records(1).await.remove(0)
+    }
+
+    /// The usage record of an answer, found by its `x-request-id`.
+    pub async fn record_of(&self, answer: &Answered) -> UsageRecord {
+        let id = answer.request_id();
+        eventually(&format!("the usage record {id}"), async || {
+            let records = self.books.records().await;
+            records.into_iter().find(|record| record.id == id)
+        })
+        .await
+    }
+
+    /// Nothing was forwarded, set aside, recorded or charged.
+    pub async fn assert_untouched(&self) {
+        assert_eq!(self.upstream.chats().len(), 0, "something was forwarded");
+        assert_eq!(self.books.holds().await.len(), 0, "something was set aside");
+        assert_eq!(self.books.records().await.len(), 0, "something was recorded");
+        let charges = self.books.entries().await.into_iter().filter(|entry| entry.kind != "credit");
+        assert_eq!(charges.count(), 0, "something was charged");
+    }
+
+    /// Checks the books and ends the program. The last line of every test.
+    pub async fn finish(mut self) {
+        self.finished = true;
+        self.settled().await;
+        let mut found = audit::differences(&self.books, &self.sinks()).await;
+        found.extend(self.untrue().await);
+        if !self.drops_calls {
+            found.extend(self.unrecorded().await);
+        }
+        assert!(found.is_empty(), "the books are wrong:\n{}", found.join("\n"));
+        self.cli(&["verify"]).await;
+        if !self.stopped {
+            assert_eq!(self.process.status(), None, "the program ended by itself");
+        }
+        let panicked = self.process.stderr().contains("panicked at");
+        assert!(!panicked, "the program panicked");
+        self.process.kill();
+        self.books.close().await;
+        self.database.drop_database().await;
+    }
+
+    /// The billing sinks that the environment configures.
+    fn sinks(&self) -> Vec<&'static str> {
+        let sinks = [("OPENMETER_URL", "openmeter"), ("STRIPE_SECRET_KEY", "stripe")];
+        let set = sinks.iter().filter(|(variable, _)| self.environment.contains_key(*variable));
+        set.map(|(_, sink)| *sink).collect()
+    }
+
+    /// A call that reached the upstream and is in no usage record would be lost.
+    async fn unrecorded(&self) -> Option<String> {
+        let (calls, records) = (self.upstream.chats().len(), self.books.records().await.len());
+        let lost = calls > records;
+        lost.then(|| format!("the upstream was called {calls} times, recorded are {records}"))
+    }
+
+    /// Records that claim the upstream's numbers must carry the upstream's numbers.
+    async fn untrue(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for record in self.books.records().await {
+            let id = record.generation_id.as_deref().unwrap_or_default();
+            let Some(truth) = self.upstream.truth(id) else {
+                continue;
+            };
+            if !["upstream", "lookup"].contains(&record.source.as_str()) {
+                continue;
+            }
+            let tokens = (record.prompt_tokens, record.completion_tokens);
+            let cost = match (record.upstream_cost_nusd, truth.cost_nusd) {
+                (Some(recorded), Some(true_cost)) => (recorded - true_cost).abs() <= 1,
+                (recorded, true_cost) => recorded == true_cost,
+            };
+            if tokens != (truth.prompt_tokens, truth.completion_tokens) || !cost {
+                found.push(format!("the upstream said {truth:?}, recorded is {record:?}"));
+            }
+        }
+        found
+    }
+}
+
+/// What a command printed, once it is sure that it went well.
+#[track_caller]
+fn succeed(arguments: &[&str], ended: &Ended) -> String {
+    assert!(ended.status.success(), "tollgate {arguments:?}: {ended:?}");
+    ended.stdout.trim().to_string()
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the program's log ---\n{}", self.process.stderr());
+        } else {
+            assert!(self.finished, "a test must end with TestApp::finish, which checks the books");
+        }
+    }
+}

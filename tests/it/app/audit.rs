@@ -1,0 +1,120 @@
+//! The invariants of the books, checked after every test. Independent of the program's own
+//! `verify`: it shares no code with it.
+
+use super::books::{Account, BillingEvent, Books, LedgerEntry, UsageRecord};
+
+const ENDINGS: [&str; 4] = ["completed", "upstream_failed", "client_gone", "killed"];
+const SOURCES: [&str; 5] = ["upstream", "lookup", "counted", "estimated", "none"];
+
+/// Every difference found, in words; empty when the books add up. `sinks` are the configured ones.
+pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
+    let (accounts, records) = (books.accounts().await, books.records().await);
+    let (entries, events) = (books.entries().await, books.events().await);
+    let mut found = Vec::new();
+    for hold in books.holds().await {
+        found.push(format!("an open hold: {hold:?}"));
+    }
+    for account in &accounts {
+        let own: Vec<_> = entries.iter().filter(|entry| entry.account_id == account.id).collect();
+        found.extend(chain(account, &own));
+    }
+    for record in &records {
+        found.extend(sane(record));
+        found.extend(charged_once(record, &entries));
+        found.extend(sent_once(record, &events, sinks));
+    }
+    for entry in entries.iter().filter(|entry| entry.kind == "charge") {
+        if !records.iter().any(|record| Some(&record.id) == entry.request_id.as_ref()) {
+            found.push(format!("a charge without a usage record: {entry:?}"));
+        }
+    }
+    for event in &events {
+        if !records.iter().any(|record| record.id == event.request_id) {
+            found.push(format!("a billing event without a usage record: {event:?}"));
+        }
+    }
+    found
+}
+
+/// The account is the sum of its entries, which follow one another without a gap.
+fn chain(account: &Account, entries: &[&LedgerEntry]) -> Vec<String> {
+    let mut found = Vec::new();
+    if account.held_nusd != 0 {
+        found.push(format!("money still held: {account:?}"));
+    }
+    let mut balance = 0;
+    for (index, entry) in entries.iter().enumerate() {
+        balance += entry.amount_nusd;
+        if entry.balance_nusd != balance {
+            found.push(format!("the running balance should be {balance}: {entry:?}"));
+        }
+        if index > 0 && entries[index - 1].hash != entry.previous_hash {
+            found.push(format!("the chain is broken before {entry:?}"));
+        }
+        if index > 0 && entries[index - 1].seq + 1 != entry.seq {
+            found.push(format!("a gap in the ledger before {entry:?}"));
+        }
+    }
+    if account.balance_nusd != balance {
+        found.push(format!("the ledger sums to {balance}: {account:?}"));
+    }
+    if let Some(last) = entries.last()
+        && (last.seq, &last.hash) != (account.ledger_seq, &account.ledger_hash)
+    {
+        found.push(format!("the account does not name its last entry: {account:?} {last:?}"));
+    }
+    found
+}
+
+fn sane(record: &UsageRecord) -> Vec<String> {
+    let charge_without_use = record.source == "none"
+        && (record.charge_nusd, record.prompt_tokens, record.completion_tokens) != (0, 0, 0);
+    let checks = [
+        (ENDINGS.contains(&record.ending.as_str()), "an unknown ending"),
+        (SOURCES.contains(&record.source.as_str()), "an unknown source"),
+        (record.charge_nusd >= 0 && record.shortfall_nusd >= 0, "a negative amount"),
+        (record.hold_nusd >= 0 && record.attempts >= 0, "a negative number"),
+        (record.prompt_tokens >= 0 && record.completion_tokens >= 0, "negative tokens"),
+        (
+            record.cached_tokens + record.cache_write_tokens <= record.prompt_tokens,
+            "more cached than prompt tokens",
+        ),
+        (record.reasoning_tokens <= record.completion_tokens, "more reasoning than completion"),
+        (!charge_without_use, "a charge for nothing"),
+        (record.started_at <= record.ended_at, "it ended before it started"),
+    ];
+    let failed = checks.iter().filter(|(passed, _)| !passed);
+    failed.map(|(_, what)| format!("{what}: {record:?}")).collect()
+}
+
+fn charged_once(record: &UsageRecord, entries: &[LedgerEntry]) -> Option<String> {
+    let charges: Vec<i64> = entries
+        .iter()
+        .filter(|entry| entry.kind == "charge" && entry.request_id.as_ref() == Some(&record.id))
+        .map(|entry| entry.amount_nusd)
+        .collect();
+    let right = match charges[..] {
+        [] => record.charge_nusd == 0,
+        [amount] => amount == -record.charge_nusd,
+        _ => false,
+    };
+    (!right).then(|| format!("charged {charges:?} in the ledger: {record:?}"))
+}
+
+fn sent_once(record: &UsageRecord, events: &[BillingEvent], sinks: &[&str]) -> Vec<String> {
+    let used = record.charge_nusd + record.prompt_tokens + record.completion_tokens > 0;
+    let own: Vec<_> = events.iter().filter(|event| event.request_id == record.id).collect();
+    let mut found = Vec::new();
+    for sink in sinks {
+        let count = own.iter().filter(|event| event.sink == *sink).count();
+        if count != usize::from(used) {
+            found.push(format!("{count} billing events for {sink}: {record:?}"));
+        }
+    }
+    for event in own {
+        if !sinks.contains(&event.sink.as_str()) || event.account_id != record.account_id {
+            found.push(format!("a stray billing event {event:?}: {record:?}"));
+        }
+    }
+    found
+}

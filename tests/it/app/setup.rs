@@ -1,0 +1,104 @@
+//! What a test may choose before the program starts: store, kind of upstream, environment, credit.
+
+use super::TestApp;
+use super::process::Environment;
+use super::store::{Database, Store};
+use crate::upstream::{Upstream, catalog};
+
+/// The key that the gateway shows to its upstream, and to nobody else.
+pub const UPSTREAM_KEY: &str = "sk-upstream-secret-0451";
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    OpenRouter,
+    OpenAi,
+    LiteLlm,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::OpenRouter => "openrouter",
+            Self::OpenAi => "openai",
+            Self::LiteLlm => "litellm",
+        }
+    }
+}
+
+pub struct Setup {
+    store: Store,
+    kind: Kind,
+    environment: Environment,
+    credit: &'static str,
+    prices: Option<&'static str>,
+}
+
+impl Setup {
+    /// OpenRouter's kind, ten dollars of credit, and look-ups that give up within a second.
+    pub fn new(store: Store) -> Self {
+        let setup = Self {
+            store,
+            kind: Kind::OpenRouter,
+            environment: Environment::new(),
+            credit: "10",
+            prices: None,
+        };
+        setup
+            .env("TOLLGATE_LISTEN", "127.0.0.1:0")
+            .env("UPSTREAM_API_KEY", UPSTREAM_KEY)
+            .env("TOLLGATE_LOOKUP_FIRST_MS", "20")
+            .env("TOLLGATE_LOOKUP_SECONDS", "1")
+    }
+
+    /// The kind `openai` has no prices of its own, so it comes with the operator's table.
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self.prices = (kind == Kind::OpenAi).then_some(catalog::PRICES_TOML);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_string(), value.to_string());
+        self
+    }
+
+    /// `drain`, `lookup` or `count`.
+    pub fn policy(self, policy: &str) -> Self {
+        self.env("TOLLGATE_DISCONNECT", policy)
+    }
+
+    /// In USD.
+    pub fn credit(mut self, credit: &'static str) -> Self {
+        self.credit = credit;
+        self
+    }
+
+    pub fn prices(mut self, toml: &'static str) -> Self {
+        self.prices = Some(toml);
+        self
+    }
+
+    pub async fn start(self) -> TestApp {
+        let models = match self.kind {
+            Kind::OpenRouter => catalog::openrouter_models(),
+            Kind::OpenAi | Kind::LiteLlm => catalog::openai_models(),
+        };
+        let upstream = Upstream::start(models).await;
+        self.start_with(upstream).await
+    }
+
+    /// With an upstream that the test has prepared, or whose address it has replaced.
+    pub async fn start_with(mut self, upstream: Upstream) -> TestApp {
+        let database = Database::create(self.store).await;
+        let environment = &mut self.environment;
+        environment.insert("DATABASE_URL".to_string(), database.url.clone());
+        environment.insert("UPSTREAM_KIND".to_string(), self.kind.name().to_string());
+        environment.entry("UPSTREAM_BASE_URL".to_string()).or_insert_with(|| upstream.url());
+        if let Some(toml) = self.prices {
+            let path = database.folder.path().join("prices.toml");
+            std::fs::write(&path, toml).expect("the test's own folder");
+            environment.insert("TOLLGATE_PRICES".to_string(), path.display().to_string());
+        }
+        TestApp::launch(upstream, database, self.environment, self.credit).await
+    }
+}

@@ -1,0 +1,29 @@
+//! The black-box suite: the real binary between a real client and a scripted upstream, on SQLite
+//! and on PostgreSQL, one file per feature.
+//!
+//! `app` runs the program and checks its books after every test, `upstream` plays the model's
+//! provider to the byte, `client` is an HTTP client on a bare socket. Run it with `tests/run.sh`,
+//! which starts the PostgreSQL that half of the tests need.
+
+#![expect(clippy::expect_used, reason = "it is how a test says what it took for granted")]
+
+mod app;
+mod client;
+mod random;
+mod source;
+mod upstream;
+
+mod bad_input;
+mod books;
+mod count;
+mod endings;
+mod env_example;
+mod keys;
+mod openapi;
+mod oracle;
+mod start;
+mod stopping;
+mod stream;
+mod surface;
+mod tidy;
+mod tools;

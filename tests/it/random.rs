@@ -1,0 +1,69 @@
+//! Random cases that can be run again: the seed is in every failure's message, and is taken from
+//! `TEST_SEED` when that is set.
+
+use std::cell::Cell;
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub struct Random {
+    seed: u64,
+    state: Cell<u64>,
+}
+
+impl Random {
+    pub fn from_environment() -> Self {
+        let given = std::env::var("TEST_SEED").ok().and_then(|text| text.parse().ok());
+        let clock =
+            || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_micros());
+        let seed: u64 = given.unwrap_or_else(|| u64::try_from(clock()).unwrap_or(1));
+        println!("TEST_SEED={seed}");
+        // The state of xorshift must not be zero.
+        Self { seed, state: Cell::new(seed | 1) }
+    }
+
+    fn next(&self) -> u64 {
+        let mut state = self.state.get();
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        self.state.set(state);
+        state
+    }
+
+    /// A number below `limit`.
+    pub fn below(&self, limit: usize) -> usize {
+        usize::try_from(self.next() >> 16).expect("48 bits") % limit
+    }
+
+    pub fn pick<'a, T>(&self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+
+    /// Cuts into pieces of 1 to `longest` bytes.
+    pub fn chunks(&self, mut bytes: &[u8], longest: usize) -> Vec<Vec<u8>> {
+        let mut chunks = Vec::new();
+        while !bytes.is_empty() {
+            let (chunk, rest) = bytes.split_at(bytes.len().min(1 + self.below(longest)));
+            chunks.push(chunk.to_vec());
+            bytes = rest;
+        }
+        chunks
+    }
+
+    /// Cuts between characters, into pieces of 1 to `longest` characters.
+    pub fn pieces(&self, text: &str, longest: usize) -> Vec<String> {
+        let mut characters = text.chars().peekable();
+        let mut pieces = Vec::new();
+        while characters.peek().is_some() {
+            let length = 1 + self.below(longest);
+            pieces.push(characters.by_ref().take(length).collect());
+        }
+        pieces
+    }
+}
+
+impl fmt::Display for Random {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "TEST_SEED={}", self.seed)
+    }
+}

@@ -1,0 +1,259 @@
+//! The start: what a fresh run prints, what it refuses, and that what it prints works.
+
+use std::path::Path;
+
+use crate::app::TestApp;
+use crate::app::process::{Ended, Environment, Process, run};
+use crate::app::store::Database;
+use crate::app::{Setup, Store, UPSTREAM_KEY, eventually};
+use crate::client::{Ask, Exchange};
+use crate::upstream::answer::Answer;
+use crate::upstream::catalog::MODEL;
+
+fn environment(pairs: &[(&str, &str)]) -> Environment {
+    pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
+/// A run with no configuration at all, but for a port that is free.
+fn fresh() -> Environment {
+    environment(&[("TOLLGATE_LISTEN", "127.0.0.1:0")])
+}
+
+/// A first run in an empty folder, once it is ready.
+async fn first_run(folder: &Path) -> (Process, String) {
+    let mut process = Process::serve(&fresh(), folder);
+    let url = process.base_url().await;
+    eventually("the key is printed", async || process.stdout().contains("curl").then_some(()))
+        .await;
+    (process, url)
+}
+
+fn printed_key(stdout: &str) -> &str {
+    let key = stdout.lines().find_map(|line| line.split_once("API key (shown once): "));
+    let (_, key) = key.unwrap_or_else(|| panic!("no key: {stdout}"));
+    key.trim()
+}
+
+/// The printed curl command, with the lines that its backslashes continue.
+fn printed_curl(stdout: &str) -> String {
+    let mut command = String::new();
+    for line in stdout.lines().skip_while(|line| !line.trim_start().starts_with("curl ")) {
+        command.push_str(line.trim());
+        command.push('\n');
+        if !line.trim_end().ends_with('\\') {
+            break;
+        }
+    }
+    assert!(command.starts_with("curl "), "no curl command: {stdout}");
+    command
+}
+
+#[tokio::test]
+async fn a_fresh_run_prints_what_one_needs_and_it_works() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (mut process, url) = first_run(folder.path()).await;
+    let stdout = process.stdout();
+    let first = stdout.lines().next().unwrap_or_default();
+    assert_eq!(first, format!("Tollgate listening on {url}"));
+    let key = printed_key(&stdout).to_string();
+    assert!(key.starts_with("sk-tg-"), "{stdout}");
+    assert!(stdout.contains("from openai import OpenAI"), "no Python lines: {stdout}");
+
+    let curl = printed_curl(&stdout);
+    assert!(curl.contains(&key) && curl.contains(&url), "{curl}");
+    let ran = Process::spawn("bash", &["-c", &curl], &fresh(), folder.path()).end().await;
+    assert!(ran.status.success(), "{curl}: {ran:?}");
+    assert!(ran.stdout.contains("choices"), "{curl}: {ran:?}");
+    assert!(ran.stdout.contains("tollgate-demo"), "the answer says that it is a demo: {ran:?}");
+    let said = process.stderr();
+    assert!(said.to_lowercase().contains("demo"), "and so does the log: {said}");
+
+    process.kill();
+    let (again, _) = first_run_again(folder.path()).await;
+    assert!(!again.stdout().contains("sk-tg-"), "the key is shown once: {}", again.stdout());
+}
+
+async fn first_run_again(folder: &Path) -> (Process, String) {
+    let mut process = Process::serve(&fresh(), folder);
+    let url = process.base_url().await;
+    // Whatever else it has to say stands there when it answers.
+    let address = url.trim_start_matches("http://").trim_end_matches("/v1").parse();
+    let healthz = Ask::get("/healthz").header("Connection", "close").bytes();
+    let got = Exchange::open(address.expect("an address"), &healthz).await.finish().await;
+    assert_eq!(got.status, 200);
+    (process, url)
+}
+
+#[tokio::test]
+async fn the_demo_streams_and_its_books_add_up() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (mut process, url) = first_run(folder.path()).await;
+    let key = printed_key(&process.stdout()).to_string();
+    let address = url.trim_start_matches("http://").trim_end_matches("/v1").parse();
+    let address = address.expect("an address");
+    let models = Ask::get("/v1/models").bearer(&key).header("Connection", "close").bytes();
+    let models = Exchange::open(address, &models).await.finish().await;
+    assert!(models.ok().contains("\"tollgate-demo\""), "{}", models.text());
+    let body = crate::app::streamed_with_usage("tollgate-demo").to_string();
+    let ask = Ask::post_json("/v1/chat/completions", body).bearer(&key);
+    let got = Exchange::open(address, &ask.bytes()).await.finish().await;
+    assert!(got.ok().ends_with("data: [DONE]\n\n"), "{}", got.text());
+    assert!(!got.content().is_empty(), "{}", got.text());
+    let usage = got.events().pop().expect("events")["usage"].clone();
+    assert!(usage["completion_tokens"].as_i64() > Some(0), "{usage}");
+    let verified = eventually("the books are settled", async || {
+        let ended = run(&["verify"], &fresh(), folder.path()).await;
+        ended.status.success().then_some(ended)
+    })
+    .await;
+    assert!(!verified.stderr.contains("panicked"), "{verified:?}");
+    process.terminate();
+    assert_eq!(process.wait().await.code(), Some(0));
+}
+
+/// Runs a server that must not come up, and gives how it ended.
+async fn refused(folder: &Path, environment: &Environment) -> Ended {
+    println!("a server that must not come up: {environment:?}");
+    let ended = run(&["serve"], environment, folder).await;
+    assert!(!ended.status.success(), "it started: {ended:?}");
+    assert!(!ended.stderr.contains("panicked"), "{ended:?}");
+    ended
+}
+
+#[tokio::test]
+async fn an_unknown_variable_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut environment = fresh();
+    environment.insert("TOLLGATE_MARKUPS".to_string(), "2".to_string());
+    let ended = refused(folder.path(), &environment).await;
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(ended.stderr.contains("TOLLGATE_MARKUPS"), "{ended:?}");
+    let ended = run(&["config"], &environment, folder.path()).await;
+    assert_eq!(ended.status.code(), Some(2), "commands refuse it as well: {ended:?}");
+}
+
+#[tokio::test]
+async fn values_that_make_no_sense_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let missing = folder.path().join("no-such-file.toml").display().to_string();
+    let broken = folder.path().join("broken.toml");
+    std::fs::write(&broken, "[[price]]\nmodel = 7\n").expect("the test's own folder");
+    let broken = broken.display().to_string();
+    let values = [
+        ("TOLLGATE_LISTEN", "everywhere"),
+        ("TOLLGATE_MARKUP", "much"),
+        ("TOLLGATE_MARKUP", "-1"),
+        ("TOLLGATE_BODY_BYTES_MAX", "big"),
+        ("TOLLGATE_DISCONNECT", "ignore"),
+        ("TOLLGATE_PRICES", missing.as_str()),
+        ("TOLLGATE_PRICES", broken.as_str()),
+        ("TOLLGATE_LEASE_SECONDS", "0"),
+        ("UPSTREAM_KIND", "telepathy"),
+        ("DATABASE_URL", "mysql://localhost/x"),
+    ];
+    for (name, value) in values {
+        let mut environment = fresh();
+        environment.insert(name.to_string(), value.to_string());
+        let ended = refused(folder.path(), &environment).await;
+        let named = ended.stderr.contains(name) || ended.stderr.contains(value);
+        assert!(named, "{name}={value} is not named: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_demo_is_for_one_machine_only() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let open = environment(&[("TOLLGATE_LISTEN", "0.0.0.0:0")]);
+    let ended = refused(folder.path(), &open).await;
+    assert!(ended.stderr.to_lowercase().contains("demo"), "{ended:?}");
+    let port = environment(&[("PORT", "0")]);
+    let ended = refused(folder.path(), &port).await;
+    assert!(ended.stderr.to_lowercase().contains("demo"), "PORT binds 0.0.0.0: {ended:?}");
+
+    let database = Database::create(Store::Postgres).await;
+    let mut shared = fresh();
+    shared.insert("DATABASE_URL".to_string(), database.url.clone());
+    let ended = refused(folder.path(), &shared).await;
+    assert!(ended.stderr.to_lowercase().contains("demo"), "{ended:?}");
+    database.drop_database().await;
+}
+
+#[tokio::test]
+async fn two_servers_do_not_share_a_sqlite_file() {
+    let app = TestApp::start(Store::Sqlite).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let ended = refused(folder.path(), &app.environment).await;
+    assert!(!ended.stdout.contains("Tollgate listening on"), "{ended:?}");
+    assert!(ended.stderr.contains("books.db"), "the file is not named: {ended:?}");
+    app.upstream.script(Answer::openrouter().stream());
+    app.chat(&crate::app::streamed(MODEL)).await.ok();
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn two_servers_share_a_postgresql() {
+    let app = TestApp::start(Store::Postgres).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut second = Process::serve(&app.environment, folder.path());
+    let url = second.base_url().await;
+    let address = url.trim_start_matches("http://").trim_end_matches("/v1").parse();
+    app.upstream.script(Answer::openrouter().stream());
+    let ask = app.chat_ask(&crate::app::streamed(MODEL));
+    let got = Exchange::open(address.expect("an address"), &ask.bytes()).await.finish().await;
+    got.ok();
+    assert_eq!(app.record_of(&got).await.charge_nusd, 147_600);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn the_configuration_is_shown_with_its_secrets_masked() {
+    let setup = Setup::new(Store::Sqlite)
+        .env("STRIPE_SECRET_KEY", "sk_test_very_secret")
+        .env("STRIPE_API_BASE", "http://127.0.0.1:1")
+        .env("OPENMETER_URL", "http://127.0.0.1:1/api/v1/events")
+        .env("OPENMETER_TOKEN", "om_very_secret");
+    let app = setup.start().await;
+    let shown = app.cli(&["config"]).await;
+    for name in ["TOLLGATE_LISTEN", "DATABASE_URL", "UPSTREAM_BASE_URL", "TOLLGATE_MARKUP"] {
+        assert!(shown.contains(name), "{name} is missing: {shown}");
+    }
+    assert!(shown.contains("1.2"), "defaults are shown too: {shown}");
+    let log = app.process.stderr();
+    for secret in [UPSTREAM_KEY, "sk_test_very_secret", "om_very_secret", app.key.as_str()] {
+        assert!(!shown.contains(secret), "{secret} is shown: {shown}");
+        assert!(!log.contains(secret), "{secret} is logged: {log}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_password_is_not_shown() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut environment = fresh();
+    let address = "postgres://tollgate:hunter2hunter2@127.0.0.1:1/books";
+    environment.insert("DATABASE_URL".to_string(), address.to_string());
+    let shown = run(&["config"], &environment, folder.path()).await;
+    assert!(shown.status.success(), "{shown:?}");
+    let ended = run(&["verify"], &environment, folder.path()).await;
+    assert!(!ended.status.success(), "{ended:?}");
+    for said in [shown.stdout, shown.stderr, ended.stdout, ended.stderr] {
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn prompts_and_keys_are_not_logged() {
+    let app = Setup::new(Store::Sqlite).env("TOLLGATE_LOG", "trace").start().await;
+    app.upstream.script(Answer::openrouter().pieces(["rosebud answer"]).stream());
+    let mut body = crate::app::streamed(MODEL);
+    body["messages"][0]["content"] = serde_json::json!("rosebud prompt");
+    app.chat(&body).await.ok();
+    app.record().await;
+    let log = app.process.stderr();
+    // At this level the HTTP library traces buffers; what Tollgate itself logs must stay clean.
+    let own = log.lines().filter(|line| line.contains("tollgate"));
+    for line in own {
+        assert!(!line.contains("rosebud") && !line.contains(&app.key), "{line}");
+    }
+    app.finish().await;
+}

@@ -1,0 +1,134 @@
+"""Fixtures: one LiteLLM, in front of it one Tollgate per database, and an account for every test."""
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import models
+import openai
+import pytest
+from books import Books, Postgres, Sqlite
+from servers import MASTER_KEY, LiteLlm, Tollgate
+
+BINARY = Path(os.environ["SDK_TESTS_TOLLGATE"])
+POSTGRES = os.environ["TOLLGATE_TEST_POSTGRES"]
+
+
+@dataclass
+class Stack:
+    """A Tollgate with what is behind it."""
+
+    tollgate: Tollgate
+    litellm: LiteLlm
+    database: Sqlite | Postgres
+    base_url: str
+
+
+@dataclass
+class Customer:
+    """An account with a key, the SDK's clients for it, and its rows."""
+
+    stack: Stack
+    account: str
+    key: str
+    books: Books
+    attempts: list = field(default_factory=list)
+
+    def client(self, **options) -> openai.OpenAI:
+        """OpenAI's client; what it really sends is counted in `attempts`."""
+        http = openai.DefaultHttpxClient(event_hooks={"request": [self.attempts.append]})
+        return openai.OpenAI(**self._options(options), http_client=http)
+
+    def async_client(self, **options) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**self._options(options))
+
+    def asked(self) -> list[dict]:
+        """What reached LiteLLM for this account."""
+        return self.stack.litellm.asked(self.account)
+
+    def _options(self, options: dict) -> dict:
+        return {"base_url": self.stack.base_url, "api_key": self.key, "max_retries": 0} | options
+
+
+@pytest.fixture(scope="session")
+def folder():
+    with tempfile.TemporaryDirectory(prefix="tollgate-sdk.") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def litellm(folder):
+    server = LiteLlm(folder)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def stack(request, folder, litellm):
+    database = Sqlite(folder) if request.param == "sqlite" else Postgres(POSTGRES)
+    env = {
+        "DATABASE_URL": database.url,
+        "TOLLGATE_LISTEN": "127.0.0.1:0",
+        "UPSTREAM_KIND": "litellm",
+        "UPSTREAM_BASE_URL": litellm.url("/v1"),
+        "UPSTREAM_API_KEY": MASTER_KEY,
+    }
+    server = Tollgate(f"tollgate-{request.param}", BINARY, env, folder)
+    try:
+        yield Stack(server, litellm, database, server.wait())
+        assert server.stop() == 0, server.output()
+        assert "panicked" not in server.output()
+    finally:
+        server.stop()
+        database.drop()
+
+
+@pytest.fixture
+def make_customer(stack):
+    """Makes accounts; when the test is over their books, and all books, must be in order."""
+    made = []
+
+    def make(*, credit: str | None = "5", key_options: tuple = ()) -> Customer:
+        run = stack.tollgate.run
+        grant = ("--credit", credit) if credit else ()
+        account = run("account", "create", "--name", f"test-{uuid4().hex[:12]}", *grant)
+        key = run("key", "create", "--account", account, *key_options)
+        customer = Customer(stack, account, key, Books(stack.database, account))
+        made.append(customer)
+        return customer
+
+    yield make
+    for customer in made:
+        customer.books.check()
+    stack.tollgate.run("verify")
+
+
+@pytest.fixture
+def customer(make_customer):
+    return make_customer()
+
+
+def messages(text: str = "hi there you") -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def check_record(record: dict, model: models.Model, usage, *, streamed: bool) -> None:
+    """A completed call's record: the upstream's numbers as the SDK saw them, and their price."""
+    seen = (usage.prompt_tokens, usage.completion_tokens)
+    assert (record["prompt_tokens"], record["completion_tokens"]) == seen
+    assert record["ending"] == "completed"
+    assert record["source"] == "upstream"
+    assert record["upstream"] == "litellm"
+    assert (record["model"], record["model_served"]) == (model.name, model.name)
+    assert bool(record["streamed"]) == streamed
+    assert record["upstream_status"] == 200
+    assert record["attempts"] == 1
+    assert record["started_at"] <= record["first_byte_at"] <= record["ended_at"]
+    assert record["upstream_cost_nusd"] == model.cost_nusd(*seen)
+    assert record["charge_nusd"] == model.charge_nusd(*seen)
+    assert record["charge_nusd"] <= record["hold_nusd"]

@@ -1,0 +1,90 @@
+"""The models that LiteLLM mocks, what they say and cost, and the charge for a usage.
+
+Prices are written once, as decimal text, and reach LiteLLM as JSON numbers; the charge is computed
+here from the same text with exact arithmetic, so that neither LiteLLM's floats nor Tollgate's rounding
+can vouch for themselves.
+"""
+
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
+
+# Tollgate's default, which the servers under test are started with.
+MARKUP = Decimal("1.20")
+NANO = Decimal("1e-9")
+
+# Where LiteLLM would call, were its answer not mocked: nothing listens there.
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of LiteLLM's models."""
+
+    name: str
+    text: str
+    prompt_usd: Decimal | None = Decimal("0.0000025")
+    completion_usd: Decimal | None = Decimal("0.00001")
+    params: dict = field(default_factory=dict)
+
+    def charge_nusd(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """What the client owes: price times tokens times markup, rounded once, up."""
+        cost = self.prompt_usd * prompt_tokens + self.completion_usd * completion_tokens
+        return int((cost * MARKUP / NANO).to_integral_value(ROUND_CEILING))
+
+    def cost_nusd(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """What the operator owes, rounded up."""
+        cost = self.prompt_usd * prompt_tokens + self.completion_usd * completion_tokens
+        return int((cost / NANO).to_integral_value(ROUND_CEILING))
+
+    def entry(self) -> dict:
+        """The model as LiteLLM's configuration has it."""
+        info = {}
+        if self.prompt_usd is not None:
+            info["input_cost_per_token"] = float(self.prompt_usd)
+            info["output_cost_per_token"] = float(self.completion_usd)
+        params = {"model": f"openai/{self.name}", "api_base": NOWHERE, "api_key": "none"}
+        params |= {"mock_response": self.text} | self.params
+        return {"model_name": self.name, "litellm_params": params, "model_info": info}
+
+
+# tiktoken knows this name, so Tollgate's own count is exact.
+PLAIN = Model("gpt-4o", "Hello there! This is a mock of an answer.")
+# Slashes in the name; letters of two to four bytes, joined emoji, right-to-left, combining marks;
+# prices with so many digits that nearly every charge has to be rounded.
+UNICODE = Model(
+    "house/multi/lingual",
+    "Grüße aus Zürich 👩‍👩‍👧‍👦 — 日本語のテキスト, ελληνικά, עברית, हिन्दी, e\u0301, \u200b🏴󠁧󠁢󠁳󠁣󠁴󠁿, \"quoted\\\" \n\t end",
+    Decimal("0.000000123457"),
+    Decimal("0.000000457013"),
+)
+LONG = Model(
+    "house/long",
+    " ".join(f"Paragraph {n}: the quick brown fox jumps over the lazy dog." for n in range(120)),
+    Decimal("0.000003"),
+    Decimal("0.000015"),
+)
+TOOLS = Model(
+    "house/tools",
+    "",
+    params={
+        "mock_tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "weather", "arguments": '{"city":"Zürich"}'},
+            }
+        ]
+    },
+)
+# These wait for a gate, see litellm_hooks.py.
+GATED = Model("gated/stream", LONG.text)
+GATED_HEAD = Model("gated/head", PLAIN.text)
+# A stream that fails in the middle.
+BREAKS = Model("faults/breaks", LONG.text)
+# LiteLLM's own spellings for mocked failures.
+LIMITED = Model("faults/limited", "litellm.RateLimitError")
+REJECTED = Model("faults/rejected", "litellm.ContextWindowExceededError")
+FAILING = Model("faults/failing", "litellm.InternalServerError")
+UNPRICED = Model("faults/unpriced", PLAIN.text, None, None)
+
+ALL = [PLAIN, UNICODE, LONG, TOOLS, GATED, GATED_HEAD, BREAKS, LIMITED, REJECTED, FAILING, UNPRICED]
