@@ -9,6 +9,7 @@ mod key;
 mod serve;
 
 use crate::config::{Config, DatabaseConfig, DatabaseKind};
+use crate::services::catalog::OperatorTable;
 use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -88,10 +89,11 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         store.migrate().await.context("applying migrations")?;
     }
     let store = store.as_ref();
+    let table = OperatorTable::read(config.money.prices.as_deref())?;
     match command {
-        Command::Account(command) => account::run_account(command, store).await?,
+        Command::Account(command) => account::run_account(command, store, &table).await?,
         Command::Credit(command) => account::run_credit(command, store).await?,
-        Command::Key(command) => key::run(command, store).await?,
+        Command::Key(command) => key::run(command, store, &table).await?,
         Command::Events(command) => events::run(command, store).await?,
         Command::Verify => return events::verify(store).await,
         Command::Serve | Command::Config | Command::Migrate => {}

@@ -1,7 +1,8 @@
 //! Configuration: environment variables, each read once, here.
 //!
 //! Invariant: every variable that is read is in `.env.example` and the other way round (a test
-//! compares them), an unknown `TOLLGATE_*` is an error, and secrets never show in [`Config::shown`].
+//! compares them), an unknown `TOLLGATE_*` is an error, and secrets never show in
+//! [`Config::shown`].
 
 mod reader;
 
@@ -67,6 +68,9 @@ pub struct UpstreamConfig {
     pub disconnect_drain: Duration,
     pub lookup: Duration,
     pub lookup_first: Duration,
+    /// How long, and how often, the truth of an estimate is asked for afterwards.
+    pub slow_lookup: Duration,
+    pub slow_lookup_every: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,8 @@ pub enum UpstreamKind {
 /// What to do with an upstream's answer when its client has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disconnect {
+    /// What is right for the provider.
+    Auto,
     /// Read on to the usage.
     Drain,
     /// Cancel, then ask the upstream what it charged.
@@ -188,7 +194,7 @@ impl DatabaseConfig {
             kind,
             migrate: env.one_of("TOLLGATE_MIGRATE", "on", &[("on", true), ("off", false)])?,
             wait: env.seconds("TOLLGATE_DATABASE_SECONDS", "5")?,
-            lease: env.seconds("TOLLGATE_LEASE_SECONDS", "30")?,
+            lease: env.positive_seconds("TOLLGATE_LEASE_SECONDS", "30")?,
         })
     }
 }
@@ -209,12 +215,11 @@ impl UpstreamConfig {
             is_openrouter.then(|| "https://openrouter.ai/api/v1".to_owned())
         });
         let policies = [
-            ("auto", None),
-            ("drain", Some(Disconnect::Drain)),
-            ("lookup", Some(Disconnect::Lookup)),
-            ("count", Some(Disconnect::Count)),
+            ("auto", Disconnect::Auto),
+            ("drain", Disconnect::Drain),
+            ("lookup", Disconnect::Lookup),
+            ("count", Disconnect::Count),
         ];
-        let disconnect = env.one_of("TOLLGATE_DISCONNECT", "auto", &policies)?;
         Ok(Self {
             kind,
             base_url: base_url.map(|url| url.trim_end_matches('/').to_owned()),
@@ -222,9 +227,11 @@ impl UpstreamConfig {
             connect: env.seconds("TOLLGATE_UPSTREAM_CONNECT_SECONDS", "5")?,
             head: env.seconds("TOLLGATE_UPSTREAM_HEAD_SECONDS", "300")?,
             idle: env.seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,
-            disconnect: disconnect.unwrap_or(kind.default_disconnect()),
+            disconnect: env.one_of("TOLLGATE_DISCONNECT", "auto", &policies)?,
             disconnect_drain: env.seconds("TOLLGATE_DISCONNECT_DRAIN_SECONDS", "120")?,
-            lookup: env.seconds("TOLLGATE_LOOKUP_SECONDS", "60")?,
+            lookup: env.seconds("TOLLGATE_LOOKUP_SECONDS", "300")?,
+            slow_lookup: env.seconds("TOLLGATE_SLOW_LOOKUP_SECONDS", "86400")?,
+            slow_lookup_every: env.positive_seconds("TOLLGATE_SLOW_LOOKUP_EVERY_SECONDS", "600")?,
             lookup_first: env.milliseconds("TOLLGATE_LOOKUP_FIRST_MS", "1000")?,
         })
     }
@@ -244,10 +251,6 @@ impl UpstreamKind {
     #[must_use]
     pub fn has_lookup(self) -> bool {
         self == Self::OpenRouter
-    }
-
-    fn default_disconnect(self) -> Disconnect {
-        if self.has_lookup() { Disconnect::Lookup } else { Disconnect::Drain }
     }
 }
 

@@ -39,6 +39,10 @@ pub enum Error {
     // === what may be spent ===
     #[error("the account cannot pay for this request")]
     InsufficientQuota,
+    #[error("the key's budget cannot pay for this request")]
+    KeyBudget,
+    #[error("the idempotency key was used before")]
+    Repeated,
     #[error("the account is suspended")]
     Suspended,
     // === what Tollgate needs ===
@@ -62,7 +66,7 @@ pub enum Error {
     #[error("the upstream found the request at fault: {status}")]
     UpstreamRejected { status: StatusCode, message: String },
     #[error("the upstream failed: {status}: {reason}")]
-    UpstreamFailed { status: StatusCode, reason: &'static str },
+    UpstreamFailed { status: StatusCode, reason: &'static str, retry_after: Option<HeaderValue> },
     #[error("the upstream could not be reached: {0}")]
     UpstreamUnavailable(String),
     #[error("the upstream did not answer in time: {0}")]
@@ -100,9 +104,10 @@ impl Error {
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ModelNotAllowed { .. } | Self::Suspended => StatusCode::FORBIDDEN,
-            Self::InsufficientQuota | Self::UpstreamRateLimited { .. } => {
+            Self::InsufficientQuota | Self::KeyBudget | Self::UpstreamRateLimited { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
+            Self::Repeated => StatusCode::CONFLICT,
             Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -132,7 +137,8 @@ impl Error {
             | Self::ModelNotAllowed { .. }
             | Self::ModelNotPriced { .. }
             | Self::UpstreamRejected { .. } => "invalid_request_error",
-            Self::InsufficientQuota => "insufficient_quota",
+            Self::InsufficientQuota | Self::KeyBudget => "insufficient_quota",
+            Self::Repeated => "idempotency_error",
             Self::Suspended => "access_terminated",
             Self::UpstreamRateLimited { .. } => "rate_limit_error",
             Self::Overloaded
@@ -162,6 +168,8 @@ impl Error {
             Self::ModelNotAllowed { .. } => "model_not_allowed",
             Self::ModelNotPriced { .. } => "model_not_priced",
             Self::InsufficientQuota => "insufficient_quota",
+            Self::KeyBudget => "key_budget_exceeded",
+            Self::Repeated => "idempotency_key_reused",
             Self::Suspended => "account_suspended",
             Self::Overloaded => "overloaded",
             Self::Database(_) => "database_unavailable",
@@ -174,6 +182,18 @@ impl Error {
             Self::UpstreamUnavailable(_) => "upstream_unavailable",
             Self::UpstreamTimeout(_) => "upstream_timeout",
         })
+    }
+
+    /// What the upstream answered with, where it did.
+    #[must_use]
+    pub fn upstream_status(&self) -> Option<StatusCode> {
+        match self {
+            Self::UpstreamRefused { status }
+            | Self::UpstreamRejected { status, .. }
+            | Self::UpstreamFailed { status, .. } => Some(*status),
+            Self::UpstreamRateLimited { .. } => Some(StatusCode::TOO_MANY_REQUESTS),
+            _ => None,
+        }
     }
 
     fn param(&self) -> Option<&'static str> {
@@ -215,6 +235,10 @@ impl Error {
             Self::InsufficientQuota => "You exceeded your current quota, please check your plan \
                 and billing details."
                 .to_owned(),
+            Self::KeyBudget => "This API key has spent its budget.".to_owned(),
+            Self::Repeated => "A request with this Idempotency-Key is running or has ended within \
+                the last 24 hours; it is not billed twice."
+                .to_owned(),
             Self::Suspended => "This account is suspended.".to_owned(),
             Self::Overloaded => "Too many requests at once. Please try again later.".to_owned(),
             Self::Database(_) => "A service that this one needs is unavailable. Please try \
@@ -249,8 +273,8 @@ impl Error {
             Self::MethodNotAllowed { allow } => {
                 headers.insert(ALLOW, HeaderValue::from_static(allow));
             }
-            // The SDKs retry a 429; no retry brings money.
-            Self::InsufficientQuota => {
+            // The SDKs retry a 409 and a 429; no retry brings money or another answer.
+            Self::InsufficientQuota | Self::KeyBudget | Self::Repeated => {
                 headers.insert(
                     HeaderName::from_static("x-should-retry"),
                     HeaderValue::from_static("false"),
@@ -259,7 +283,8 @@ impl Error {
             Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_OURS.as_secs()));
             }
-            Self::UpstreamRateLimited { retry_after: Some(retry_after) } => {
+            Self::UpstreamRateLimited { retry_after: Some(retry_after) }
+            | Self::UpstreamFailed { retry_after: Some(retry_after), .. } => {
                 headers.insert(RETRY_AFTER, retry_after.clone());
             }
             _ => {}

@@ -59,6 +59,7 @@ fn cors() -> CorsLayer {
             X_REQUEST_ID,
             HeaderName::from_static("retry-after"),
             HeaderName::from_static("x-should-retry"),
+            HeaderName::from_static("x-tollgate-completion-tokens-max"),
         ])
         .max_age(PREFLIGHT_FOR)
 }

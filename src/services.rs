@@ -10,6 +10,7 @@ pub mod tokens;
 
 // === what a request passes, in its order ===
 pub mod admission;
+pub mod allowance;
 pub mod auth;
 pub mod catalog;
 pub mod exchange;

@@ -93,14 +93,25 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// What was set aside, and what is left. Also the answer to a repetition.
-    Placed { amount: NanoUsd, available: NanoUsd },
+    Placed {
+        amount: NanoUsd,
+        available: NanoUsd,
+    },
     /// The hold's new amount.
-    Extended { amount: NanoUsd, available: NanoUsd },
+    Extended {
+        amount: NanoUsd,
+        available: NanoUsd,
+    },
     /// There is less than the floor.
-    Refused { available: NanoUsd, by: Limit },
+    Refused {
+        available: NanoUsd,
+        by: Limit,
+    },
     /// The idempotency key was used for another request.
     Repeated,
-    Corrected { difference: NanoUsd },
+    Corrected {
+        difference: NanoUsd,
+    },
     Noted,
     Settled {
         charge: NanoUsd,

@@ -6,6 +6,7 @@ use crate::models::ids::AccountId;
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
+use crate::services::catalog::OperatorTable;
 use crate::store::{Entry, LedgerOp, Outcome, Store};
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -25,6 +26,9 @@ pub enum Account {
         /// Credit to begin with, in USD.
         #[arg(long, value_parser = usd)]
         credit: Option<NanoUsd>,
+        /// A plan of the operator's table: its kind, limit and keys' budgets.
+        #[arg(long, conflicts_with_all = ["postpaid", "limit"])]
+        plan: Option<String>,
         #[arg(long)]
         stripe_customer: Option<String>,
     },

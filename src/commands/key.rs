@@ -1,11 +1,13 @@
 //! `tollgate key …`.
 
-use super::account::find;
+use super::account::{find, usd};
 use super::{Output, print};
-use crate::models::account::ApiKey;
+use crate::models::account::{ApiKey, KeyBudget, KeyLimits};
 use crate::models::ids::{AccountId, ApiKeyId};
+use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
 use crate::services::auth::NewSecret;
+use crate::services::catalog::OperatorTable;
 use crate::store::Store;
 use anyhow::bail;
 use clap::Subcommand;
@@ -22,6 +24,18 @@ pub enum Key {
         /// Models it may use, comma separated; a pattern may end in `*`.
         #[arg(long)]
         models: Option<String>,
+        /// Most it may spend in all, in USD. Instead of the plan's, as are the next three.
+        #[arg(long, value_parser = usd)]
+        budget: Option<NanoUsd>,
+        /// Most it may spend in a day (UTC), in USD.
+        #[arg(long, value_parser = usd)]
+        budget_day: Option<NanoUsd>,
+        /// Most it may spend in a week from Monday, in USD.
+        #[arg(long, value_parser = usd)]
+        budget_week: Option<NanoUsd>,
+        /// Most it may spend in a calendar month, in USD.
+        #[arg(long, value_parser = usd)]
+        budget_month: Option<NanoUsd>,
     },
     /// List an account's keys.
     List {
@@ -34,11 +48,19 @@ pub enum Key {
     Revoke { id: ApiKeyId },
 }
 
-pub async fn run(command: Key, store: &dyn Store) -> anyhow::Result<()> {
+pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyhow::Result<()> {
     match command {
-        Key::Create { account, name, models } => {
+        Key::Create { account, name, models, budget, budget_day, budget_week, budget_month } => {
             let account = find(store, &account).await?;
-            println!("{}", create(store, account.id, name, models).await?);
+            let plan = account.plan.as_deref().and_then(|plan| table.plan(plan));
+            let plan = plan.map(|plan| plan.key_limits).unwrap_or_default();
+            let limits = KeyLimits {
+                day: budget_day.or(plan.day),
+                week: budget_week.or(plan.week),
+                month: budget_month.or(plan.month),
+                total: budget.or(plan.total),
+            };
+            println!("{}", create(store, account.id, name, models, limits).await?);
         }
         Key::List { account, output } => {
             let account = find(store, &account).await?;
@@ -62,8 +84,10 @@ pub async fn create(
     account_id: AccountId,
     name: String,
     models: Option<String>,
+    limits: KeyLimits,
 ) -> anyhow::Result<String> {
     let secret = NewSecret::generate()?;
+    let now = Timestamp::now();
     let key = ApiKey {
         id: ApiKeyId::generate(),
         account_id,
@@ -71,17 +95,22 @@ pub async fn create(
         secret_hash: secret.hash,
         hint: secret.hint,
         models,
-        created_at: Timestamp::now(),
+        created_at: now,
         expires_at: None,
         revoked_at: None,
     };
-    store.create_key(&key).await?;
+    store.create_key(&key, &KeyBudget::open(key.id, limits, now)).await?;
     store.announce_change().await?;
     Ok(secret.text)
 }
 
 fn show(key: &ApiKey, output: Output) -> anyhow::Result<()> {
-    print(key, output, || {
+    // Not even the hash leaves: nobody needs it who may not have the table.
+    let mut row = serde_json::to_value(key)?;
+    if let Some(members) = row.as_object_mut() {
+        members.remove("secret_hash");
+    }
+    print(&row, output, || {
         let state = if key.is_usable(Timestamp::now()) { "active" } else { "ended" };
         let models = key.models.as_deref().unwrap_or("all models");
         format!("{}  {}  {}  {state}  {models}", key.id, key.hint, key.name)

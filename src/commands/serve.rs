@@ -5,7 +5,7 @@
 
 mod welcome;
 
-use crate::config::{Config, DatabaseKind, Disconnect, UpstreamKind};
+use crate::config::{Config, DatabaseKind, UpstreamKind};
 use crate::models::ids::InstanceId;
 use crate::routes;
 use crate::server::{self, Signals};
@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -87,7 +87,6 @@ async fn upstream_base(config: &mut Config) -> anyhow::Result<String> {
         demo::MODEL
     );
     config.upstream.kind = UpstreamKind::OpenAi;
-    config.upstream.disconnect = Disconnect::Drain;
     demo::start().await
 }
 
@@ -128,6 +127,7 @@ fn settler(
         upstream,
         ledger,
         disconnect: config.upstream.disconnect,
+        slow_lookup: config.upstream.slow_lookup,
         drain_wait: config.upstream.disconnect_drain,
         drains: Arc::new(Semaphore::new(DRAINS_MAX)),
         tasks: TaskTracker::new(),
@@ -146,6 +146,7 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
         settler: app.admission.settler.clone(),
         instance: app.admission.instance,
         lease: app.config.database.lease,
+        slow_lookup_every: app.config.upstream.slow_lookup_every,
     };
     let stop = background.clone();
     tokio::spawn(async move { recovery.run(stop).await });
@@ -187,6 +188,8 @@ async fn serve(
     if tokio::time::timeout(FIRST_LIST_WAIT, app.catalog.filled()).await.is_err() {
         tracing::warn!("serving without a model list: the upstream has not given one yet");
     }
+    // Before anybody is told that we are here: a signal from now on is an orderly end.
+    let signals_to_leave = LeaveSignals::new()?;
     welcome::print(&app, listener.local_addr()?).await?;
 
     let signals = Signals::default();
@@ -194,7 +197,7 @@ async fn serve(
     let router = routes::router(app.clone());
     let serving = server::serve(listener, router, signals.clone(), connections.clone());
     let serving = tokio::spawn(serving);
-    wait_for_signal().await?;
+    signals_to_leave.wait().await;
     leave(app, signals, connections).await;
     background.cancel();
     serving.await?;
@@ -205,14 +208,25 @@ async fn serve(
     }
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, caught from when this is made.
+struct LeaveSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl LeaveSignals {
+    fn new() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { terminate, interrupt })
     }
-    Ok(())
+
+    async fn wait(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 async fn leave(app: Arc<App>, signals: Signals, connections: TaskTracker) {

@@ -99,6 +99,19 @@ impl Reader {
         }
     }
 
+    /// Seconds of something that must happen again and again.
+    pub fn positive_seconds(
+        &mut self,
+        name: &'static str,
+        default: &str,
+    ) -> Result<Duration, ConfigError> {
+        let seconds = self.seconds(name, default)?;
+        if seconds.is_zero() {
+            return Err(ConfigError(format!("{name} must be more than zero")));
+        }
+        Ok(seconds)
+    }
+
     pub fn milliseconds(
         &mut self,
         name: &'static str,

@@ -1,9 +1,10 @@
 //! `POST /v1/chat/completions`.
 
-use crate::controllers::extract::JsonBody;
+use crate::controllers::extract::{IdempotencyKey, JsonBody};
 use crate::error::Error;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::ChatRequest;
+use crate::services::admission::Caller;
 use crate::services::auth::Principal;
 use crate::services::exchange::{Exchange, Form};
 use crate::services::meter::Meter;
@@ -11,6 +12,7 @@ use crate::state::App;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
@@ -22,16 +24,26 @@ pub async fn create(
     State(app): State<Arc<App>>,
     id: RequestId,
     principal: Principal,
+    idempotency_key: IdempotencyKey,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Error> {
     let request = ChatRequest::parse(&body)?;
-    let admitted = app.admission.admit(id, &principal, &request, &body).await?;
+    let caller = Caller { id, principal: &principal, idempotency_key: idempotency_key.0 };
+    let admitted = app.admission.admit(caller, &request, &body).await?;
+    let cap = admitted.lowered_cap();
     let (exchange, form) = admitted.forward().await?;
-    match form {
-        Form::Events => Ok(stream(&app, exchange)),
-        Form::Document => document(&app, exchange).await,
+    let mut response = match form {
+        Form::Events => stream(&app, exchange),
+        Form::Document => document(&app, exchange).await?,
+    };
+    if let Some(cap) = cap {
+        response.headers_mut().insert(COMPLETION_CAP, HeaderValue::from(cap));
     }
+    Ok(response)
 }
+
+/// Says that the account could pay for so many completion tokens only.
+const COMPLETION_CAP: HeaderName = HeaderName::from_static("x-tollgate-completion-tokens-max");
 
 fn stream(app: &App, exchange: Exchange) -> Response {
     let meter = Meter::new(exchange, app.config.upstream.idle, app.stop.clone());
@@ -51,7 +63,7 @@ async fn document(app: &App, mut exchange: Exchange) -> Result<Response, Error> 
             Ok(([(CONTENT_TYPE, "application/json")], document).into_response())
         }
         Err(error) => {
-            exchange.void();
+            exchange.void(&error);
             Err(error)
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::models::ids::RequestId;
+use crate::models::openai::request::Invalid;
 use crate::services::auth::Principal;
 use crate::state::App;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -18,6 +19,12 @@ use std::time::Duration;
 
 /// A request body.
 pub struct JsonBody(pub Bytes);
+
+/// The client's name for this request, under which it will not be billed twice.
+pub struct IdempotencyKey(pub Option<String>);
+
+/// As Stripe has it.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
 /// A body that takes longer to arrive is given up.
 const BODY_WAIT: Duration = Duration::from_secs(60);
@@ -36,6 +43,23 @@ impl FromRequestParts<Arc<App>> for Principal {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
         app.auth.principal(bearer(&parts.headers)?).await
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let Some(value) = parts.headers.get("idempotency-key") else { return Ok(Self(None)) };
+        match value.to_str() {
+            Ok(key) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_BYTES_MAX => {
+                Ok(Self(Some(key.to_owned())))
+            }
+            _ => Err(Error::Invalid(Invalid {
+                message: "Idempotency-Key must be 1 to 255 printable characters.".to_owned(),
+                param: None,
+            })),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::config::{Config, UpstreamKind};
 use crate::error::Error;
 use crate::models::hold::Hold;
-use crate::models::ids::{AccountId, InstanceId, RequestId};
+use crate::models::ids::{InstanceId, RequestId};
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
@@ -16,10 +16,10 @@ use crate::services::auth::Principal;
 use crate::services::catalog::{Catalog, Model};
 use crate::services::exchange::{Exchange, Form};
 use crate::services::ledger::{Answer, Failed, Ledger};
-use crate::services::pricing;
+use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
 use crate::services::tokens::{Vocabularies, estimate_prompt};
-use crate::store::{LedgerOp, Outcome};
+use crate::store::{LedgerOp, Limit, Outcome, Placement};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,12 +42,20 @@ pub struct HoldTerms {
     pub database_wait: Duration,
 }
 
+/// Whose request it is.
+pub struct Caller<'a> {
+    pub id: RequestId,
+    pub principal: &'a Principal,
+    pub idempotency_key: Option<String>,
+}
+
 /// A request whose hold is on its way, and the body that the upstream will get.
 #[must_use]
 pub struct Admitted {
     exchange: Exchange,
     commit: Commit,
     body: Bytes,
+    lowered_cap: Option<i64>,
 }
 
 /// Whether the hold stands.
@@ -60,6 +68,8 @@ enum Commit {
 const COMFORTABLE_HOLDS: i64 = 16;
 /// … and had it this recently.
 const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
+/// An answer of fewer tokens is of no use: the account is refused instead.
+const COMPLETION_TOKENS_FLOOR: i64 = 16;
 
 impl HoldTerms {
     #[must_use]
@@ -74,27 +84,28 @@ impl HoldTerms {
 }
 
 impl Admission {
-    /// Places the hold. When the account is comfortable this returns before the hold is committed.
+    /// Places the hold. When the account is comfortable this returns before the hold is committed;
+    /// else after it, with the request's cap lowered to what the account can pay for.
     ///
     /// # Errors
     /// Why the request may not be forwarded.
     pub async fn admit(
         &self,
-        id: RequestId,
-        principal: &Principal,
+        caller: Caller<'_>,
         request: &ChatRequest<'_>,
         body: &Bytes,
     ) -> Result<Admitted, Error> {
-        let (model, price) = self.priced_model(principal, request)?;
+        let (model, price) = self.priced_model(caller.principal, request)?;
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
-        let hold = self.hold(id, principal, request, &model, &price)?;
-        let is_comfortable = self.is_comfortable(hold.account_id, hold.amount_nusd);
+        let placement = self.placement(caller, request, &model, &price)?;
+        let hold = placement.hold.clone();
+        let is_comfortable = self.is_comfortable(&hold);
         let placed =
-            self.ledger.submit(LedgerOp::Place(hold.clone())).map_err(|_| Error::Overloaded)?;
+            self.ledger.submit(LedgerOp::Place(placement)).map_err(|_| Error::Overloaded)?;
         let user = hold.account_id.to_string();
         let open = OpenHold {
             hold,
-            price,
+            price: price.clone(),
             tokenizer: self.vocabularies.for_model(&request.model),
             request: body.clone(),
             upstream_status: None,
@@ -104,13 +115,19 @@ impl Admission {
             settler: self.settler.clone(),
         };
         let mut admitted = Admitted {
-            exchange: Exchange::new(open, request.stream, request.include_usage),
+            exchange: Exchange::new(open, request),
             commit: Commit::Waiting(placed, self.terms.database_wait),
-            body: Bytes::from(request.forwarded(&user)),
+            body: Bytes::new(),
+            lowered_cap: None,
         };
+        let mut sent_cap = None;
         if !is_comfortable {
-            admitted.committed().await?;
+            let held = admitted.committed().await?;
+            let cap = self.affordable(request, &model, &price, held);
+            sent_cap = cap.sent;
+            admitted.lowered_cap = cap.lowered;
         }
+        admitted.body = Bytes::from(request.forwarded(&user, sent_cap, self.cap_member()));
         Ok(admitted)
     }
 
@@ -123,31 +140,30 @@ impl Admission {
         if !principal.key.allows(&model.id) {
             return Err(Error::ModelNotAllowed { model: model.id.clone() });
         }
-        match &model.price {
+        match model.price(principal.plan.as_deref()) {
             Some(price) => Ok((model.clone(), price.clone())),
             None => Err(Error::ModelNotPriced { model: model.id.clone() }),
         }
     }
 
-    fn hold(
+    fn placement(
         &self,
-        id: RequestId,
-        principal: &Principal,
+        caller: Caller<'_>,
         request: &ChatRequest<'_>,
         model: &Model,
         price: &Price,
-    ) -> Result<Hold, Error> {
-        let tools = request.tools.map(serde_json::value::RawValue::get);
-        let prompt = Tokens(estimate_prompt(request.messages.get(), tools));
-        let completion_max = self.completion_max(request, model);
-        let amount = pricing::worst_case(price, prompt, completion_max, request.choices)
-            .map_err(|_| Error::InsufficientQuota)?;
+    ) -> Result<Placement, Error> {
+        let prompt = prompt_estimate(request);
+        let worst = WorstCase::new(price, prompt, request.choices);
+        let wanted = self.completion_max(request, model);
+        let floor = Tokens(wanted.0.min(COMPLETION_TOKENS_FLOOR));
+        let amount = |tokens| worst.amount(tokens).map_err(|_| Error::InsufficientQuota);
         let now = Timestamp::now();
-        Ok(Hold {
-            request_id: id,
-            account_id: principal.account_id,
-            api_key_id: Some(principal.key.id),
-            amount_nusd: amount,
+        let hold = Hold {
+            request_id: caller.id,
+            account_id: caller.principal.account_id,
+            api_key_id: Some(caller.principal.key.id),
+            amount_nusd: amount(wanted)?,
             owner: self.instance,
             lease_expires_at: now.plus(self.terms.lease),
             upstream: self.terms.upstream.name().to_owned(),
@@ -156,58 +172,120 @@ impl Admission {
             prompt_tokens_estimate: prompt,
             completion_tokens_seen: Tokens(0),
             generation_id: None,
+            idempotency_key: caller.idempotency_key,
             streamed: request.stream,
             placed_at: now,
-        })
+        };
+        Ok(Placement { hold, floor_nusd: amount(floor)? })
     }
 
-    /// The client's cap, else the operator's; never more than the model's.
+    /// The smallest of the client's cap, the model's and the operator's. A stream that outgrows it
+    /// extends its hold.
     fn completion_max(&self, request: &ChatRequest<'_>, model: &Model) -> Tokens {
-        let wanted = request.completion_tokens_max.unwrap_or(self.terms.completion_tokens_max.0);
-        Tokens(model.completion_tokens_max.map_or(wanted, |max| wanted.min(max)))
+        let caps = [request.completion_tokens_max, model.completion_tokens_max];
+        let smallest = caps.into_iter().flatten().min().unwrap_or(i64::MAX);
+        Tokens(smallest.min(self.terms.completion_tokens_max.0))
     }
 
-    fn is_comfortable(&self, account: AccountId, amount: NanoUsd) -> bool {
-        self.ledger.snapshot(account).is_some_and(|snapshot| {
+    fn is_comfortable(&self, hold: &Hold) -> bool {
+        self.ledger.snapshot(hold.account_id).is_some_and(|snapshot| {
             snapshot.taken_at.elapsed() < SNAPSHOT_FRESH
-                && snapshot.available.0 / COMFORTABLE_HOLDS >= amount.0
+                && snapshot.available.0 / COMFORTABLE_HOLDS >= hold.amount_nusd.0
         })
+    }
+
+    /// The cap that what was set aside pays for.
+    fn affordable(
+        &self,
+        request: &ChatRequest<'_>,
+        model: &Model,
+        price: &Price,
+        held: NanoUsd,
+    ) -> Cap {
+        let wanted = self.completion_max(request, model);
+        let worst = WorstCase::new(price, prompt_estimate(request), request.choices);
+        let Some(Tokens(paid)) = worst.tokens(held) else { return Cap::default() };
+        if paid < wanted.0 {
+            return Cap { sent: Some(paid), lowered: Some(paid) };
+        }
+        // A stream can be ended where its money does, a plain answer cannot: it is capped where
+        // the client has not done so.
+        let is_open = request.completion_tokens_max.is_none_or(|max| max > wanted.0);
+        let sent = (!request.stream && is_open).then_some(wanted.0);
+        Cap { sent, lowered: None }
+    }
+
+    /// OpenAI's newer models know the newer name only; the others know the older one.
+    fn cap_member(&self) -> &'static str {
+        match self.terms.upstream {
+            UpstreamKind::OpenAi => "max_completion_tokens",
+            UpstreamKind::OpenRouter | UpstreamKind::LiteLlm => "max_tokens",
+        }
     }
 }
 
+/// The cap that the upstream gets, and the one the client is told of.
+#[derive(Default)]
+struct Cap {
+    sent: Option<i64>,
+    lowered: Option<i64>,
+}
+
+fn prompt_estimate(request: &ChatRequest<'_>) -> Tokens {
+    let tools = request.tools.map(serde_json::value::RawValue::get);
+    Tokens(estimate_prompt(request.messages.get(), tools))
+}
+
 impl Admitted {
+    /// The completion tokens that the account could pay for, when that is less than was asked.
+    #[must_use]
+    pub fn lowered_cap(&self) -> Option<i64> {
+        self.lowered_cap
+    }
+
     /// Calls the upstream, and gives the answer's form when the hold is committed as well. An
     /// exchange that fails here is voided: its client has got nothing.
     ///
     /// # Errors
     /// The upstream's, or why the hold does not stand.
     pub async fn forward(self) -> Result<(Exchange, Form), Error> {
-        let Self { mut exchange, mut commit, body } = self;
+        let Self { mut exchange, mut commit, body, .. } = self;
         // Whichever fails first ends the other: a refused hold drops the upstream call.
         let both = futures::future::try_join(exchange.call(body), commit.wait()).await;
         match both {
-            Ok((form, ())) => Ok((exchange, form)),
+            Ok((form, held)) => {
+                if let Some(held) = held {
+                    exchange.held(held);
+                }
+                Ok((exchange, form))
+            }
             Err(error) => {
-                exchange.void();
+                exchange.void(&error);
                 Err(error)
             }
         }
     }
 
-    async fn committed(&mut self) -> Result<(), Error> {
-        let committed = self.commit.wait().await;
-        if committed.is_err() {
-            self.exchange.void();
+    /// Waits for the hold; what was set aside.
+    async fn committed(&mut self) -> Result<NanoUsd, Error> {
+        match self.commit.wait().await {
+            Ok(held) => {
+                let held = held.unwrap_or_default();
+                self.exchange.held(held);
+                Ok(held)
+            }
+            Err(error) => {
+                self.exchange.void(&error);
+                Err(error)
+            }
         }
-        committed
     }
 }
 
 impl Commit {
-    async fn wait(&mut self) -> Result<(), Error> {
-        let Self::Waiting(answer, wait) = self else {
-            return Ok(());
-        };
+    /// The amount when it has just been told.
+    async fn wait(&mut self) -> Result<Option<NanoUsd>, Error> {
+        let Self::Waiting(answer, wait) = self else { return Ok(None) };
         let unanswered = |what: &str| Error::Database(what.to_owned());
         let outcome = tokio::time::timeout(*wait, answer)
             .await
@@ -215,8 +293,10 @@ impl Commit {
             .map_err(|_| unanswered("the ledger writer has stopped"))?;
         *self = Self::Stands;
         match outcome {
-            Ok(Outcome::Placed { .. }) => Ok(()),
+            Ok(Outcome::Placed { amount, .. }) => Ok(Some(amount)),
+            Ok(Outcome::Refused { by: Limit::Key, .. }) => Err(Error::KeyBudget),
             Ok(Outcome::Refused { .. } | Outcome::OutOfRange) => Err(Error::InsufficientQuota),
+            Ok(Outcome::Repeated) => Err(Error::Repeated),
             Ok(Outcome::Suspended) => Err(Error::Suspended),
             Ok(Outcome::NoAccount) => Err(Error::WrongKey),
             Ok(other) => Err(Error::Internal(format!("placing a hold: {other:?}"))),

@@ -8,20 +8,24 @@ mod drain;
 
 use crate::config::UpstreamKind;
 use crate::error::Error;
-use crate::models::money::Tokens;
+use crate::models::money::{NanoUsd, Tokens};
 use crate::models::openai::answer::Answer;
+use crate::models::openai::request::ChatRequest;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::Ending;
-use crate::services::pricing;
+use crate::services::allowance::Allowance;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
 use crate::services::tap::{self, Finish, Tap};
 use crate::services::upstream::{Call, cost_header, generation_id};
+use crate::store::Extension;
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::collections::VecDeque;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 pub struct Exchange {
@@ -39,6 +43,7 @@ struct Live {
     document: BytesMut,
     noted_at: Instant,
     noted_tokens: i64,
+    allowance: Allowance,
 }
 
 enum Leg {
@@ -62,12 +67,21 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 impl Exchange {
     /// An exchange whose upstream has not been called.
-    pub fn new(open: OpenHold, is_streamed: bool, shows_usage: bool) -> Self {
+    pub fn new(open: OpenHold, request: &ChatRequest<'_>) -> Self {
         let reading = Reading::new(open.tokenizer.clone());
-        let tap = Tap::new(reading, open.price.clone(), shows_usage);
+        let hold = &open.hold;
+        let tap = Tap::new(reading, open.price.clone(), hold.placed_at, request.include_usage);
+        let allowance = Allowance::new(
+            open.price.clone(),
+            hold.prompt_tokens_estimate,
+            request.choices,
+            hold.amount_nusd,
+        );
+        let is_streamed = request.stream;
         let (leg, noted_at) = (Leg::NotCalled, Instant::now());
         let document = BytesMut::new();
-        let live = Live { open, leg, tap, is_streamed, document, noted_at, noted_tokens: 0 };
+        let live =
+            Live { open, leg, tap, is_streamed, document, noted_at, noted_tokens: 0, allowance };
         Self { live: Some(Box::new(live)) }
     }
 
@@ -89,9 +103,33 @@ impl Exchange {
         self.live()?.document(idle).await
     }
 
+    /// The hold stands, with this amount.
+    pub fn held(&mut self, amount: NanoUsd) {
+        if let Some(live) = self.live.as_deref_mut() {
+            live.open.hold.amount_nusd = amount;
+            live.allowance.set(amount);
+        }
+    }
+
+    /// Ready when the next event is paid for; asks for more money in time.
+    ///
+    /// # Errors
+    /// [`Error::InsufficientQuota`] when there is no more.
+    pub fn poll_paid(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match self.live.as_deref_mut() {
+            Some(live) => live.poll_paid(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
     /// The exchange has ended well: what was read is charged.
     pub fn complete(&mut self) {
         self.conclude(Ending::Completed);
+    }
+
+    /// The account cannot pay for more: what was delivered is charged.
+    pub fn cut_off(&mut self) {
+        self.conclude(Ending::CutOff);
     }
 
     /// The upstream failed after the client had got something: that is charged.
@@ -100,8 +138,9 @@ impl Exchange {
     }
 
     /// The upstream failed before the client got anything: nothing is charged.
-    pub fn void(&mut self) {
-        if let Some(live) = self.live.take() {
+    pub fn void(&mut self, error: &Error) {
+        if let Some(mut live) = self.live.take() {
+            live.open.upstream_status = live.open.upstream_status.or(error.upstream_status());
             live.open.void(Ending::UpstreamFailed);
         }
     }
@@ -136,12 +175,19 @@ impl Exchange {
         }
     }
 
-    /// Reads a frame; `true` when the stream has come to its `[DONE]`.
+    /// Reads a frame; `true` when the stream has come to its `[DONE]`. What comes after that is
+    /// nobody's business and passes.
     ///
     /// # Errors
     /// [`Error::UpstreamFailed`] when an event passes its bound.
     pub fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
-        self.live()?.frame(frame, out)
+        match self.live.as_deref_mut() {
+            Some(live) => live.frame(frame, out),
+            None => {
+                out.push_back(frame.clone());
+                Ok(false)
+            }
+        }
     }
 
     /// The body has ended: adds what is missing and concludes.
@@ -156,9 +202,11 @@ impl Exchange {
     }
 
     /// `[DONE]` has been read: ends well unless the upstream said that it failed.
-    pub fn done(&mut self) {
-        let has_failed = self.live.as_deref().is_some_and(|live| live.tap.judge.reading.has_failed);
-        if has_failed { self.break_off() } else { self.complete() }
+    pub fn done(&mut self, out: &mut VecDeque<Bytes>) {
+        let Some(live) = self.live.as_deref_mut() else { return };
+        // The beginning of something after it: bytes are bytes.
+        out.extend(live.tap.rest());
+        if live.tap.judge.reading.has_failed { self.break_off() } else { self.complete() }
     }
 }
 
@@ -205,15 +253,27 @@ impl Live {
             self.open.first_byte_at = Some(Timestamp::now());
         }
         let knew_id = self.tap.judge.reading.generation_id.is_some();
-        self.tap.frame(frame, out).map_err(|_| Error::UpstreamFailed {
-            status: axum::http::StatusCode::OK,
-            reason: "an event is too long",
-        })?;
+        self.tap.frame(frame, out).map_err(|_| not_a_completion("an event is too long"))?;
         let learnt_id = !knew_id && self.tap.judge.reading.generation_id.is_some();
         if learnt_id || self.noted_at.elapsed() >= NOTE_EVERY {
             self.note();
         }
         Ok(self.tap.judge.is_done)
+    }
+
+    fn poll_paid(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let used = self.tap.judge.reading.counter.tokens_so_far();
+        if self.allowance.wants_more(used) {
+            let hold = &self.open.hold;
+            self.allowance.ask(&self.open.settler.ledger, |add_nusd, floor_nusd| Extension {
+                request_id: hold.request_id,
+                account_id: hold.account_id,
+                api_key_id: hold.api_key_id,
+                add_nusd,
+                floor_nusd,
+            });
+        }
+        self.allowance.poll(cx, used)
     }
 
     /// Writes down the generation's id and how far the answer has come, where that is news.
@@ -281,10 +341,7 @@ impl Live {
         }
         let reading = &mut self.tap.judge.reading;
         reading.take(&answer);
-        let charge = reading.reported.and_then(|reported| {
-            pricing::charge(&self.open.price, reported.tokens, reported.cost_pico).ok()
-        });
-        Ok(charge.and_then(|charge| tap::plain(text, charge)).map(Bytes::from))
+        Ok(self.tap.judge.charge().and_then(|charge| tap::plain(text, charge)).map(Bytes::from))
     }
 
     fn conclude(self, ending: Ending) {
@@ -294,5 +351,5 @@ impl Live {
 }
 
 fn not_a_completion(reason: &'static str) -> Error {
-    Error::UpstreamFailed { status: axum::http::StatusCode::OK, reason }
+    Error::UpstreamFailed { status: StatusCode::OK, reason, retry_after: None }
 }

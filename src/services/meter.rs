@@ -52,7 +52,7 @@ impl Meter {
         match self.exchange.frame(&data, &mut self.out) {
             Ok(false) => {}
             // The end of the books; the upstream's last bytes still pass.
-            Ok(true) => self.exchange.done(),
+            Ok(true) => self.exchange.done(&mut self.out),
             Err(error) => self.fail(&error),
         }
     }
@@ -62,6 +62,13 @@ impl Meter {
         self.upstream = None;
         self.out.push_back(error_event(error));
         self.exchange.break_off();
+    }
+
+    fn cut_off(&mut self, error: &Error) {
+        tracing::debug!("a stream ends where its account's money does");
+        self.upstream = None;
+        self.out.push_back(error_event(error));
+        self.exchange.cut_off();
     }
 
     fn end(&mut self) {
@@ -96,9 +103,11 @@ impl Body for Meter {
             if let Some(bytes) = this.out.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            let Some(upstream) = &mut this.upstream else {
-                return Poll::Ready(None);
-            };
+            if let Err(error) = ready!(this.exchange.poll_paid(cx)) {
+                this.cut_off(&error);
+                continue;
+            }
+            let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
             match Pin::new(upstream).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => this.take(frame),
                 Poll::Ready(Some(Err(error))) => {

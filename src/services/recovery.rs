@@ -2,19 +2,20 @@
 //!
 //! Invariants: a hold is only taken over when its lease has expired, by one process; what it is
 //! charged comes from the upstream where that can be asked, else from what the hold says was seen,
-//! marked as an estimate. Our own leases are renewed here, well before they expire.
+//! marked as an estimate. Our own leases are renewed here, well before they expire. An estimate
+//! whose truth comes within a day is put right by a correcting ledger entry, once.
 
-use crate::models::hold::Hold;
+use crate::models::hold::{Hold, PendingLookup};
 use crate::models::ids::InstanceId;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Reported;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
+use crate::models::usage::{Ending, TokenUsage, UsageCorrection, UsageRecord, UsageSource, Used};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
-use crate::store::{LedgerOp, Store, StoreError};
+use crate::store::{Correction, LedgerOp, Settlement, Store, StoreError};
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +26,13 @@ pub struct Recovery {
     pub settler: Arc<Settler>,
     pub instance: InstanceId,
     pub lease: Duration,
+    pub slow_lookup_every: Duration,
 }
 
 /// Orphans taken over at once.
 const ORPHANS_MAX: i64 = 100;
+/// Late look-ups in one round; the next one follows soon.
+const LATE_LOOKUPS_MAX: i64 = 20;
 /// Look-ups for them at the same time.
 const LOOKUPS_MAX: usize = 16;
 
@@ -45,6 +49,9 @@ impl Recovery {
             }
             if let Err(error) = self.round().await {
                 tracing::warn!("leases and orphans: {error}");
+            }
+            if let Err(error) = self.late_truths().await {
+                tracing::warn!("late look-ups: {error}");
             }
         }
     }
@@ -75,6 +82,56 @@ impl Recovery {
     }
 }
 
+impl Recovery {
+    /// Asks once for each estimate that is due, and corrects its charge when the truth has come.
+    async fn late_truths(&self) -> Result<(), StoreError> {
+        let now = Timestamp::now();
+        self.store.sweep(now).await?;
+        let next = now.plus(self.slow_lookup_every);
+        for lookup in self.store.claim_lookups(now, next, LATE_LOOKUPS_MAX).await? {
+            let upstream = &self.settler.upstream;
+            match upstream.look_up_once(&lookup.generation_id).await {
+                Ok(Some(found)) => self.correct(lookup, found.reported, now).await?,
+                Ok(None) => {}
+                Err(error) => tracing::debug!("a late look-up failed: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn correct(
+        &self,
+        lookup: PendingLookup,
+        reported: Reported,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let Some(record) = self.store.usage_record(lookup.request_id).await? else {
+            return Ok(());
+        };
+        let Some(price) = self.store.price(&record.price_id).await? else { return Ok(()) };
+        let Reported { tokens, cost_pico } = reported;
+        let used = Used { tokens, cost_pico, ..record.used() };
+        let Ok(charge) = pricing::charge(&price, &used) else { return Ok(()) };
+        let correction = UsageCorrection {
+            request_id: record.id,
+            account_id: record.account_id,
+            generation_id: lookup.generation_id,
+            prompt_tokens: tokens.prompt,
+            completion_tokens: tokens.completion,
+            upstream_cost_pusd: cost_pico.and_then(|pico| i64::try_from(pico).ok()),
+            charge_nusd: charge,
+            difference_nusd: NanoUsd::ZERO,
+            created_at: now,
+        };
+        self.settler.ledger.note(LedgerOp::Correct(Box::new(Correction {
+            api_key_id: record.api_key_id,
+            charged_nusd: record.charge_nusd,
+            correction,
+        })));
+        Ok(())
+    }
+}
+
 async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
     let found = match &hold.generation_id {
         Some(id) => settler.upstream.look_up(id, &settler.stop).await,
@@ -89,7 +146,9 @@ async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
         }
     };
     let record = record(hold, found, price.as_ref());
-    settler.ledger.note(LedgerOp::Settle(Box::new(record)));
+    let look_up_until = settler.look_up_until(&record);
+    let settlement = Settlement { record, look_up_until };
+    settler.ledger.note(LedgerOp::Settle(Box::new(settlement)));
 }
 
 fn record(hold: Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecord {
@@ -100,8 +159,14 @@ fn record(hold: Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecor
         }
         None => (estimate(&hold), None, None, None),
     };
+    let used = Used {
+        tokens: reported.tokens,
+        cost_pico: reported.cost_pico,
+        has_failed: finish_reason.as_deref() == Some("error"),
+        at: hold.placed_at,
+    };
     let charge = price
-        .and_then(|price| pricing::charge(price, reported.tokens, reported.cost_pico).ok())
+        .and_then(|price| pricing::charge(price, &used).ok())
         // Without a price, what was set aside is the best that is known.
         .unwrap_or(hold.amount_nusd);
     UsageRecord {
@@ -121,13 +186,18 @@ fn record(hold: Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecor
         prompt_tokens: reported.tokens.prompt,
         cached_tokens: reported.tokens.cached,
         cache_write_tokens: reported.tokens.cache_write,
+        cache_write_1h_tokens: reported.tokens.cache_write_1h,
+        audio_prompt_tokens: reported.tokens.audio_prompt,
         completion_tokens: reported.tokens.completion,
         reasoning_tokens: reported.tokens.reasoning,
+        audio_completion_tokens: reported.tokens.audio_completion,
+        image_completion_tokens: reported.tokens.image_completion,
+        web_searches: reported.tokens.web_searches,
         counted_prompt_tokens: None,
         counted_completion_tokens: Some(hold.completion_tokens_seen),
         counter: None,
         counter_exact: false,
-        upstream_cost_nusd: reported.cost_pico.and_then(|pico| NanoUsd::from_pico_ceil(pico).ok()),
+        upstream_cost_pusd: reported.cost_pico.and_then(|pico| i64::try_from(pico).ok()),
         charge_nusd: charge,
         shortfall_nusd: NanoUsd::ZERO,
         hold_nusd: hold.amount_nusd,

@@ -12,13 +12,13 @@ use crate::models::openai::answer::Reported;
 use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
+use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource, Used};
 use crate::services::ledger::{Ledger, Slot};
 use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::tokens::{Count, INLINE_BYTES_MAX, Tokenizer, count_prompt};
 use crate::services::upstream::{Found, Upstream};
-use crate::store::{LedgerOp, Note};
+use crate::store::{LedgerOp, Note, Settlement};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ pub struct Settler {
     pub upstream: Arc<Upstream>,
     pub ledger: Ledger,
     pub disconnect: Disconnect,
+    /// How long the upstream is asked for the truth of what was estimated.
+    pub slow_lookup: Duration,
     pub drain_wait: Duration,
     /// Answers read on for clients that have gone.
     pub drains: Arc<Semaphore>,
@@ -65,6 +67,66 @@ struct Numbers {
     cost_pico: Option<i128>,
     counted_prompt: Option<Count>,
     counted_completion: Option<Count>,
+}
+
+impl Settler {
+    /// Until when the truth of this record may still come; `None`: it is the truth, or there is
+    /// nobody to ask.
+    #[must_use]
+    pub fn look_up_until(&self, record: &UsageRecord) -> Option<Timestamp> {
+        let is_estimate = matches!(record.source, UsageSource::Counted | UsageSource::Estimated);
+        let may_ask = self.upstream.kind.has_lookup() && record.ending != Ending::CutOff;
+        (is_estimate && may_ask && record.generation_id.is_some())
+            .then(|| record.ended_at.plus(self.slow_lookup))
+    }
+
+    /// What to do with the answer of a client that has gone. Where the provider bills the whole
+    /// answer anyway, reading on costs nothing and tells the numbers.
+    #[must_use]
+    pub fn disconnect(&self, provider: Option<&str>) -> Disconnect {
+        match self.disconnect {
+            Disconnect::Auto if !self.upstream.kind.has_lookup() => Disconnect::Drain,
+            Disconnect::Auto if provider.is_some_and(bills_in_full) => Disconnect::Drain,
+            Disconnect::Auto => Disconnect::Lookup,
+            set => set,
+        }
+    }
+}
+
+/// Providers that go on and bill when OpenRouter's client hangs up.
+/// <https://openrouter.ai/docs/api-reference/streaming#stream-cancellation>
+const BILLING_IN_FULL: &[&str] = &[
+    "AI21",
+    "AionLabs",
+    "Alibaba",
+    "Amazon Bedrock",
+    "AWS Bedrock",
+    "Featherless",
+    "Google",
+    "Google AI Studio",
+    "Google Vertex",
+    "Groq",
+    "HuggingFace",
+    "Inception",
+    "InferenceNet",
+    "Inflection",
+    "Kluster",
+    "Lambda",
+    "Lynn",
+    "Minimax",
+    "Mistral",
+    "Modal",
+    "Nebius",
+    "Perplexity",
+    "Reflection",
+    "Replicate",
+    "SambaNova",
+    "Targon",
+    "ZeroOneAI",
+];
+
+fn bills_in_full(provider: &str) -> bool {
+    BILLING_IN_FULL.iter().any(|name| name.eq_ignore_ascii_case(provider))
 }
 
 impl OpenHold {
@@ -116,8 +178,12 @@ impl OpenHold {
     async fn look_up(&self, reading: &Reading, ending: Ending) -> Option<Found> {
         let settler = &self.settler;
         let wants = match ending {
-            Ending::ClientGone => settler.disconnect != Disconnect::Count,
+            Ending::ClientGone => {
+                settler.disconnect(reading.provider.as_deref()) != Disconnect::Count
+            }
             Ending::Completed | Ending::UpstreamFailed | Ending::Killed => true,
+            // What was delivered is charged, whatever the upstream went on to make.
+            Ending::CutOff => false,
         };
         if reading.reported.is_some() || !wants {
             return None;
@@ -169,14 +235,15 @@ impl OpenHold {
 
     fn send(self, numbers: &Numbers, named: Named, ending: Ending) {
         let record = self.record(numbers, named, ending);
-        self.slot.send(LedgerOp::Settle(Box::new(record)));
+        let look_up_until = self.settler.look_up_until(&record);
+        self.slot.send(LedgerOp::Settle(Box::new(Settlement { record, look_up_until })));
     }
 
     fn record(&self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {
         let charge = match numbers.source {
             UsageSource::None => NanoUsd::ZERO,
             // A price beyond the type's range is a fault; the hold is the most that can be owed.
-            _ => pricing::charge(&self.price, numbers.tokens, numbers.cost_pico)
+            _ => pricing::charge(&self.price, &self.used(numbers, &named, ending))
                 .unwrap_or(self.hold.amount_nusd),
         };
         let counted = numbers.counted_completion.or(numbers.counted_prompt);
@@ -197,15 +264,18 @@ impl OpenHold {
             prompt_tokens: numbers.tokens.prompt,
             cached_tokens: numbers.tokens.cached,
             cache_write_tokens: numbers.tokens.cache_write,
+            cache_write_1h_tokens: numbers.tokens.cache_write_1h,
+            audio_prompt_tokens: numbers.tokens.audio_prompt,
             completion_tokens: numbers.tokens.completion,
             reasoning_tokens: numbers.tokens.reasoning,
+            audio_completion_tokens: numbers.tokens.audio_completion,
+            image_completion_tokens: numbers.tokens.image_completion,
+            web_searches: numbers.tokens.web_searches,
             counted_prompt_tokens: numbers.counted_prompt.map(|count| Tokens(count.tokens)),
             counted_completion_tokens: numbers.counted_completion.map(|count| Tokens(count.tokens)),
             counter: counted.map(|_| self.tokenizer.vocabulary.name().to_owned()),
             counter_exact: self.tokenizer.exact && counted.is_some_and(|count| !count.estimated),
-            upstream_cost_nusd: numbers
-                .cost_pico
-                .and_then(|pico| NanoUsd::from_pico_ceil(pico).ok()),
+            upstream_cost_pusd: numbers.cost_pico.and_then(|pico| i64::try_from(pico).ok()),
             charge_nusd: charge,
             shortfall_nusd: NanoUsd::ZERO,
             hold_nusd: self.hold.amount_nusd,
@@ -214,6 +284,17 @@ impl OpenHold {
             started_at: self.hold.placed_at,
             first_byte_at: self.first_byte_at,
             ended_at: Timestamp::now(),
+        }
+    }
+
+    /// As [`UsageRecord::used`] will say it again when the books are verified.
+    fn used(&self, numbers: &Numbers, named: &Named, ending: Ending) -> Used {
+        Used {
+            tokens: numbers.tokens,
+            cost_pico: numbers.cost_pico,
+            has_failed: ending == Ending::UpstreamFailed
+                || named.finish_reason.as_deref() == Some("error"),
+            at: self.hold.placed_at,
         }
     }
 

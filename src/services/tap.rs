@@ -7,8 +7,11 @@
 mod rewrite;
 
 use crate::error::Error;
-use crate::models::openai::answer::Answer;
+use crate::models::money::NanoUsd;
+use crate::models::openai::answer::{Answer, Reported};
 use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::Used;
 use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::sse::{Splitter, TooLong, Verdict, data, without_bom};
@@ -28,6 +31,7 @@ pub struct Tap {
 pub struct Judge {
     pub reading: Reading,
     price: Arc<Price>,
+    placed_at: Timestamp,
     /// The client asked for the usage chunk.
     shows_usage: bool,
     has_shown_usage: bool,
@@ -49,10 +53,16 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 
 impl Tap {
     #[must_use]
-    pub fn new(reading: Reading, price: Arc<Price>, shows_usage: bool) -> Self {
+    pub fn new(
+        reading: Reading,
+        price: Arc<Price>,
+        placed_at: Timestamp,
+        shows_usage: bool,
+    ) -> Self {
         let judge = Judge {
             reading,
             price,
+            placed_at,
             shows_usage,
             has_shown_usage: false,
             usage_chunk: None,
@@ -69,6 +79,11 @@ impl Tap {
     pub fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<(), TooLong> {
         let judge = &mut self.judge;
         self.splitter.push(frame, out, |event| judge.event(event))
+    }
+
+    /// What was kept back of an event that is not whole.
+    pub fn rest(&mut self) -> Option<Bytes> {
+        Some(self.splitter.take_rest()).filter(|rest| !rest.is_empty())
     }
 
     /// The body has ended: adds what is missing.
@@ -148,9 +163,7 @@ impl Judge {
 
     /// A chunk with usage in it.
     fn usage(&mut self, text: &str, chunk: &Answer<'_>, is_finished: bool) -> Verdict {
-        let charge = self.reading.reported.and_then(|reported| {
-            pricing::charge(&self.price, reported.tokens, reported.cost_pico).ok()
-        });
+        let charge = self.charge();
         let is_usage_chunk = chunk.choices.0.is_empty();
         // The usage chunk of servers that repeat the last choice on it.
         let is_repetition = is_finished && rewrite::is_without_text(chunk);
@@ -166,6 +179,15 @@ impl Judge {
             Some(shown) if shown != text => Verdict::Replace(rewrite::event(&shown)),
             _ => Verdict::Pass,
         }
+    }
+
+    /// What the usage that was read costs the client.
+    #[must_use]
+    pub fn charge(&self) -> Option<NanoUsd> {
+        let Reported { tokens, cost_pico } = self.reading.reported?;
+        let used =
+            Used { tokens, cost_pico, has_failed: self.reading.has_failed, at: self.placed_at };
+        pricing::charge(&self.price, &used).ok()
     }
 
     /// The usage chunk that the upstream did not send as one.

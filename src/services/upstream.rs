@@ -112,7 +112,9 @@ impl Upstream {
     pub async fn ask_list(&self, path: &str) -> Result<Bytes, Error> {
         match self.ask(path).await? {
             (StatusCode::OK, body) => Ok(body),
-            (status, _) => Err(Error::UpstreamFailed { status, reason: "no list" }),
+            (status, _) => {
+                Err(Error::UpstreamFailed { status, reason: "no list", retry_after: None })
+            }
         }
     }
 
@@ -147,7 +149,8 @@ impl Upstream {
             .map_err(|error| Error::UpstreamUnavailable(cause(&error)))?;
         if answer.headers().contains_key(CONTENT_ENCODING) {
             let status = answer.status();
-            return Err(Error::UpstreamFailed { status, reason: "compressed though not asked" });
+            let reason = "compressed though not asked";
+            return Err(Error::UpstreamFailed { status, reason, retry_after: None });
         }
         Ok(answer)
     }

@@ -5,7 +5,7 @@
 use crate::commands::{account, key};
 use crate::config::DatabaseKind;
 use crate::demo;
-use crate::models::account::{AccountKind, NewAccount};
+use crate::models::account::{AccountKind, KeyLimits, NewAccount};
 use crate::models::money::NanoUsd;
 use crate::state::App;
 use std::net::SocketAddr;
@@ -35,11 +35,12 @@ async fn first_key(app: &App) -> anyhow::Result<Option<String>> {
     let new = NewAccount {
         name: "default".to_owned(),
         kind: AccountKind::Prepaid,
+        plan: None,
         limit_nusd: None,
         stripe_customer_id: None,
     };
     let account = account::create(store, new, Some(FIRST_CREDIT)).await?;
-    Ok(Some(key::create(store, account, "first".to_owned(), None).await?))
+    Ok(Some(key::create(store, account, "first".to_owned(), None, KeyLimits::default()).await?))
 }
 
 fn print_first_steps(base: &str, key: &str, model: &str) {

@@ -119,13 +119,7 @@ impl<'a> ChatRequest<'a> {
         edits.apply(self.body)
     }
 
-    fn cap_completion(
-        &self,
-        cap: i64,
-        member: &str,
-        edits: &mut Edits,
-        added: &mut Vec<String>,
-    ) {
+    fn cap_completion(&self, cap: i64, member: &str, edits: &mut Edits, added: &mut Vec<String>) {
         // Both are replaced where both are given: an upstream may obey either.
         let given: Vec<_> =
             [self.raw.max_tokens, self.raw.max_completion_tokens].into_iter().flatten().collect();

@@ -21,7 +21,8 @@ impl Live {
             Leg::Over => self.conclude(Ending::ClientGone),
             Leg::Calling(_) | Leg::Reading(_) => {
                 // A plain answer cannot be cancelled to any effect: it is billed in full.
-                let drains = !self.is_streamed || settler.disconnect == Disconnect::Drain;
+                let provider = self.tap.judge.reading.provider.as_deref();
+                let drains = !self.is_streamed || settler.disconnect(provider) == Disconnect::Drain;
                 let permit = drains.then(|| settler.drains.clone().try_acquire_owned().ok());
                 let Some(permit) = permit.flatten() else {
                     self.leg = Leg::Over;

@@ -46,7 +46,7 @@ pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Err
             let message = message(answer.into_body()).await;
             Error::UpstreamRejected { status, message }
         }
-        _ => Error::UpstreamFailed { status, reason: "its status" },
+        _ => Error::UpstreamFailed { status, reason: "its status", retry_after },
     })
 }
 

@@ -1,0 +1,93 @@
+//! How much of a stream its hold pays for, and asking for more in time.
+//!
+//! Invariant: no event beyond what the hold covers reaches the client before the extension is
+//! committed; a stream whose account has no more ends there.
+
+use crate::error::Error;
+use crate::models::money::{NanoUsd, Tokens};
+use crate::models::price::Price;
+use crate::services::ledger::{Answer, Ledger};
+use crate::services::pricing::WorstCase;
+use crate::store::{Extension, LedgerOp, Outcome};
+use futures::FutureExt;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+pub struct Allowance {
+    price: Arc<Price>,
+    prompt: Tokens,
+    choices: i64,
+    /// What is asked for each time: as much as the hold began with.
+    step: NanoUsd,
+    /// Completion tokens that the hold pays for. `None`: as many as come.
+    paid: Option<i64>,
+    asked: Option<Answer>,
+}
+
+/// An extension that pays for fewer tokens than this is no use.
+const STEP_TOKENS_MIN: Tokens = Tokens(16);
+/// More is asked for when this part of the paid tokens is used: 3/4.
+const ASK_AT: (i64, i64) = (3, 4);
+
+impl Allowance {
+    #[must_use]
+    pub fn new(price: Arc<Price>, prompt: Tokens, choices: i64, held: NanoUsd) -> Self {
+        let mut allowance = Self { price, prompt, choices, step: held, paid: None, asked: None };
+        allowance.set(held);
+        allowance
+    }
+
+    /// The completion tokens that an amount pays for, all choices together: that is how they are
+    /// counted.
+    pub fn set(&mut self, held: NanoUsd) {
+        let tokens = WorstCase::new(&self.price, self.prompt, 1).tokens(held);
+        self.paid = tokens.map(|tokens| tokens.0);
+    }
+
+    /// Whether it is time to ask for more.
+    #[must_use]
+    pub fn wants_more(&self, used: i64) -> bool {
+        let (part, whole) = ASK_AT;
+        self.asked.is_none()
+            && !self.is_last()
+            && self.paid.is_some_and(|paid| used >= paid / whole * part)
+    }
+
+    /// Asks the ledger for more.
+    pub fn ask(&mut self, ledger: &Ledger, extension: impl FnOnce(NanoUsd, NanoUsd) -> Extension) {
+        let worst = WorstCase::new(&self.price, Tokens(0), self.choices);
+        let floor = worst.amount(STEP_TOKENS_MIN).unwrap_or(self.step).min(self.step);
+        let op = LedgerOp::Extend(extension(self.step, floor));
+        // A full queue answers nothing; the stream then ends where its money does.
+        self.asked = ledger.submit(op).ok();
+    }
+
+    /// Ready when the stream may go on at `used` tokens.
+    ///
+    /// # Errors
+    /// [`Error::InsufficientQuota`] when the hold is used up and there is no more.
+    pub fn poll(&mut self, cx: &mut Context<'_>, used: i64) -> Poll<Result<(), Error>> {
+        let is_paid = self.paid.is_none_or(|paid| used < paid);
+        let Some(asked) = &mut self.asked else {
+            return Poll::Ready(if is_paid { Ok(()) } else { Err(Error::InsufficientQuota) });
+        };
+        let answer = match asked.poll_unpin(cx) {
+            // Paid for until now: the answer may come while the stream goes on.
+            Poll::Pending if is_paid => return Poll::Ready(Ok(())),
+            pending => ready!(pending),
+        };
+        self.asked = None;
+        if let Ok(Ok(Outcome::Extended { amount, .. })) = answer {
+            self.set(amount);
+            return Poll::Ready(Ok(()));
+        }
+        // No more is to be had: what is paid for is still delivered.
+        self.step = NanoUsd::ZERO;
+        Poll::Ready(if is_paid { Ok(()) } else { Err(Error::InsufficientQuota) })
+    }
+
+    /// There is no more to be had.
+    fn is_last(&self) -> bool {
+        self.step.is_zero()
+    }
+}
