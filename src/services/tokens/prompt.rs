@@ -251,7 +251,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
         impl<'de> Visitor<'de> for InOrder {
             type Value = Members<'de>;
 
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 

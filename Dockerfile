@@ -1,0 +1,62 @@
+# Tollgate in a container: built in one stage, run in another that holds the binary and little else.
+#
+#   docker build -t tollgate .
+#   docker run -p 8080:8080 -v tollgate:/data -e OPENROUTER_API_KEY=… \
+#       --read-only --tmpfs /tmp --init --stop-timeout 40 tollgate
+#
+# It needs an upstream (OPENROUTER_API_KEY, or UPSTREAM_BASE_URL): a container listens on 0.0.0.0,
+# and the built-in demo, which gives its answers away, refuses to start there.
+#
+# On a fresh volume the log shows the first API key, once. Commands run beside the server:
+#   docker exec CONTAINER tollgate account list
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /build
+
+# The dependencies in a layer of their own, built for a program without contents: it is built again
+# only when Cargo.toml or Cargo.lock change.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir src \
+    && echo 'fn main() {}' > src/main.rs \
+    && touch src/lib.rs \
+    && cargo build --release --locked \
+    && rm -r src
+
+COPY migrations migrations
+COPY src src
+# Cargo goes by times, and the copied files are older than the stub.
+RUN touch src/lib.rs src/main.rs \
+    && cargo build --release --locked
+
+FROM debian:bookworm-slim
+
+# /data belongs to the user that runs: a fresh named volume takes that over from the image. A folder
+# of the host that is mounted there must be writable for uid 10001.
+RUN groupadd --gid 10001 tollgate \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data \
+        --shell /usr/sbin/nologin tollgate \
+    && install --directory --owner=tollgate --group=tollgate --mode=0700 /data
+COPY --from=build /build/target/release/tollgate /usr/local/bin/tollgate
+
+# By number, so that an orchestrator can see that it is not root.
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+
+# PORT makes it listen on 0.0.0.0. Nothing outside /data is written. No certificates are installed:
+# the roots for the upstream and for the database are in the binary.
+ENV PORT=8080 \
+    DATABASE_URL=sqlite:///data/tollgate.db \
+    TOLLGATE_LOG_FORMAT=json
+EXPOSE 8080
+
+# Streams run on for TOLLGATE_DRAIN_SECONDS (30) after this: give the container longer than that.
+STOPSIGNAL SIGTERM
+
+# Liveness, not readiness: a restart would mend neither the database nor the upstream. There is no
+# curl here; bash opens the connection itself.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["bash", "-c", "exec 3<>\"/dev/tcp/127.0.0.1/$PORT\" && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && read -r status <&3 && [[ $status == *' 200 '* ]]"]
+
+ENTRYPOINT ["tollgate"]
+CMD ["serve"]
