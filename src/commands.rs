@@ -3,6 +3,14 @@
 //! Invariant: a command changes the books through the same `Store` as the server. What a program
 //! reads (a new key, a new account's id) is alone on standard output.
 
+/// Like `println!`, but a reader that has gone is an error and not a panic.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($arg)*)?;
+    }};
+}
+
 mod account;
 mod events;
 mod key;
@@ -68,7 +76,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let command = cli.command.unwrap_or(Command::Serve);
     if matches!(command, Command::Config) {
         for (name, value) in config.shown() {
-            println!("{name}={value}");
+            say!("{name}={value}");
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -118,9 +126,9 @@ fn print<T: serde::Serialize>(
     words: impl FnOnce() -> String,
 ) -> anyhow::Result<()> {
     if output.json {
-        println!("{}", serde_json::to_string(row)?);
+        say!("{}", serde_json::to_string(row)?);
     } else {
-        println!("{}", words());
+        say!("{}", words());
     }
     Ok(())
 }

@@ -193,7 +193,7 @@ impl DatabaseConfig {
             url,
             kind,
             migrate: env.one_of("TOLLGATE_MIGRATE", "on", &[("on", true), ("off", false)])?,
-            wait: env.seconds("TOLLGATE_DATABASE_SECONDS", "5")?,
+            wait: env.positive_seconds("TOLLGATE_DATABASE_SECONDS", "5")?,
             lease: env.positive_seconds("TOLLGATE_LEASE_SECONDS", "30")?,
         })
     }
@@ -209,11 +209,16 @@ impl UpstreamConfig {
         let kind = env.one_of("UPSTREAM_KIND", "openrouter", &kinds)?;
         let openrouter_key = env.secret("OPENROUTER_API_KEY");
         let base_url = env.optional("UPSTREAM_BASE_URL");
-        let api_key = env.secret("UPSTREAM_API_KEY").or_else(|| openrouter_key.clone());
-        let base_url = base_url.or_else(|| {
-            let is_openrouter = kind == UpstreamKind::OpenRouter && api_key.is_some();
-            is_openrouter.then(|| "https://openrouter.ai/api/v1".to_owned())
-        });
+        let api_key = env.secret("UPSTREAM_API_KEY");
+        // OpenRouter's key is for OpenRouter only.
+        let is_openrouter = kind == UpstreamKind::OpenRouter;
+        let api_key = api_key.or(openrouter_key.filter(|_| is_openrouter));
+        if !is_openrouter && base_url.is_none() {
+            let message = format!("UPSTREAM_KIND={} needs UPSTREAM_BASE_URL", kind.name());
+            return Err(ConfigError(message));
+        }
+        let base_url = base_url
+            .or_else(|| api_key.is_some().then(|| "https://openrouter.ai/api/v1".to_owned()));
         let policies = [
             ("auto", Disconnect::Auto),
             ("drain", Disconnect::Drain),
@@ -224,9 +229,9 @@ impl UpstreamConfig {
             kind,
             base_url: base_url.map(|url| url.trim_end_matches('/').to_owned()),
             api_key,
-            connect: env.seconds("TOLLGATE_UPSTREAM_CONNECT_SECONDS", "5")?,
-            head: env.seconds("TOLLGATE_UPSTREAM_HEAD_SECONDS", "300")?,
-            idle: env.seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,
+            connect: env.positive_seconds("TOLLGATE_UPSTREAM_CONNECT_SECONDS", "5")?,
+            head: env.positive_seconds("TOLLGATE_UPSTREAM_HEAD_SECONDS", "300")?,
+            idle: env.positive_seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,
             disconnect: env.one_of("TOLLGATE_DISCONNECT", "auto", &policies)?,
             disconnect_drain: env.seconds("TOLLGATE_DISCONNECT_DRAIN_SECONDS", "120")?,
             lookup: env.seconds("TOLLGATE_LOOKUP_SECONDS", "300")?,

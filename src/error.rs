@@ -67,6 +67,8 @@ pub enum Error {
     UpstreamRejected { status: StatusCode, message: String },
     #[error("the upstream failed: {status}: {reason}")]
     UpstreamFailed { status: StatusCode, reason: &'static str, retry_after: Option<HeaderValue> },
+    #[error("the upstream broke off")]
+    UpstreamTruncated,
     #[error("the upstream could not be reached: {0}")]
     UpstreamUnavailable(String),
     #[error("the upstream did not answer in time: {0}")]
@@ -118,6 +120,7 @@ impl Error {
             }
             Self::UpstreamRefused { .. }
             | Self::UpstreamFailed { .. }
+            | Self::UpstreamTruncated
             | Self::UpstreamUnavailable(_) => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -148,6 +151,7 @@ impl Error {
             | Self::Internal(_) => "server_error",
             Self::UpstreamRefused { .. }
             | Self::UpstreamFailed { .. }
+            | Self::UpstreamTruncated
             | Self::UpstreamUnavailable(_)
             | Self::UpstreamTimeout(_) => "upstream_error",
         }
@@ -179,6 +183,7 @@ impl Error {
             Self::UpstreamRefused { .. } => "upstream_refused",
             Self::UpstreamRateLimited { .. } => "rate_limit_exceeded",
             Self::UpstreamFailed { .. } => "upstream_error",
+            Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamUnavailable(_) => "upstream_unavailable",
             Self::UpstreamTimeout(_) => "upstream_timeout",
         })
@@ -262,6 +267,7 @@ impl Error {
             }
             Self::UpstreamRejected { message, .. } => message.clone(),
             Self::UpstreamFailed { .. } => "The model's provider failed.".to_owned(),
+            Self::UpstreamTruncated => "The model's provider broke off its answer.".to_owned(),
             Self::UpstreamUnavailable(_) => "The model's provider cannot be reached.".to_owned(),
             Self::UpstreamTimeout(_) => "The model's provider did not answer in time.".to_owned(),
         }

@@ -245,7 +245,8 @@ pub trait Store: Send + Sync {
         next: Timestamp,
         limit: i64,
     ) -> Result<Vec<PendingLookup>, StoreError>;
-    /// Forgets look-ups whose day is over and idempotency keys that have expired.
+    /// Housekeeping: makes the next months' partitions, forgets look-ups whose day is over and
+    /// idempotency keys that have expired.
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError>;
     async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError>;
     async fn corrections_after(

@@ -61,13 +61,25 @@ pub enum Credit {
     },
 }
 
-pub async fn run_account(command: Account, store: &dyn Store) -> anyhow::Result<()> {
+pub async fn run_account(
+    command: Account,
+    store: &dyn Store,
+    table: &OperatorTable,
+) -> anyhow::Result<()> {
     match command {
-        Account::Create { name, postpaid, limit, credit, stripe_customer } => {
-            let kind = if postpaid { AccountKind::Postpaid } else { AccountKind::Prepaid };
-            let new =
-                NewAccount { name, kind, limit_nusd: limit, stripe_customer_id: stripe_customer };
-            println!("{}", create(store, new, credit).await?);
+        Account::Create { name, postpaid, limit, credit, plan, stripe_customer } => {
+            let (kind, limit_nusd) = match &plan {
+                Some(name) => {
+                    let plan = table.plan(name);
+                    let plan = plan.with_context(|| format!("there is no plan «{name}»"))?;
+                    (plan.kind, plan.limit_nusd)
+                }
+                None if postpaid => (AccountKind::Postpaid, limit),
+                None => (AccountKind::Prepaid, None),
+            };
+            let stripe_customer_id = stripe_customer;
+            let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id };
+            say!("{}", create(store, new, credit).await?);
             Ok(())
         }
         Account::Show { account, output } => show(&find(store, &account).await?, output),
@@ -81,7 +93,7 @@ pub async fn run_credit(command: Credit, store: &dyn Store) -> anyhow::Result<()
         bail!("a credit is more than zero");
     }
     let account = find(store, &account).await?;
-    println!("{}", grant(store, account.id, usd, reason).await?);
+    say!("{}", grant(store, account.id, usd, reason).await?);
     Ok(())
 }
 

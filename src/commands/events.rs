@@ -36,9 +36,9 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
 pub async fn verify(store: &dyn Store) -> anyhow::Result<ExitCode> {
     let report = verify::verify(store).await?;
     for difference in &report.differences {
-        println!("DIFFERS  {difference}");
+        say!("DIFFERS  {difference}");
     }
-    println!(
+    say!(
         "{} accounts, {} ledger entries, {} usage records, {} open holds: {} differences",
         report.accounts,
         report.entries,

@@ -60,7 +60,7 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
                 month: budget_month.or(plan.month),
                 total: budget.or(plan.total),
             };
-            println!("{}", create(store, account.id, name, models, limits).await?);
+            say!("{}", create(store, account.id, name, models, limits).await?);
         }
         Key::List { account, output } => {
             let account = find(store, &account).await?;

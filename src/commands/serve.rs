@@ -46,6 +46,8 @@ const CHANGES_PAUSE: Duration = Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     log::start(&config.log)?;
+    // Before anybody can be told that we are here: a signal from now on is an orderly end.
+    let leave_signals = LeaveSignals::new()?;
     config.check_demo()?;
     let lock = lock(&config)?;
     let store = super::open_store(&config).await?;
@@ -55,9 +57,11 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     let base = upstream_base(&mut config).await?;
     let (app, writer) = build(config, store, &base).await?;
     let writer = tokio::spawn(writer.run());
+    // Only SQLite does it: the lock proves that there are no others.
+    app.store.expire_leases_of_others(app.admission.instance).await?;
     let background = CancellationToken::new();
     start_background(&app, &background);
-    serve(app, background, writer).await?;
+    serve(app, background, writer, leave_signals).await?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
 }
@@ -178,26 +182,25 @@ async fn serve(
     app: Arc<App>,
     background: CancellationToken,
     writer: tokio::task::JoinHandle<()>,
+    leave_signals: LeaveSignals,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::bind(app.config.server.listen)
         .await
         .with_context(|| format!("listening on {}", app.config.server.listen))?;
-    if app.config.database.kind == DatabaseKind::Sqlite {
-        app.store.expire_leases_of_others(app.admission.instance).await?;
-    }
     if tokio::time::timeout(FIRST_LIST_WAIT, app.catalog.filled()).await.is_err() {
         tracing::warn!("serving without a model list: the upstream has not given one yet");
     }
-    // Before anybody is told that we are here: a signal from now on is an orderly end.
-    let signals_to_leave = LeaveSignals::new()?;
-    welcome::print(&app, listener.local_addr()?).await?;
+    if let Err(error) = welcome::print(&app, listener.local_addr()?).await {
+        // Nobody reads our standard output, or no first account could be made: we serve.
+        tracing::warn!("the welcome: {error:#}");
+    }
 
     let signals = Signals::default();
     let connections = TaskTracker::new();
     let router = routes::router(app.clone());
     let serving = server::serve(listener, router, signals.clone(), connections.clone());
     let serving = tokio::spawn(serving);
-    signals_to_leave.wait().await;
+    leave_signals.wait().await;
     leave(app, signals, connections).await;
     background.cancel();
     serving.await?;

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::services::auth::Principal;
 use crate::state::App;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -24,8 +25,10 @@ pub async fn list(State(app): State<Arc<App>>, _: Principal) -> Result<Response,
 pub async fn retrieve(
     State(app): State<Arc<App>>,
     _: Principal,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
+    // A name that is not even text.
+    let Path(id) = id.map_err(|_| Error::UnknownModel { model: "?".to_owned() })?;
     Ok(json(app.catalog.model(&id)?.json.clone()))
 }
 

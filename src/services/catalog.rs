@@ -56,6 +56,7 @@ pub struct Model {
     pub json: Bytes,
 }
 
+const WELL_KNOWN_MODEL: &str = "openai/gpt-4o-mini";
 const REFRESH_EVERY: Duration = Duration::from_secs(300);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -143,6 +144,17 @@ impl Catalog {
         }
         let unknown = || Error::UnknownModel { model: id.to_owned() };
         self.current().models.get(id).cloned().ok_or_else(unknown)
+    }
+
+    /// A model to show in an example: a well-known one, else the first that has a price.
+    #[must_use]
+    pub fn example(&self) -> String {
+        let listing = self.current();
+        let priced = listing.models.values().filter(|model| model.price.is_some());
+        let mut names: Vec<&str> = priced.map(|model| model.id.as_str()).collect();
+        names.sort_unstable();
+        let known = names.iter().find(|name| **name == WELL_KNOWN_MODEL);
+        known.or(names.first()).copied().unwrap_or(WELL_KNOWN_MODEL).to_owned()
     }
 
     /// The list as `GET /v1/models` shows it.

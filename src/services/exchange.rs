@@ -132,9 +132,14 @@ impl Exchange {
         self.conclude(Ending::CutOff);
     }
 
-    /// The upstream failed after the client had got something: that is charged.
+    /// The upstream failed: what the client had got is charged, if anything.
     pub fn break_off(&mut self) {
-        self.conclude(Ending::UpstreamFailed);
+        let got = self.live.as_deref().is_some_and(|live| live.open.first_byte_at.is_some());
+        if got {
+            self.conclude(Ending::UpstreamFailed);
+        } else {
+            self.void(&Error::UpstreamTruncated);
+        }
     }
 
     /// The upstream failed before the client got anything: nothing is charged.

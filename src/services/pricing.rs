@@ -3,9 +3,6 @@
 //! Invariant: token classes are disjoint, a part is never charged on top of its whole, and there is
 //! one rounding per charge (`NanoUsd::from_pico_ceil`).
 
-#[cfg(test)]
-mod golden;
-
 use crate::models::money::{NanoUsd, OutOfRange, PicoUsd, Tokens};
 use crate::models::price::{Price, Rates, Rule, Terms};
 use crate::models::timestamp::Timestamp;
@@ -127,3 +124,6 @@ fn class(rate: PicoUsd, whole: Tokens, parts: &[(Option<PicoUsd>, Tokens)]) -> i
     }
     pico + rate.times(rest.max(0))
 }
+
+#[cfg(test)]
+mod golden;

@@ -29,6 +29,7 @@ pub struct Recovery {
     pub slow_lookup_every: Duration,
 }
 
+const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// Orphans taken over at once.
 const ORPHANS_MAX: i64 = 100;
 /// Late look-ups in one round; the next one follows soon.
@@ -42,9 +43,16 @@ impl Recovery {
         // Three times in a lease: one lost renewal costs nothing.
         let mut ticks = tokio::time::interval(self.lease / 3);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sweeps = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                _ = sweeps.tick() => {
+                    if let Err(error) = self.store.sweep(Timestamp::now()).await {
+                        tracing::warn!("sweeping: {error}");
+                    }
+                    continue;
+                }
                 () = stop.cancelled() => return,
             }
             if let Err(error) = self.round().await {
@@ -86,7 +94,6 @@ impl Recovery {
     /// Asks once for each estimate that is due, and corrects its charge when the truth has come.
     async fn late_truths(&self) -> Result<(), StoreError> {
         let now = Timestamp::now();
-        self.store.sweep(now).await?;
         let next = now.plus(self.slow_lookup_every);
         for lookup in self.store.claim_lookups(now, next, LATE_LOOKUPS_MAX).await? {
             let upstream = &self.settler.upstream;

@@ -97,7 +97,7 @@ impl Tap {
             return Finish::Failed;
         }
         if judge.reading.finish_reason.is_none() {
-            out.push_back(error_event(&Error::UpstreamUnavailable("broke off".to_owned())));
+            out.push_back(error_event(&Error::UpstreamTruncated));
             return Finish::Failed;
         }
         out.extend(judge.own_usage_chunk());

@@ -5,9 +5,6 @@
 //! account, and a request is charged at most once. Pure: both stores load, let this decide, and
 //! write the changes down.
 
-#[cfg(test)]
-mod properties;
-
 use super::{BillingEvent, Correction, Entry, Extension, LedgerOp, Limit, Note, Outcome};
 use super::{Placement, Settlement};
 use crate::models::account::{Account, AccountStatus, KeyBudget};
@@ -462,3 +459,6 @@ fn event(record: &UsageRecord, sink: &str) -> BillingEvent {
         created_at: record.ended_at,
     }
 }
+
+#[cfg(test)]
+mod properties;

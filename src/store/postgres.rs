@@ -3,16 +3,20 @@
 //! Invariant: a batch locks its accounts in the order of their ids before it reads anything else,
 //! so two writers or replicas wait for each other and never deadlock.
 
-use super::books::{Books, Changes, Needs};
+mod batch;
+mod rows;
+
+use super::books::Changes;
+use batch::Sql;
+use rows::{classify, parse, select, unique, write_rows};
 
 use super::table::{
-    ACCOUNT_BALANCES, ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
-    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, Table, USAGE_CORRECTIONS, USAGE_RECORDS,
-    postgres as sql, price_rows,
+    ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLDS, KEY_BUDGETS, LEDGER_ENTRIES, Table,
+    USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql, price_rows,
 };
 use super::{BillingEvent, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
 use crate::models::account::{Account, ApiKey, KeyBudget};
-use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
+use crate::models::hold::{Hold, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use crate::models::ledger::LedgerEntry;
 use crate::models::price::Price;
@@ -22,34 +26,14 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres};
-use std::collections::{BTreeMap, BTreeSet};
+use sqlx::{AssertSqlSafe, PgPool, Postgres};
 use std::sync::Arc;
 use std::time::Duration;
-use uuid::Uuid;
 
 pub struct PostgresStore {
     pool: PgPool,
     sinks: Vec<String>,
     sql: Sql,
-}
-
-/// The statements of a batch, made once.
-struct Sql {
-    lock_accounts: Arc<str>,
-    load_budgets: Arc<str>,
-    load_holds: Arc<str>,
-    load_idempotency: Arc<str>,
-    update_accounts: Arc<str>,
-    update_budgets: Arc<str>,
-    insert_idempotency: Arc<str>,
-    insert_lookups: Arc<str>,
-    insert_corrections: Arc<str>,
-    insert_holds: Arc<str>,
-    update_holds: Arc<str>,
-    insert_usage: Arc<str>,
-    insert_ledger: Arc<str>,
-    insert_events: Arc<str>,
 }
 
 /// Connections of one process: the ledger writer, look-ups and the listener. Small, because a
@@ -75,114 +59,13 @@ impl PostgresStore {
             .connect_lazy_with(options.application_name("tollgate"));
         Ok(Self { pool, sinks, sql: Sql::new() })
     }
-
-    async fn load(&self, conn: &mut PgConnection, batch: &[LedgerOp]) -> Result<Books, StoreError> {
-        let needs = Needs::of(batch);
-        let uuids = |ids: &BTreeSet<RequestId>| ids.iter().map(|id| id.0).collect::<Vec<_>>();
-        let accounts: Vec<Uuid> = needs.accounts.iter().map(|id| id.0).collect();
-        let keys: Vec<Uuid> = needs.keys.iter().map(|id| id.0).collect();
-        let requests = uuids(&needs.requests);
-        let accounts: Vec<Account> = select(conn, &self.sql.lock_accounts, accounts).await?;
-        let budgets: Vec<KeyBudget> = select(conn, &self.sql.load_budgets, keys).await?;
-        let holds: Vec<Hold> = select(conn, &self.sql.load_holds, requests.clone()).await?;
-        let settled =
-            ids(conn, "SELECT id FROM usage_records WHERE id = ANY($1)", requests).await?;
-        let mut books = Books {
-            accounts: accounts.into_iter().map(|row| (row.id, row)).collect(),
-            budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
-            holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
-            settled,
-            sinks: self.sinks.clone(),
-            ..Books::default()
-        };
-        if !needs.idempotency.is_empty() {
-            let names: Vec<String> = needs.idempotency.into_iter().collect();
-            let known: Vec<IdempotencyKey> =
-                select(conn, &self.sql.load_idempotency, names).await?;
-            books.idempotency = known.into_iter().map(|row| (row.id.clone(), row)).collect();
-        }
-        if !needs.corrections.is_empty() {
-            let corrected = "SELECT request_id FROM usage_corrections WHERE request_id = ANY($1)";
-            books.corrected = ids(conn, corrected, uuids(&needs.corrections)).await?;
-        }
-        Ok(books)
-    }
-
-    async fn write_idempotency(
-        &self,
-        conn: &mut PgConnection,
-        changes: BTreeMap<String, Option<IdempotencyKey>>,
-    ) -> Result<(), StoreError> {
-        let names: Vec<&String> = changes.keys().collect();
-        sqlx::query("DELETE FROM idempotency_keys WHERE id = ANY($1)")
-            .bind(names)
-            .execute(&mut *conn)
-            .await
-            .map_err(classify)?;
-        write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
-    }
-
-    async fn write(&self, conn: &mut PgConnection, changes: Changes) -> Result<(), StoreError> {
-        let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
-        let sql = &self.sql;
-        write_rows(conn, &sql.update_accounts, accounts.values()).await?;
-        write_rows(conn, &sql.update_budgets, budgets.values()).await?;
-        write_rows(conn, &sql.insert_holds, placed.values()).await?;
-        write_rows(conn, &sql.update_holds, changed.values()).await?;
-        if !closed.is_empty() {
-            let closed: Vec<Uuid> = closed.iter().map(|id| id.0).collect();
-            sqlx::query("DELETE FROM holds WHERE request_id = ANY($1)")
-                .bind(closed)
-                .execute(&mut *conn)
-                .await
-                .map_err(classify)?;
-        }
-        if !idempotency.is_empty() {
-            self.write_idempotency(conn, idempotency).await?;
-        }
-        write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
-        write_rows(conn, &sql.insert_corrections, changes.corrections.iter()).await?;
-        write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
-        write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
-        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await
-    }
-}
-
-impl Sql {
-    fn new() -> Self {
-        Self {
-            lock_accounts: sql::select(&ACCOUNTS, "WHERE id = ANY($1) ORDER BY id FOR UPDATE")
-                .into(),
-            load_budgets: sql::select(
-                &KEY_BUDGETS,
-                "WHERE api_key_id = ANY($1) ORDER BY api_key_id FOR UPDATE",
-            )
-            .into(),
-            load_holds: sql::select(&HOLDS, "WHERE request_id = ANY($1)").into(),
-            load_idempotency: sql::select(&IDEMPOTENCY_KEYS, "WHERE id = ANY($1)").into(),
-            update_budgets: sql::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING).into(),
-            insert_idempotency: sql::insert(&IDEMPOTENCY_KEYS).into(),
-            insert_lookups: sql::insert(&LOOKUPS).into(),
-            insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
-            update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
-            insert_holds: sql::insert(&HOLDS).into(),
-            update_holds: sql::update(&HOLDS, "request_id", HOLD_CHANGES).into(),
-            insert_usage: sql::insert(&USAGE_RECORDS).into(),
-            insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
-            insert_events: sql::insert(&BILLING_EVENTS).into(),
-        }
-    }
 }
 
 #[async_trait]
 impl Store for PostgresStore {
     async fn migrate(&self) -> Result<(), StoreError> {
         sqlx::migrate!("migrations/postgres").run(&self.pool).await?;
-        sqlx::query("SELECT tollgate_ensure_partitions(now())")
-            .execute(&self.pool)
-            .await
-            .map_err(classify)?;
-        Ok(())
+        self.ensure_partitions().await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -325,7 +208,8 @@ impl Store for PostgresStore {
         let rows: Vec<String> = sqlx::query_scalar(
             "UPDATE holds t SET owner = $1, lease_expires_at = $3::timestamptz WHERE request_id IN \
              (SELECT request_id FROM holds \
-              WHERE lease_expires_at < $2::timestamptz AND owner <> $5 ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
+              WHERE lease_expires_at < $2::timestamptz AND owner <> $5 \
+              ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
         )
         .bind(owner.0)
         .bind(now.to_string())
@@ -376,7 +260,7 @@ impl Store for PostgresStore {
                 .await
                 .map_err(classify)?;
         }
-        Ok(())
+        self.ensure_partitions().await
     }
 
     async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError> {
@@ -442,6 +326,14 @@ impl Store for PostgresStore {
 }
 
 impl PostgresStore {
+    async fn ensure_partitions(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT tollgate_ensure_partitions(now())")
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
     async fn insert<T: Serialize>(
         &self,
         statement: String,
@@ -481,79 +373,4 @@ impl PostgresStore {
         let mut conn = self.pool.acquire().await.map_err(classify)?;
         select(&mut conn, &sql::select(table, &condition).into(), after).await
     }
-}
-
-async fn ids(
-    conn: &mut PgConnection,
-    statement: &'static str,
-    among: Vec<Uuid>,
-) -> Result<BTreeSet<RequestId>, StoreError> {
-    let found: Vec<Uuid> =
-        sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
-    Ok(found.into_iter().map(RequestId).collect())
-}
-
-async fn select<T, K>(
-    conn: &mut PgConnection,
-    statement: &Arc<str>,
-    key: K,
-) -> Result<Vec<T>, StoreError>
-where
-    T: DeserializeOwned,
-    K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
-{
-    let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement.clone()))
-        .bind(key)
-        .fetch_all(conn)
-        .await
-        .map_err(classify)?;
-    parse(&rows)
-}
-
-fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
-    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
-}
-
-async fn write_rows<'a, T: Serialize + 'a>(
-    conn: &mut PgConnection,
-    statement: &Arc<str>,
-    rows: impl Iterator<Item = &'a T>,
-) -> Result<(), StoreError> {
-    let rows: Vec<&T> = rows.collect();
-    if rows.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(AssertSqlSafe(statement.clone()))
-        .bind(serde_json::to_string(&rows)?)
-        .execute(conn)
-        .await
-        .map_err(classify)?;
-    Ok(())
-}
-
-fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
-    match &error {
-        sqlx::Error::Database(inner) if inner.is_unique_violation() => StoreError::Exists(what),
-        _ => classify(error),
-    }
-}
-
-/// Classes of errors after which the same statement may succeed: connection, resources, operator,
-/// serialization, locks, a server that is read-only for now.
-/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>
-fn classify(error: sqlx::Error) -> StoreError {
-    let transient = match &error {
-        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
-            ["08", "53", "57", "40", "55"].iter().any(|class| code.starts_with(class))
-                || code == "25006"
-        }),
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        _ => false,
-    };
-    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
 }

@@ -3,16 +3,20 @@
 //! Invariant: everything that changes the books goes through that one connection, in `BEGIN
 //! IMMEDIATE`, so a command that runs beside the server waits instead of failing.
 
-use super::books::{Books, Changes, Needs};
+mod batch;
+mod rows;
+
+use super::books::Changes;
+use batch::Sql;
+use rows::{classify, parse, select, unique, write_rows};
 
 use super::table::{
-    ACCOUNT_BALANCES, ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
-    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, Table, USAGE_CORRECTIONS, USAGE_RECORDS,
-    price_rows, sqlite as sql,
+    ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLDS, KEY_BUDGETS, LEDGER_ENTRIES, LOOKUPS, Table,
+    USAGE_CORRECTIONS, USAGE_RECORDS, price_rows, sqlite as sql,
 };
 use super::{BillingEvent, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
 use crate::models::account::{Account, ApiKey, KeyBudget};
-use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
+use crate::models::hold::{Hold, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use crate::models::ledger::LedgerEntry;
 use crate::models::price::Price;
@@ -22,8 +26,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
-use std::collections::{BTreeMap, BTreeSet};
+use sqlx::{AssertSqlSafe, SqlitePool};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,24 +35,6 @@ pub struct SqliteStore {
     readers: SqlitePool,
     sinks: Vec<String>,
     sql: Sql,
-}
-
-/// The statements of a batch, made once.
-struct Sql {
-    load_accounts: Arc<str>,
-    load_budgets: Arc<str>,
-    load_holds: Arc<str>,
-    load_idempotency: Arc<str>,
-    update_accounts: Arc<str>,
-    update_budgets: Arc<str>,
-    insert_idempotency: Arc<str>,
-    insert_lookups: Arc<str>,
-    insert_corrections: Arc<str>,
-    insert_holds: Arc<str>,
-    update_holds: Arc<str>,
-    insert_usage: Arc<str>,
-    insert_ledger: Arc<str>,
-    insert_events: Arc<str>,
 }
 
 /// Look-ups of keys are short; more readers than cores only wait for each other.
@@ -82,106 +67,10 @@ impl SqliteStore {
         let readers = pool(READERS_MAX).connect_lazy_with(options);
         Ok(Self { writer, readers, sinks, sql: Sql::new() })
     }
-
-    async fn load(
-        &self,
-        conn: &mut SqliteConnection,
-        batch: &[LedgerOp],
-    ) -> Result<Books, StoreError> {
-        let needs = Needs::of(batch);
-        let requests = serde_json::to_string(&needs.requests)?;
-        let keys = serde_json::to_string(&needs.keys)?;
-        let accounts = serde_json::to_string(&needs.accounts)?;
-        let accounts: Vec<Account> = select(conn, &self.sql.load_accounts, accounts).await?;
-        let budgets: Vec<KeyBudget> = select(conn, &self.sql.load_budgets, keys).await?;
-        let holds: Vec<Hold> = select(conn, &self.sql.load_holds, requests.clone()).await?;
-        let settled = "SELECT id FROM usage_records WHERE id IN (SELECT value FROM json_each(?1))";
-        let mut books = Books {
-            accounts: accounts.into_iter().map(|row| (row.id, row)).collect(),
-            budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
-            holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
-            settled: ids(conn, settled, requests).await?,
-            sinks: self.sinks.clone(),
-            ..Books::default()
-        };
-        if !needs.idempotency.is_empty() {
-            let names = serde_json::to_string(&needs.idempotency)?;
-            let known: Vec<IdempotencyKey> =
-                select(conn, &self.sql.load_idempotency, names).await?;
-            books.idempotency = known.into_iter().map(|row| (row.id.clone(), row)).collect();
-        }
-        if !needs.corrections.is_empty() {
-            let corrected = "SELECT request_id FROM usage_corrections \
-                             WHERE request_id IN (SELECT value FROM json_each(?1))";
-            let among = serde_json::to_string(&needs.corrections)?;
-            books.corrected = ids(conn, corrected, among).await?;
-        }
-        Ok(books)
-    }
-
-    async fn write_idempotency(
-        &self,
-        conn: &mut SqliteConnection,
-        changes: BTreeMap<String, Option<IdempotencyKey>>,
-    ) -> Result<(), StoreError> {
-        let names: Vec<&String> = changes.keys().collect();
-        sqlx::query("DELETE FROM idempotency_keys WHERE id IN (SELECT value FROM json_each(?1))")
-            .bind(serde_json::to_string(&names)?)
-            .execute(&mut *conn)
-            .await
-            .map_err(classify)?;
-        write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
-    }
-
-    async fn write(&self, conn: &mut SqliteConnection, changes: Changes) -> Result<(), StoreError> {
-        let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
-        let sql = &self.sql;
-        write_rows(conn, &sql.update_accounts, accounts.values()).await?;
-        write_rows(conn, &sql.update_budgets, budgets.values()).await?;
-        write_rows(conn, &sql.insert_holds, placed.values()).await?;
-        write_rows(conn, &sql.update_holds, changed.values()).await?;
-        if !closed.is_empty() {
-            sqlx::query("DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?1))")
-                .bind(serde_json::to_string(&closed)?)
-                .execute(&mut *conn)
-                .await
-                .map_err(classify)?;
-        }
-        if !idempotency.is_empty() {
-            self.write_idempotency(conn, idempotency).await?;
-        }
-        write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
-        write_rows(conn, &sql.insert_corrections, changes.corrections.iter()).await?;
-        write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
-        write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
-        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await
-    }
 }
 
 fn pool(connections_max: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT)
-}
-
-impl Sql {
-    fn new() -> Self {
-        const LISTED: &str = "IN (SELECT value FROM json_each(?1))";
-        Self {
-            load_accounts: sql::select(&ACCOUNTS, &format!("WHERE id {LISTED}")).into(),
-            load_budgets: sql::select(&KEY_BUDGETS, &format!("WHERE api_key_id {LISTED}")).into(),
-            load_idempotency: sql::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}")).into(),
-            load_holds: sql::select(&HOLDS, &format!("WHERE request_id {LISTED}")).into(),
-            update_budgets: sql::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING).into(),
-            insert_idempotency: sql::insert(&IDEMPOTENCY_KEYS).into(),
-            insert_lookups: sql::insert(&LOOKUPS).into(),
-            insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
-            update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
-            insert_holds: sql::insert(&HOLDS).into(),
-            update_holds: sql::update(&HOLDS, "request_id", HOLD_CHANGES).into(),
-            insert_usage: sql::insert(&USAGE_RECORDS).into(),
-            insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
-            insert_events: sql::insert(&BILLING_EVENTS).into(),
-        }
-    }
 }
 
 #[async_trait]
@@ -487,72 +376,4 @@ impl SqliteStore {
 
 fn text<T: ToString>(id: Option<T>) -> Option<String> {
     id.map(|id| id.to_string())
-}
-
-async fn ids(
-    conn: &mut SqliteConnection,
-    statement: &'static str,
-    among: String,
-) -> Result<BTreeSet<RequestId>, StoreError> {
-    let found: Vec<String> =
-        sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
-    Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
-}
-
-async fn select<T: DeserializeOwned>(
-    conn: &mut SqliteConnection,
-    statement: &Arc<str>,
-    key: String,
-) -> Result<Vec<T>, StoreError> {
-    let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement.clone()))
-        .bind(key)
-        .fetch_all(conn)
-        .await
-        .map_err(classify)?;
-    parse(&rows)
-}
-
-fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
-    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
-}
-
-async fn write_rows<'a, T: Serialize + 'a>(
-    conn: &mut SqliteConnection,
-    statement: &Arc<str>,
-    rows: impl Iterator<Item = &'a T>,
-) -> Result<(), StoreError> {
-    let rows: Vec<&T> = rows.collect();
-    if rows.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(AssertSqlSafe(statement.clone()))
-        .bind(serde_json::to_string(&rows)?)
-        .execute(conn)
-        .await
-        .map_err(classify)?;
-    Ok(())
-}
-
-fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
-    match &error {
-        sqlx::Error::Database(inner) if inner.is_unique_violation() => StoreError::Exists(what),
-        _ => classify(error),
-    }
-}
-
-/// Busy, locked, out of memory, read-only, I/O error, disk full: the same statement may succeed
-/// later. The low byte of the code is its class. <https://www.sqlite.org/rescode.html>
-fn classify(error: sqlx::Error) -> StoreError {
-    let transient = match &error {
-        sqlx::Error::Database(inner) => inner
-            .code()
-            .and_then(|code| code.parse::<i32>().ok())
-            .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 7 | 8 | 10 | 13)),
-        sqlx::Error::Io(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        _ => false,
-    };
-    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
 }

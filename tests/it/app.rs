@@ -278,9 +278,9 @@ impl TestApp {
                 continue;
             }
             let tokens = (record.prompt_tokens, record.completion_tokens);
-            let cost = match (record.upstream_cost_nusd, truth.cost_nusd) {
-                (Some(recorded), Some(true_cost)) => (recorded - true_cost).abs() <= 1,
-                (recorded, true_cost) => recorded == true_cost,
+            let cost = match (record.upstream_cost_pusd, truth.cost_nusd) {
+                (Some(recorded), Some(true_cost)) => (recorded - true_cost * 1_000).abs() < 1_000,
+                (recorded, true_cost) => recorded.is_none() && true_cost.is_none(),
             };
             if tokens != (truth.prompt_tokens, truth.completion_tokens) || !cost {
                 found.push(format!("the upstream said {truth:?}, recorded is {record:?}"));

@@ -18,9 +18,20 @@ pub struct Source {
 }
 
 impl Source {
-    /// What ships: the text up to the unit tests, which stand at the end of a file.
+    /// What ships: the text up to the unit tests, which stand at the end of a file or are a file
+    /// of their own that the end of its parent names.
     pub fn code(&self) -> String {
+        if self.is_test() {
+            return String::new();
+        }
         self.text.split("\n#[cfg(test)]").next().unwrap_or_default().to_string()
+    }
+
+    fn is_test(&self) -> bool {
+        let Some((folder, file)) = self.path.rsplit_once('/') else { return false };
+        let name = file.trim_end_matches(".rs");
+        let parent = std::fs::read_to_string(root().join(format!("{folder}.rs")));
+        parent.is_ok_and(|parent| parent.contains(&format!("#[cfg(test)]\nmod {name};")))
     }
 
     /// The code's lines without comments, numbered from 1.

@@ -4,24 +4,29 @@
 
 use crate::commands::{account, key};
 use crate::config::DatabaseKind;
-use crate::demo;
 use crate::models::account::{AccountKind, KeyLimits, NewAccount};
 use crate::models::money::NanoUsd;
 use crate::state::App;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 /// Credit of the account that a first run makes.
 const FIRST_CREDIT: NanoUsd = NanoUsd(10_000_000_000);
 
 pub async fn print(app: &App, address: SocketAddr) -> anyhow::Result<()> {
-    let base = format!("http://{address}/v1");
-    println!("Tollgate listening on {base}");
-    if let Some(key) = first_key(app).await? {
-        let model =
-            if app.config.upstream.base_url.is_none() { demo::MODEL } else { "openai/gpt-4o-mini" };
-        print_first_steps(&base, &key, model);
+    let base = base(address);
+    say!("Tollgate listening on {base}");
+    match first_key(app).await? {
+        Some(key) => print_first_steps(&base, &key, &app.catalog.example()),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Where a client on this machine reaches us: nobody can call the address «any».
+fn base(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    format!("http://{address}/v1")
 }
 
 /// A key for a file that has no account yet.
@@ -43,8 +48,8 @@ async fn first_key(app: &App) -> anyhow::Result<Option<String>> {
     Ok(Some(key::create(store, account, "first".to_owned(), None, KeyLimits::default()).await?))
 }
 
-fn print_first_steps(base: &str, key: &str, model: &str) {
-    println!(
+fn print_first_steps(base: &str, key: &str, model: &str) -> anyhow::Result<()> {
+    say!(
         r#"
 API key (shown once): {key}
 It belongs to the account "default", which has {FIRST_CREDIT} USD of credit. Try it:
@@ -54,4 +59,5 @@ curl -N {base}/chat/completions -H "Authorization: Bearer {key}" -H "Content-Typ
 python3 -c 'from openai import OpenAI; print(OpenAI(base_url="{base}", api_key="{key}").chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}]).choices[0].message.content)'
 "#
     );
+    Ok(())
 }

@@ -86,7 +86,8 @@ struct Pricing {
     overrides: Vec<Conditional>,
 }
 
-/// Decimal dollars per unit, as text. <https://openrouter.ai/docs/api-reference/list-available-models>
+/// Decimal dollars per unit, as text.
+/// <https://openrouter.ai/docs/api-reference/list-available-models>
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Units {

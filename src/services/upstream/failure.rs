@@ -25,7 +25,12 @@ struct Envelope {
 #[serde(default)]
 struct Message {
     message: String,
+    #[serde(rename = "type")]
+    kind: String,
 }
+
+/// LiteLLM's word for the operator's key having spent its budget.
+const BUDGET_EXCEEDED: &str = "budget_exceeded";
 
 /// The answer, when it is a success.
 pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Error> {
@@ -38,26 +43,38 @@ pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Err
         StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN => {
             Error::UpstreamRefused { status }
         }
-        StatusCode::TOO_MANY_REQUESTS => Error::UpstreamRateLimited { retry_after },
+        StatusCode::TOO_MANY_REQUESTS => match message(answer.into_body()).await {
+            Message { kind, .. } if kind == BUDGET_EXCEEDED => Error::UpstreamRefused { status },
+            _ => Error::UpstreamRateLimited { retry_after },
+        },
         StatusCode::BAD_REQUEST
         | StatusCode::NOT_FOUND
         | StatusCode::PAYLOAD_TOO_LARGE
         | StatusCode::UNPROCESSABLE_ENTITY => {
-            let message = message(answer.into_body()).await;
-            Error::UpstreamRejected { status, message }
+            let Message { message, kind } = message(answer.into_body()).await;
+            if kind == BUDGET_EXCEEDED {
+                Error::UpstreamRefused { status }
+            } else {
+                Error::UpstreamRejected { status, message: shown(&message) }
+            }
         }
         _ => Error::UpstreamFailed { status, reason: "its status", retry_after },
     })
 }
 
-async fn message(body: Incoming) -> String {
+async fn message(body: Incoming) -> Message {
     let body = Limited::new(body, BODY_BYTES_MAX).collect();
-    let text = match tokio::time::timeout(BODY_WAIT, body).await {
+    match tokio::time::timeout(BODY_WAIT, body).await {
         Ok(Ok(body)) => serde_json::from_slice::<Envelope>(&body.to_bytes())
-            .map(|envelope| envelope.error.message)
+            .map(|envelope| envelope.error)
             .unwrap_or_default(),
-        _ => String::new(),
-    };
-    let text: String = text.chars().take(MESSAGE_CHARS_MAX).collect();
-    if text.is_empty() { "The model's provider rejected the request.".to_owned() } else { text }
+        _ => Message::default(),
+    }
+}
+
+fn shown(message: &str) -> String {
+    if message.is_empty() {
+        return "The model's provider rejected the request.".to_owned();
+    }
+    message.chars().take(MESSAGE_CHARS_MAX).collect()
 }

@@ -1,1 +1,293 @@
-//! stub
+//! Any order and repetition of operations keeps the books.
+
+use super::*;
+use crate::models::account::{AccountKind, KeyLimits, NewAccount};
+use crate::models::ids::InstanceId;
+use crate::models::money::Tokens;
+use crate::models::usage::{Ending, UsageSource};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+const REQUESTS: u128 = 6;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Place { request: u128, amount: i64, floor: i64, key: Option<u8> },
+    Extend { request: u128, add: i64 },
+    Settle { request: u128, charge: i64, is_void: bool },
+    Correct { request: u128, charge: i64 },
+    Credit { amount: i64 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let request = 0..REQUESTS;
+    let step = prop_oneof![
+        (request.clone(), 0..500_i64, 0..500_i64, proptest::option::of(0..2_u8)).prop_map(
+            |(request, amount, floor, key)| Step::Place {
+                request,
+                amount,
+                floor: floor.min(amount),
+                key
+            }
+        ),
+        (request.clone(), 0..300_i64).prop_map(|(request, add)| Step::Extend { request, add }),
+        (request.clone(), 0..900_i64, any::<bool>())
+            .prop_map(|(request, charge, is_void)| Step::Settle { request, charge, is_void }),
+        (request, 0..900_i64).prop_map(|(request, charge)| Step::Correct { request, charge }),
+        (0..400_i64).prop_map(|amount| Step::Credit { amount }),
+    ];
+    proptest::collection::vec(step, 0..60)
+}
+
+/// The books between batches: what a database would hold.
+struct World {
+    books: Books,
+    account: AccountId,
+    key: ApiKeyId,
+    entries: Vec<LedgerEntry>,
+    records: Vec<UsageRecord>,
+}
+
+fn now() -> Timestamp {
+    Timestamp::parse("2026-11-24T12:00:00Z").unwrap()
+}
+
+fn request_id(request: u128) -> RequestId {
+    RequestId(Uuid::from_u128(request + 1))
+}
+
+impl World {
+    fn new(kind: AccountKind, day_limit: i64) -> Self {
+        let limit_nusd = (kind == AccountKind::Postpaid).then_some(NanoUsd(1_000));
+        let (name, plan, stripe_customer_id) = ("a".to_owned(), None, None);
+        let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id };
+        let account = Account::open(new, now());
+        let key = ApiKeyId::generate();
+        let limits = KeyLimits { day: Some(NanoUsd(day_limit)), ..KeyLimits::default() };
+        let budget = KeyBudget::open(key, limits, now());
+        let id = account.id;
+        let books = Books {
+            accounts: [(id, account)].into(),
+            budgets: [(key, budget)].into(),
+            sinks: vec!["stripe".to_owned()],
+            ..Books::default()
+        };
+        Self { books, account: id, key, entries: vec![], records: vec![] }
+    }
+
+    fn op(&self, step: &Step) -> LedgerOp {
+        let (account_id, api_key_id) = (self.account, Some(self.key));
+        match *step {
+            Step::Place { request, amount, floor, key } => LedgerOp::Place(Placement {
+                hold: hold(account_id, api_key_id, request_id(request), amount, key),
+                floor_nusd: NanoUsd(floor),
+            }),
+            Step::Extend { request, add } => LedgerOp::Extend(Extension {
+                request_id: request_id(request),
+                account_id,
+                api_key_id,
+                add_nusd: NanoUsd(add),
+                floor_nusd: NanoUsd(1),
+            }),
+            Step::Settle { request, charge, is_void } => LedgerOp::Settle(Box::new(Settlement {
+                record: record(account_id, api_key_id, request_id(request), charge, is_void),
+                look_up_until: None,
+            })),
+            Step::Correct { request, charge } => {
+                let id = request_id(request);
+                let settled = self.records.iter().find(|record| record.id == id);
+                LedgerOp::Correct(Box::new(Correction {
+                    api_key_id,
+                    charged_nusd: settled.map(|record| record.charge_nusd).unwrap_or_default(),
+                    correction: correction(account_id, id, charge),
+                }))
+            }
+            Step::Credit { amount } => LedgerOp::Enter(Entry {
+                account_id,
+                kind: EntryKind::Credit,
+                amount_nusd: NanoUsd(amount),
+                reason: "test".to_owned(),
+            }),
+        }
+    }
+
+    /// One batch: decided, and its changes written down.
+    fn commit(&mut self, batch: &[LedgerOp]) {
+        for op in batch {
+            self.books.decide(op, now()).unwrap();
+        }
+        let changes = std::mem::take(&mut self.books.changes);
+        self.entries.extend(changes.ledger_entries);
+        self.records.extend(changes.usage_records);
+    }
+
+    fn check(&self) {
+        let account = &self.books.accounts[&self.account];
+        let budget = &self.books.budgets[&self.key];
+        let sum = |amounts: &mut dyn Iterator<Item = NanoUsd>| amounts.map(|a| a.0).sum::<i64>();
+        let held = sum(&mut self.books.holds.values().map(|hold| hold.amount_nusd));
+        assert_eq!(account.held_nusd.0, held, "held = open holds");
+        assert_eq!(budget.held_nusd.0, held, "the key's held = its open holds");
+        let posted = sum(&mut self.entries.iter().map(|entry| entry.amount_nusd));
+        assert_eq!(account.balance_nusd.0, posted, "balance = entries");
+        assert!(account.held_nusd.0 >= 0);
+        if account.kind == AccountKind::Prepaid {
+            assert!(account.balance_nusd >= account.held_nusd, "never more than there is");
+        } else {
+            let spent = account.period_charged_nusd.0 + account.held_nusd.0;
+            assert!(spent <= 1_000, "within the month's limit");
+        }
+        let mut charged: Vec<_> = self.records.iter().map(|record| record.id).collect();
+        charged.sort_unstable();
+        charged.dedup();
+        assert_eq!(charged.len(), self.records.len(), "one usage record a request");
+        let mut hash = String::new();
+        for (seq, entry) in (1..).zip(&self.entries) {
+            assert_eq!((entry.seq, &entry.previous_hash), (seq, &hash), "an unbroken chain");
+            assert_eq!(entry.hash, entry.computed_hash());
+            hash.clone_from(&entry.hash);
+        }
+        assert_eq!(account.ledger_hash, hash);
+    }
+}
+
+fn hold(
+    account_id: AccountId,
+    api_key_id: Option<ApiKeyId>,
+    request_id: RequestId,
+    amount: i64,
+    key: Option<u8>,
+) -> Hold {
+    Hold {
+        request_id,
+        account_id,
+        api_key_id,
+        amount_nusd: NanoUsd(amount),
+        owner: InstanceId::generate(),
+        lease_expires_at: now(),
+        upstream: "openai".to_owned(),
+        model: "m".to_owned(),
+        price_id: "p".to_owned(),
+        prompt_tokens_estimate: Tokens(1),
+        completion_tokens_seen: Tokens(0),
+        generation_id: None,
+        idempotency_key: key.map(|key| key.to_string()),
+        streamed: true,
+        placed_at: now(),
+    }
+}
+
+fn record(
+    account_id: AccountId,
+    api_key_id: Option<ApiKeyId>,
+    id: RequestId,
+    charge: i64,
+    is_void: bool,
+) -> UsageRecord {
+    UsageRecord {
+        id,
+        account_id,
+        api_key_id,
+        upstream: "openai".to_owned(),
+        model: "m".to_owned(),
+        model_served: None,
+        provider: None,
+        generation_id: None,
+        streamed: true,
+        ending: Ending::Completed,
+        finish_reason: None,
+        upstream_status: None,
+        source: if is_void { UsageSource::None } else { UsageSource::Upstream },
+        prompt_tokens: Tokens(1),
+        cached_tokens: Tokens(0),
+        cache_write_tokens: Tokens(0),
+        cache_write_1h_tokens: Tokens(0),
+        audio_prompt_tokens: Tokens(0),
+        completion_tokens: Tokens(1),
+        reasoning_tokens: Tokens(0),
+        audio_completion_tokens: Tokens(0),
+        image_completion_tokens: Tokens(0),
+        web_searches: 0,
+        counted_prompt_tokens: None,
+        counted_completion_tokens: None,
+        counter: None,
+        counter_exact: false,
+        upstream_cost_pusd: None,
+        charge_nusd: NanoUsd(if is_void { 0 } else { charge }),
+        shortfall_nusd: NanoUsd::ZERO,
+        hold_nusd: NanoUsd::ZERO,
+        price_id: "p".to_owned(),
+        attempts: 1,
+        started_at: now(),
+        first_byte_at: None,
+        ended_at: now(),
+    }
+}
+
+fn correction(account_id: AccountId, request_id: RequestId, charge: i64) -> UsageCorrection {
+    UsageCorrection {
+        request_id,
+        account_id,
+        generation_id: "g".to_owned(),
+        prompt_tokens: Tokens(1),
+        completion_tokens: Tokens(1),
+        upstream_cost_pusd: None,
+        charge_nusd: NanoUsd(charge),
+        difference_nusd: NanoUsd::ZERO,
+        created_at: now(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #[test]
+    fn any_order_and_repetition_keeps_the_books(
+        steps in steps(),
+        batch in 1..8_usize,
+        repeats in proptest::collection::vec(any::<bool>(), 60),
+        postpaid in any::<bool>(),
+        day_limit in 0..3_000_i64,
+    ) {
+        let kind = if postpaid { AccountKind::Postpaid } else { AccountKind::Prepaid };
+        let mut world = World::new(kind, day_limit);
+        for (batch, repeat) in steps.chunks(batch).zip(repeats) {
+            let ops: Vec<_> = batch.iter().map(|step| world.op(step)).collect();
+            world.commit(&ops);
+            world.check();
+            // As after a commit whose answer was lost.
+            if repeat {
+                let is_done = |op: &LedgerOp| match op {
+                    LedgerOp::Settle(op) => world.books.settled.contains(&op.record.id),
+                    LedgerOp::Correct(op) => {
+                        world.books.corrected.contains(&op.correction.request_id)
+                    }
+                    _ => false,
+                };
+                let again: Vec<_> = ops.into_iter().filter(is_done).collect();
+                let (balance, entries) =
+                    (world.books.accounts[&world.account].balance_nusd, world.entries.len());
+                world.commit(&again);
+                world.check();
+                prop_assert_eq!(world.books.accounts[&world.account].balance_nusd, balance);
+                prop_assert_eq!(world.entries.len(), entries, "nothing was posted twice");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_idempotency_key_is_free_again_when_nothing_was_used() {
+    let mut world = World::new(AccountKind::Prepaid, 10_000);
+    world.commit(&[world.op(&Step::Credit { amount: 1_000 })]);
+    let place = |request| Step::Place { request, amount: 100, floor: 100, key: Some(1) };
+    let mut decide = |step: &Step| {
+        let op = world.op(step);
+        world.books.decide(&op, now()).unwrap()
+    };
+    assert!(matches!(decide(&place(0)), Outcome::Placed { .. }));
+    assert_eq!(decide(&place(1)), Outcome::Repeated, "while the first runs");
+    decide(&Step::Settle { request: 0, charge: 0, is_void: true });
+    assert!(matches!(decide(&place(2)), Outcome::Placed { .. }), "the first was voided");
+    decide(&Step::Settle { request: 2, charge: 50, is_void: false });
+    assert_eq!(decide(&place(3)), Outcome::Repeated, "the second was charged");
+}

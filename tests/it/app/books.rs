@@ -61,7 +61,7 @@ pub struct UsageRecord {
     pub counter: Option<String>,
     #[serde(deserialize_with = "boolean")]
     pub counter_exact: bool,
-    pub upstream_cost_nusd: Option<i64>,
+    pub upstream_cost_pusd: Option<i64>,
     pub charge_nusd: i64,
     pub shortfall_nusd: i64,
     pub hold_nusd: i64,

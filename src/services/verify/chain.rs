@@ -1,0 +1,80 @@
+//! An account's chain of entries, followed from the first to the head that the account names.
+
+use super::Report;
+use super::records::{CHARGE, CORRECTION, Rows};
+use crate::models::account::Account;
+use crate::models::ledger::{EntryKind, LedgerEntry};
+use crate::models::money::NanoUsd;
+use crate::store::{Store, StoreError};
+
+/// How far the chain has been followed.
+#[derive(Default)]
+struct Link {
+    seq: i64,
+    balance: NanoUsd,
+    hash: String,
+}
+
+/// Checks every entry against the one before it and against the row it is for; rows that were found
+/// are taken out of `rows`.
+pub async fn check(
+    store: &dyn Store,
+    account: &Account,
+    rows: &mut Rows,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let id = account.id;
+    let mut link = Link::default();
+    loop {
+        let entries = store.ledger_after(id, link.seq).await?;
+        if entries.is_empty() {
+            break;
+        }
+        report.entries += entries.len();
+        for entry in &entries {
+            link = link.follow(entry, report);
+            check_row(entry, rows, report);
+        }
+    }
+    report.check(account.ledger_seq == link.seq && account.ledger_hash == link.hash, || {
+        format!("account {id}: its newest ledger entry is missing")
+    });
+    report.check(account.balance_nusd == link.balance, || {
+        let balance = account.balance_nusd;
+        format!("account {id}: balance {balance} but its entries sum to {}", link.balance)
+    });
+    Ok(())
+}
+
+fn name(entry: &LedgerEntry) -> String {
+    format!("ledger entry {}/{}", entry.account_id, entry.seq)
+}
+
+impl Link {
+    fn follow(self, entry: &LedgerEntry, report: &mut Report) -> Self {
+        let balance = NanoUsd(self.balance.0.saturating_add(entry.amount_nusd.0));
+        let mut check = |holds: bool, what: &str| {
+            report.check(holds, || format!("{}: {what}", name(entry)));
+        };
+        check(entry.seq == self.seq + 1, "an entry before it is missing");
+        check(entry.hash == entry.computed_hash(), "was changed");
+        check(entry.previous_hash == self.hash, "the chain is broken");
+        check(entry.balance_nusd == balance, "a wrong balance");
+        Self { seq: entry.seq, balance, hash: entry.hash.clone() }
+    }
+}
+
+fn check_row(entry: &LedgerEntry, rows: &mut Rows, report: &mut Report) {
+    let kind = match entry.kind {
+        EntryKind::Charge => CHARGE,
+        EntryKind::Correction => CORRECTION,
+        EntryKind::Credit => return,
+    };
+    // A correction by hand is for no request.
+    let Some(request) = entry.request_id else { return };
+    let row = rows.remove(&(request, kind));
+    let is_same = row.is_some_and(|(hash, amount)| {
+        entry.record_hash.as_ref() == Some(&hash) && entry.amount_nusd == amount
+    });
+    report.check(is_same, || format!("{}: differs from the {kind} of {request}", name(entry)));
+}

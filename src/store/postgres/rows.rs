@@ -1,0 +1,86 @@
+//! Rows in and out of PostgreSQL as JSON, and what its errors mean.
+
+use crate::models::ids::RequestId;
+use crate::store::StoreError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::AssertSqlSafe;
+use sqlx::{PgConnection, Postgres};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use uuid::Uuid;
+
+pub async fn ids(
+    conn: &mut PgConnection,
+    statement: &'static str,
+    among: Vec<Uuid>,
+) -> Result<BTreeSet<RequestId>, StoreError> {
+    let found: Vec<Uuid> =
+        sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
+    Ok(found.into_iter().map(RequestId).collect())
+}
+
+pub async fn select<T, K>(
+    conn: &mut PgConnection,
+    statement: &Arc<str>,
+    key: K,
+) -> Result<Vec<T>, StoreError>
+where
+    T: DeserializeOwned,
+    K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
+{
+    let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement.clone()))
+        .bind(key)
+        .fetch_all(conn)
+        .await
+        .map_err(classify)?;
+    parse(&rows)
+}
+
+pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
+    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
+}
+
+pub async fn write_rows<'a, T: Serialize + 'a>(
+    conn: &mut PgConnection,
+    statement: &Arc<str>,
+    rows: impl Iterator<Item = &'a T>,
+) -> Result<(), StoreError> {
+    let rows: Vec<&T> = rows.collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(AssertSqlSafe(statement.clone()))
+        .bind(serde_json::to_string(&rows)?)
+        .execute(conn)
+        .await
+        .map_err(classify)?;
+    Ok(())
+}
+
+pub fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
+    match &error {
+        sqlx::Error::Database(inner) if inner.is_unique_violation() => StoreError::Exists(what),
+        _ => classify(error),
+    }
+}
+
+/// Classes of errors after which the same statement may succeed: connection, resources, operator,
+/// serialization, locks, a server that is read-only for now.
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>
+pub fn classify(error: sqlx::Error) -> StoreError {
+    let transient = match &error {
+        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
+            ["08", "53", "57", "40", "55"].iter().any(|class| code.starts_with(class))
+                || code == "25006"
+        }),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    };
+    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
+}

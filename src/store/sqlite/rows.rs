@@ -1,0 +1,78 @@
+//! Rows in and out of SQLite as JSON, and what its errors mean.
+
+use crate::models::ids::RequestId;
+use crate::store::StoreError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::AssertSqlSafe;
+use sqlx::SqliteConnection;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+pub async fn ids(
+    conn: &mut SqliteConnection,
+    statement: &'static str,
+    among: String,
+) -> Result<BTreeSet<RequestId>, StoreError> {
+    let found: Vec<String> =
+        sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
+    Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
+}
+
+pub async fn select<T: DeserializeOwned>(
+    conn: &mut SqliteConnection,
+    statement: &Arc<str>,
+    key: String,
+) -> Result<Vec<T>, StoreError> {
+    let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement.clone()))
+        .bind(key)
+        .fetch_all(conn)
+        .await
+        .map_err(classify)?;
+    parse(&rows)
+}
+
+pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
+    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
+}
+
+pub async fn write_rows<'a, T: Serialize + 'a>(
+    conn: &mut SqliteConnection,
+    statement: &Arc<str>,
+    rows: impl Iterator<Item = &'a T>,
+) -> Result<(), StoreError> {
+    let rows: Vec<&T> = rows.collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(AssertSqlSafe(statement.clone()))
+        .bind(serde_json::to_string(&rows)?)
+        .execute(conn)
+        .await
+        .map_err(classify)?;
+    Ok(())
+}
+
+pub fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
+    match &error {
+        sqlx::Error::Database(inner) if inner.is_unique_violation() => StoreError::Exists(what),
+        _ => classify(error),
+    }
+}
+
+/// Busy, locked, out of memory, read-only, I/O error, disk full: the same statement may succeed
+/// later. The low byte of the code is its class. <https://www.sqlite.org/rescode.html>
+pub fn classify(error: sqlx::Error) -> StoreError {
+    let transient = match &error {
+        sqlx::Error::Database(inner) => inner
+            .code()
+            .and_then(|code| code.parse::<i32>().ok())
+            .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 7 | 8 | 10 | 13)),
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    };
+    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
+}
