@@ -186,13 +186,11 @@ impl Exchange {
     /// # Errors
     /// [`Error::UpstreamFailed`] when an event passes its bound.
     pub fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
-        match self.live.as_deref_mut() {
-            Some(live) => live.frame(frame, out),
-            None => {
-                out.push_back(frame.clone());
-                Ok(false)
-            }
-        }
+        let Some(live) = self.live.as_deref_mut() else {
+            out.push_back(frame.clone());
+            return Ok(false);
+        };
+        live.frame(frame, out)
     }
 
     /// The body has ended: adds what is missing and concludes.

@@ -299,7 +299,8 @@ async fn a_postpaid_account_needs_no_credit_and_keeps_to_its_limit() {
     let mut body = streamed(MODEL);
     body.as_object_mut().expect("an object").remove("max_tokens");
     app.upstream.script(Answer::openrouter().stream());
-    let got = app.ask(&app.chat_ask(&body).bearer(&key)).await.ok();
+    let got = app.ask(&app.chat_ask(&body).bearer(&key)).await;
+    assert_eq!(got.status, 200, "{}", got.text());
     let cap = got.header("x-tollgate-completion-tokens-max").expect("it was capped").to_string();
     let cap: i64 = cap.parse().expect("a number");
     assert!((16..1_200).contains(&cap), "852,400 nano-USD pay for {cap} tokens at 720");

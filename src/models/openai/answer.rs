@@ -95,6 +95,7 @@ pub struct Usage<'a> {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the wire's names")]
 struct PromptDetails {
     cached_tokens: Int,
     #[serde(alias = "cache_creation_tokens")]
@@ -116,6 +117,7 @@ struct ServerTools {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the wire's names")]
 struct CompletionDetails {
     reasoning_tokens: Int,
     audio_tokens: Int,

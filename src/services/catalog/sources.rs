@@ -155,7 +155,8 @@ impl Pricing {
     /// `None` when the price is unknown; also when a condition cannot be read, because charging
     /// without it would be wrong under it.
     fn read(&self) -> Option<(Rates, Vec<Override>)> {
-        let (prompt, completion) = (dollars(&self.units.prompt)?, dollars(&self.units.completion)?);
+        let (prompt, completion) =
+            (dollars(self.units.prompt.as_deref())?, dollars(self.units.completion.as_deref())?);
         let rates = self.units.over(Rates { prompt, completion, ..Rates::default() });
         let overrides = self.overrides.iter().take(OVERRIDES_MAX);
         let overrides: Option<Vec<_>> = overrides.map(|other| other.read(rates)).collect();
@@ -167,26 +168,26 @@ impl Units {
     /// These rates over `base`: what is not named stays.
     fn over(&self, base: Rates) -> Rates {
         // OpenRouter says "0" where reasoning has no price of its own.
-        let reasoning = dollars(&self.internal_reasoning).filter(|rate| rate.0 > 0);
+        let reasoning = dollars(self.internal_reasoning.as_deref()).filter(|rate| rate.0 > 0);
         Rates {
-            prompt: dollars(&self.prompt).unwrap_or(base.prompt),
-            completion: dollars(&self.completion).unwrap_or(base.completion),
-            cache_read: dollars(&self.input_cache_read).or(base.cache_read),
-            cache_write: dollars(&self.input_cache_write).or(base.cache_write),
-            cache_write_1h: dollars(&self.input_cache_write_1h).or(base.cache_write_1h),
-            audio_prompt: dollars(&self.audio).or(base.audio_prompt),
+            prompt: dollars(self.prompt.as_deref()).unwrap_or(base.prompt),
+            completion: dollars(self.completion.as_deref()).unwrap_or(base.completion),
+            cache_read: dollars(self.input_cache_read.as_deref()).or(base.cache_read),
+            cache_write: dollars(self.input_cache_write.as_deref()).or(base.cache_write),
+            cache_write_1h: dollars(self.input_cache_write_1h.as_deref()).or(base.cache_write_1h),
+            audio_prompt: dollars(self.audio.as_deref()).or(base.audio_prompt),
             reasoning: reasoning.or(base.reasoning),
-            audio_completion: dollars(&self.audio_output).or(base.audio_completion),
-            image_completion: dollars(&self.image_output).or(base.image_completion),
-            request: dollars(&self.request).or(base.request),
-            web_search: dollars(&self.web_search).or(base.web_search),
+            audio_completion: dollars(self.audio_output.as_deref()).or(base.audio_completion),
+            image_completion: dollars(self.image_output.as_deref()).or(base.image_completion),
+            request: dollars(self.request.as_deref()).or(base.request),
+            web_search: dollars(self.web_search.as_deref()).or(base.web_search),
         }
     }
 }
 
 impl Conditional {
     fn read(&self, base: Rates) -> Option<Override> {
-        let utc_minutes = match (&self.utc_start, &self.utc_end) {
+        let utc_minutes = match (self.utc_start.as_deref(), self.utc_end.as_deref()) {
             (None, None) => None,
             (from, until) => Some((minutes(from, 0)?, minutes(until, 24 * 60)?)),
         };
@@ -196,7 +197,7 @@ impl Conditional {
 }
 
 /// `HHMM` as minutes of the day.
-fn minutes(text: &Option<String>, default: u16) -> Option<u16> {
+fn minutes(text: Option<&str>, default: u16) -> Option<u16> {
     let Some(text) = text else { return Some(default) };
     let digits = text.replace(':', "");
     let (hours, minutes) = digits.split_at_checked(2)?;
@@ -205,8 +206,8 @@ fn minutes(text: &Option<String>, default: u16) -> Option<u16> {
     (digits.len() == 4 && total <= 24 * 60).then_some(total)
 }
 
-fn dollars(text: &Option<String>) -> Option<PicoUsd> {
-    text.as_deref().and_then(PicoUsd::parse_usd)
+fn dollars(text: Option<&str>) -> Option<PicoUsd> {
+    text.and_then(PicoUsd::parse_usd)
 }
 
 // === LiteLLM's `GET /model/info` ===

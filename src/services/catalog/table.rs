@@ -54,15 +54,9 @@ impl OperatorTable {
 
     fn parse(text: &str) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
-        let prices: Option<Vec<_>> = file.price.iter().map(FilePrice::read).collect();
-        let markups: Option<Vec<_>> = file.markup.iter().map(FileMarkup::read).collect();
-        let plans: Option<Vec<_>> = file.plan.iter().map(FilePlan::read).collect();
-        match (prices, markups, plans) {
-            (Some(prices), Some(markups), Some(plans)) => Ok(Self { prices, markups, plans }),
-            _ => Err("an amount or factor is not a decimal number in quotes, or a time is not \
-                      RFC 3339"
-                .to_owned()),
-        }
+        file.read().map_err(|Unreadable(text)| {
+            format!("«{text}» is neither a decimal number in quotes nor an RFC 3339 time")
+        })
     }
 
     /// The fixed retail price of a model, now.
@@ -157,21 +151,38 @@ struct FilePlan {
     key_usd_total: Option<String>,
 }
 
-/// Reads an optional text; the outer `None` is a fault.
-fn maybe<T>(text: &Option<String>, read: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
-    match text {
-        Some(text) => read(text).map(Some),
-        None => Some(None),
+/// A text that does not say what it should.
+struct Unreadable(String);
+
+fn must<T>(text: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Unreadable> {
+    read(text).ok_or_else(|| Unreadable(text.to_owned()))
+}
+
+fn may<T>(
+    text: Option<&String>,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Unreadable> {
+    text.map(|text| must(text, read)).transpose()
+}
+
+impl File {
+    fn read(&self) -> Result<OperatorTable, Unreadable> {
+        Ok(OperatorTable {
+            prices: self.price.iter().map(FilePrice::read).collect::<Result<_, _>>()?,
+            markups: self.markup.iter().map(FileMarkup::read).collect::<Result<_, _>>()?,
+            plans: self.plan.iter().map(FilePlan::read).collect::<Result<_, _>>()?,
+        })
     }
 }
 
 impl FilePrice {
-    fn read(&self) -> Option<PriceRow> {
-        let per_million = |text| maybe(text, PicoUsd::parse_usd_per_million);
-        let each = |text| maybe(text, PicoUsd::parse_usd);
+    fn read(&self) -> Result<PriceRow, Unreadable> {
+        let per_million =
+            |text: &Option<String>| may(text.as_ref(), PicoUsd::parse_usd_per_million);
+        let each = |text: &Option<String>| may(text.as_ref(), PicoUsd::parse_usd);
         let rates = Rates {
-            prompt: PicoUsd::parse_usd_per_million(&self.prompt_usd_per_mtok)?,
-            completion: PicoUsd::parse_usd_per_million(&self.completion_usd_per_mtok)?,
+            prompt: must(&self.prompt_usd_per_mtok, PicoUsd::parse_usd_per_million)?,
+            completion: must(&self.completion_usd_per_mtok, PicoUsd::parse_usd_per_million)?,
             cache_read: per_million(&self.cached_usd_per_mtok)?,
             cache_write: per_million(&self.cache_write_usd_per_mtok)?,
             cache_write_1h: per_million(&self.cache_write_1h_usd_per_mtok)?,
@@ -182,27 +193,27 @@ impl FilePrice {
             request: each(&self.request_usd)?,
             web_search: each(&self.web_search_usd)?,
         };
-        let effective_at = maybe(&self.effective_at, Timestamp::parse)?;
+        let effective_at = may(self.effective_at.as_ref(), Timestamp::parse)?;
         let (model, plan) = (self.model.clone(), self.plan.clone());
-        Some(PriceRow { model, plan, effective_at, rates })
+        Ok(PriceRow { model, plan, effective_at, rates })
     }
 }
 
 impl FileMarkup {
-    fn read(&self) -> Option<MarkupRow> {
-        let factor = Markup::parse(&self.factor)?;
-        Some(MarkupRow { model: self.model.clone(), plan: self.plan.clone(), factor })
+    fn read(&self) -> Result<MarkupRow, Unreadable> {
+        let factor = must(&self.factor, Markup::parse)?;
+        Ok(MarkupRow { model: self.model.clone(), plan: self.plan.clone(), factor })
     }
 }
 
 impl FilePlan {
-    fn read(&self) -> Option<Plan> {
-        let usd = |text| maybe(text, NanoUsd::parse_usd);
-        Some(Plan {
+    fn read(&self) -> Result<Plan, Unreadable> {
+        let usd = |text: &Option<String>| may(text.as_ref(), NanoUsd::parse_usd);
+        Ok(Plan {
             name: self.name.clone(),
             kind: if self.postpaid { AccountKind::Postpaid } else { AccountKind::Prepaid },
             limit_nusd: usd(&self.limit_usd_per_month)?,
-            markup: maybe(&self.markup, Markup::parse)?,
+            markup: may(self.markup.as_ref(), Markup::parse)?,
             key_limits: KeyLimits {
                 day: usd(&self.key_usd_per_day)?,
                 week: usd(&self.key_usd_per_week)?,
