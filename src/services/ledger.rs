@@ -170,7 +170,7 @@ impl Writer {
         let LedgerOp::Settle(settlement) = op else { return Err(Failed) };
         let mut plain = settlement.clone();
         plain.record.forget_names();
-        plain.look_up_until = None;
+        plain.look_up = None;
         match self.commit_once_there(&[LedgerOp::Settle(plain)]).await {
             Ok(mut outcomes) => outcomes.pop().ok_or(Failed),
             Err(error) => {

@@ -91,7 +91,7 @@ impl World {
             }),
             Step::Settle { request, charge, is_void } => LedgerOp::Settle(Box::new(Settlement {
                 record: record(account_id, api_key_id, request_id(request), charge, is_void),
-                look_up_until: None,
+                look_up: None,
             })),
             Step::Correct { request, charge } => {
                 let id = request_id(request);
