@@ -8,7 +8,7 @@ use crate::models::money::{NanoUsd, Tokens};
 use crate::models::price::Price;
 use crate::services::ledger::{Answer, Ledger};
 use crate::services::pricing::WorstCase;
-use crate::store::{Extension, LedgerOp, Outcome};
+use crate::store::{Extension, LedgerOp, Limit, Outcome};
 use futures::FutureExt;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,11 +17,15 @@ pub struct Allowance {
     price: Arc<Price>,
     prompt: Tokens,
     choices: i64,
+    /// The client's own cap: more than it pays for is never needed.
+    cap: Option<i64>,
     /// What is asked for each time: as much as the hold began with.
     step: NanoUsd,
     /// Completion tokens that the hold pays for. `None`: as many as come.
     paid: Option<i64>,
     asked: Option<Answer>,
+    /// It was the key's budget that had no more.
+    is_keys: bool,
 }
 
 /// An extension that pays for fewer tokens than this is no use.
@@ -31,8 +35,16 @@ const ASK_AT: (i64, i64) = (3, 4);
 
 impl Allowance {
     #[must_use]
-    pub fn new(price: Arc<Price>, prompt: Tokens, choices: i64, held: NanoUsd) -> Self {
-        let mut allowance = Self { price, prompt, choices, step: held, paid: None, asked: None };
+    pub fn new(
+        price: Arc<Price>,
+        prompt: Tokens,
+        (choices, cap): (i64, Option<i64>),
+        held: NanoUsd,
+    ) -> Self {
+        let cap = cap.map(|cap| cap.saturating_mul(choices));
+        let (paid, asked) = (None, None);
+        let mut allowance =
+            Self { price, prompt, choices, cap, step: held, paid, asked, is_keys: false };
         allowance.set(held);
         allowance
     }
@@ -47,10 +59,13 @@ impl Allowance {
     /// Whether it is time to ask for more.
     #[must_use]
     pub fn wants_more(&self, used: i64) -> bool {
+        let Some(paid) = self.paid.filter(|_| self.asked.is_none() && !self.is_last()) else {
+            return false;
+        };
+        // Within the client's cap no more will be needed, unless the upstream does not keep to it.
+        let is_covered = self.cap.is_some_and(|cap| paid >= cap);
         let (part, whole) = ASK_AT;
-        self.asked.is_none()
-            && !self.is_last()
-            && self.paid.is_some_and(|paid| used >= paid / whole * part)
+        used >= if is_covered { paid } else { paid / whole * part }
     }
 
     /// Asks the ledger for more.
@@ -69,7 +84,7 @@ impl Allowance {
     pub fn poll(&mut self, cx: &mut Context<'_>, used: i64) -> Poll<Result<(), Error>> {
         let is_paid = self.paid.is_none_or(|paid| used < paid);
         let Some(asked) = &mut self.asked else {
-            return Poll::Ready(if is_paid { Ok(()) } else { Err(Error::InsufficientQuota) });
+            return Poll::Ready(if is_paid { Ok(()) } else { Err(self.refusal()) });
         };
         let answer = match asked.poll_unpin(cx) {
             // Paid for until now: the answer may come while the stream goes on.
@@ -83,7 +98,14 @@ impl Allowance {
         }
         // No more is to be had: what is paid for is still delivered.
         self.step = NanoUsd::ZERO;
-        Poll::Ready(if is_paid { Ok(()) } else { Err(Error::InsufficientQuota) })
+        if let Ok(Ok(Outcome::Refused { by: Limit::Key, .. })) = answer {
+            self.is_keys = true;
+        }
+        Poll::Ready(if is_paid { Ok(()) } else { Err(self.refusal()) })
+    }
+
+    fn refusal(&self) -> Error {
+        if self.is_keys { Error::KeyBudget } else { Error::InsufficientQuota }
     }
 
     /// There is no more to be had.
