@@ -21,6 +21,7 @@ mod env_example;
 mod keys;
 mod openapi;
 mod oracle;
+mod overspend;
 mod start;
 mod stopping;
 mod stream;
