@@ -22,5 +22,6 @@ pub mod tap;
 pub mod upstream;
 
 // === what goes on beside requests ===
+pub mod late;
 pub mod recovery;
 pub mod verify;

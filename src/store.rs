@@ -60,8 +60,15 @@ pub struct Extension {
 #[derive(Clone, Debug)]
 pub struct Settlement {
     pub record: UsageRecord,
-    /// The numbers are an estimate, and the upstream may tell the truth until then.
-    pub look_up_until: Option<Timestamp>,
+    /// The numbers are an estimate, and the upstream may yet tell the truth.
+    pub look_up: Option<LookUpPlan>,
+}
+
+/// When an estimate is asked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookUpPlan {
+    pub first_at: Timestamp,
+    pub give_up_at: Timestamp,
 }
 
 #[derive(Clone, Debug)]

@@ -12,6 +12,7 @@ use crate::server::{self, Signals};
 use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
 use crate::services::catalog::Catalog;
+use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Ledger, Writer};
 use crate::services::recovery::Recovery;
 use crate::services::settle::Settler;
@@ -132,6 +133,7 @@ fn settler(
         ledger,
         disconnect: config.upstream.disconnect,
         slow_lookup: config.upstream.slow_lookup,
+        slow_lookup_every: config.upstream.slow_lookup_every,
         drain_wait: config.upstream.disconnect_drain,
         drains: Arc::new(Semaphore::new(DRAINS_MAX)),
         tasks: TaskTracker::new(),
@@ -150,10 +152,13 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
         settler: app.admission.settler.clone(),
         instance: app.admission.instance,
         lease: app.config.database.lease,
-        slow_lookup_every: app.config.upstream.slow_lookup_every,
     };
     let stop = background.clone();
     tokio::spawn(async move { recovery.run(stop).await });
+
+    let late = LateTruths { store: app.store.clone(), settler: app.admission.settler.clone() };
+    let stop = background.clone();
+    tokio::spawn(async move { late.run(stop).await });
 
     let (app, stop) = (app.clone(), background.clone());
     tokio::spawn(async move {

@@ -141,16 +141,18 @@ impl Markup {
     }
 }
 
-/// An upstream's `cost`: decimal dollars in pico-USD, rounded up beyond 12 decimals.
+/// An upstream's `cost`: decimal dollars in pico-USD, to the nearest. Upstreams that compute in
+/// floats write 0.00022500000000000002 for 0.000225: rounding that up would charge the noise.
 #[must_use]
 pub fn parse_cost_pico(text: &str) -> Option<i128> {
-    parse_decimal(text, PICO_PER_USD_DIGITS, Rest::Up)
+    parse_decimal(text, PICO_PER_USD_DIGITS, Rest::Nearest)
 }
 
 /// What to do with digits beyond the wanted precision.
 #[derive(Clone, Copy)]
 enum Rest {
     Up,
+    Nearest,
     Refuse,
 }
 
@@ -193,9 +195,13 @@ fn scale(number: &str, shift: i32, rest: Rest) -> Option<i128> {
     let dropped = usize::try_from(shift.unsigned_abs()).ok()?.min(number.len());
     let (kept, tail) = number.split_at(number.len() - dropped);
     let kept = if kept.is_empty() { 0 } else { kept.parse::<i128>().ok()? };
+    // Digits that lie beyond all of the number's own: 0.0…0 before the first of them.
+    let is_far = usize::try_from(shift.unsigned_abs()).ok()? > number.len();
+    let is_half = !is_far && tail.as_bytes().first().is_some_and(|digit| *digit >= b'5');
     match (tail.bytes().all(|digit| digit == b'0'), rest) {
         (true, _) => Some(kept),
         (false, Rest::Up) => kept.checked_add(1),
+        (false, Rest::Nearest) => kept.checked_add(i128::from(is_half)),
         (false, Rest::Refuse) => None,
     }
 }
@@ -217,6 +223,16 @@ mod tests {
             let parsed = PicoUsd::parse_usd(odd);
             assert!(parsed.is_none() || odd == "1.", "{odd:?} was read as {parsed:?}");
         }
+    }
+
+    #[test]
+    fn a_cost_computed_in_floats_is_not_rounded_up_for_its_noise() {
+        assert_eq!(parse_cost_pico("0.00022500000000000002"), Some(225_000_000));
+        assert_eq!(parse_cost_pico("0.00018499999999999997"), Some(185_000_000));
+        assert_eq!(parse_cost_pico("5e-13"), Some(1));
+        assert_eq!(parse_cost_pico("4.9e-13"), Some(0));
+        assert_eq!(parse_cost_pico("9e-14"), Some(0));
+        assert_eq!(parse_cost_pico("1.1e-5"), Some(11_000_000));
     }
 
     #[test]

@@ -158,11 +158,28 @@ impl UsageRecord {
         self.ending == Ending::UpstreamFailed || self.finish_reason.as_deref() == Some("error")
     }
 
+    /// Drops what the upstream calls things; the numbers stay.
+    pub fn forget_names(&mut self) {
+        self.model_served = None;
+        self.provider = None;
+        self.generation_id = None;
+        self.finish_reason = None;
+    }
+
     #[must_use]
     pub fn is_billable(&self) -> bool {
         self.prompt_tokens.0 > 0 || self.completion_tokens.0 > 0 || !self.charge_nusd.is_zero()
     }
 }
+
+/// A name from an upstream as it may go into a table: without control characters (PostgreSQL takes
+/// no NUL), and not endless.
+#[must_use]
+pub fn shortened(name: &str) -> String {
+    name.chars().filter(|character| !character.is_control()).take(NAME_CHARS_MAX).collect()
+}
+
+const NAME_CHARS_MAX: usize = 200;
 
 /// Booleans that come back from SQLite's JSON as 0 and 1.
 pub mod flag {

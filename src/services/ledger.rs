@@ -157,11 +157,27 @@ impl Writer {
                 }
                 Err(error) => {
                     tracing::error!(ledger.op = name(&part[0]), "not committed: {error}");
-                    outcomes.push(Err(Failed));
+                    outcomes.push(self.commit_plainly(&part[0]).await);
                 }
             }
         }
         outcomes
+    }
+
+    /// A settlement that the database refuses is tried again without the upstream's words: what is
+    /// owed must be written down, whatever an upstream calls its model.
+    async fn commit_plainly(&self, op: &LedgerOp) -> Result<Outcome, Failed> {
+        let LedgerOp::Settle(settlement) = op else { return Err(Failed) };
+        let mut plain = settlement.clone();
+        plain.record.forget_names();
+        plain.look_up = None;
+        match self.commit_once_there(&[LedgerOp::Settle(plain)]).await {
+            Ok(mut outcomes) => outcomes.pop().ok_or(Failed),
+            Err(error) => {
+                tracing::error!("not committed in its plainest form either: {error}");
+                Err(Failed)
+            }
+        }
     }
 
     /// Waits for a database that is away: what is to be written down must not be lost, and who

@@ -4,6 +4,7 @@
 //! whether or not the upstream says a number. Keeps no text beyond what counting needs.
 
 use crate::models::openai::answer::{Answer, Choice, Delta, Reported};
+use crate::models::usage::shortened;
 use crate::services::tokens::{Field, Lane, StreamCounter, Tokenizer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -20,9 +21,6 @@ pub struct Reading {
     /// Something passed that could not be read, so the count may be short.
     pub has_unreadable: bool,
 }
-
-/// Names from an upstream go into tables; longer ones are cut.
-const NAME_CHARS_MAX: usize = 200;
 
 impl Reading {
     #[must_use]
@@ -95,10 +93,6 @@ fn first(known: &mut Option<String>, given: Option<&Cow<'_, str>>) {
     {
         *known = Some(shortened(given));
     }
-}
-
-fn shortened(name: &str) -> String {
-    name.chars().filter(|character| !character.is_control()).take(NAME_CHARS_MAX).collect()
 }
 
 fn is_truthy(error: &RawValue) -> bool {

@@ -2,20 +2,20 @@
 //!
 //! Invariants: a hold is only taken over when its lease has expired, by one process; what it is
 //! charged comes from the upstream where that can be asked, else from what the hold says was seen,
-//! marked as an estimate. Our own leases are renewed here, well before they expire. An estimate
-//! whose truth comes within a day is put right by a correcting ledger entry, once.
+//! marked as an estimate. Our own leases are renewed here, well before they expire, so nothing
+//! here may wait for an upstream.
 
-use crate::models::hold::{Hold, PendingLookup};
+use crate::models::hold::Hold;
 use crate::models::ids::InstanceId;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Reported;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{Ending, TokenUsage, UsageCorrection, UsageRecord, UsageSource, Used};
+use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource, Used};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
-use crate::store::{Correction, LedgerOp, Settlement, Store, StoreError};
+use crate::store::{LedgerOp, Settlement, Store, StoreError};
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,14 +26,10 @@ pub struct Recovery {
     pub settler: Arc<Settler>,
     pub instance: InstanceId,
     pub lease: Duration,
-    pub slow_lookup_every: Duration,
 }
 
-const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// Orphans taken over at once.
 const ORPHANS_MAX: i64 = 100;
-/// Late look-ups in one round; the next one follows soon.
-const LATE_LOOKUPS_MAX: i64 = 20;
 /// Look-ups for them at the same time.
 const LOOKUPS_MAX: usize = 16;
 
@@ -43,23 +39,13 @@ impl Recovery {
         // Three times in a lease: one lost renewal costs nothing.
         let mut ticks = tokio::time::interval(self.lease / 3);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut sweeps = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                _ = sweeps.tick() => {
-                    if let Err(error) = self.store.sweep(Timestamp::now()).await {
-                        tracing::warn!("sweeping: {error}");
-                    }
-                    continue;
-                }
                 () = stop.cancelled() => return,
             }
             if let Err(error) = self.round().await {
                 tracing::warn!("leases and orphans: {error}");
-            }
-            if let Err(error) = self.late_truths().await {
-                tracing::warn!("late look-ups: {error}");
             }
         }
     }
@@ -90,55 +76,6 @@ impl Recovery {
     }
 }
 
-impl Recovery {
-    /// Asks once for each estimate that is due, and corrects its charge when the truth has come.
-    async fn late_truths(&self) -> Result<(), StoreError> {
-        let now = Timestamp::now();
-        let next = now.plus(self.slow_lookup_every);
-        for lookup in self.store.claim_lookups(now, next, LATE_LOOKUPS_MAX).await? {
-            let upstream = &self.settler.upstream;
-            match upstream.look_up_once(&lookup.generation_id).await {
-                Ok(Some(found)) => self.correct(lookup, found.reported, now).await?,
-                Ok(None) => {}
-                Err(error) => tracing::debug!("a late look-up failed: {error}"),
-            }
-        }
-        Ok(())
-    }
-
-    async fn correct(
-        &self,
-        lookup: PendingLookup,
-        reported: Reported,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let Some(record) = self.store.usage_record(lookup.request_id).await? else {
-            return Ok(());
-        };
-        let Some(price) = self.store.price(&record.price_id).await? else { return Ok(()) };
-        let Reported { tokens, cost_pico } = reported;
-        let used = Used { tokens, cost_pico, ..record.used() };
-        let Ok(charge) = pricing::charge(&price, &used) else { return Ok(()) };
-        let correction = UsageCorrection {
-            request_id: record.id,
-            account_id: record.account_id,
-            generation_id: lookup.generation_id,
-            prompt_tokens: tokens.prompt,
-            completion_tokens: tokens.completion,
-            upstream_cost_pusd: cost_pico.and_then(|pico| i64::try_from(pico).ok()),
-            charge_nusd: charge,
-            difference_nusd: NanoUsd::ZERO,
-            created_at: now,
-        };
-        self.settler.ledger.note(LedgerOp::Correct(Box::new(Correction {
-            api_key_id: record.api_key_id,
-            charged_nusd: record.charge_nusd,
-            correction,
-        })));
-        Ok(())
-    }
-}
-
 async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
     let found = match &hold.generation_id {
         Some(id) => settler.upstream.look_up(id, &settler.stop).await,
@@ -153,8 +90,8 @@ async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
         }
     };
     let record = record(hold, found, price.as_ref());
-    let look_up_until = settler.look_up_until(&record);
-    let settlement = Settlement { record, look_up_until };
+    let look_up = settler.look_up_plan(&record);
+    let settlement = Settlement { record, look_up };
     settler.ledger.note(LedgerOp::Settle(Box::new(settlement)));
 }
 

@@ -18,7 +18,7 @@ use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::tokens::{Count, INLINE_BYTES_MAX, Tokenizer, count_prompt};
 use crate::services::upstream::{Found, Upstream};
-use crate::store::{LedgerOp, Note, Settlement};
+use crate::store::{LedgerOp, LookUpPlan, Note, Settlement};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ pub struct Settler {
     pub disconnect: Disconnect,
     /// How long the upstream is asked for the truth of what was estimated.
     pub slow_lookup: Duration,
+    pub slow_lookup_every: Duration,
     pub drain_wait: Duration,
     /// Answers read on for clients that have gone.
     pub drains: Arc<Semaphore>,
@@ -70,14 +71,16 @@ struct Numbers {
 }
 
 impl Settler {
-    /// Until when the truth of this record may still come; `None`: it is the truth, or there is
+    /// When the truth of this record may still be asked for; `None`: it is the truth, or there is
     /// nobody to ask.
     #[must_use]
-    pub fn look_up_until(&self, record: &UsageRecord) -> Option<Timestamp> {
+    pub fn look_up_plan(&self, record: &UsageRecord) -> Option<LookUpPlan> {
         let is_estimate = matches!(record.source, UsageSource::Counted | UsageSource::Estimated);
         let may_ask = self.upstream.kind.has_lookup() && record.ending != Ending::CutOff;
-        (is_estimate && may_ask && record.generation_id.is_some())
-            .then(|| record.ended_at.plus(self.slow_lookup))
+        (is_estimate && may_ask && record.generation_id.is_some()).then(|| LookUpPlan {
+            first_at: record.ended_at.plus(self.slow_lookup_every),
+            give_up_at: record.ended_at.plus(self.slow_lookup),
+        })
     }
 
     /// What to do with the answer of a client that has gone. Where the provider bills the whole
@@ -235,8 +238,8 @@ impl OpenHold {
 
     fn send(self, numbers: &Numbers, named: Named, ending: Ending) {
         let record = self.record(numbers, named, ending);
-        let look_up_until = self.settler.look_up_until(&record);
-        self.slot.send(LedgerOp::Settle(Box::new(Settlement { record, look_up_until })));
+        let look_up = self.settler.look_up_plan(&record);
+        self.slot.send(LedgerOp::Settle(Box::new(Settlement { record, look_up })));
     }
 
     fn record(&self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {

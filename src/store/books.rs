@@ -5,7 +5,9 @@
 //! account, and a request is charged at most once. Pure: both stores load, let this decide, and
 //! write the changes down.
 
-use super::{BillingEvent, Correction, Entry, Extension, LedgerOp, Limit, Note, Outcome};
+use super::{
+    BillingEvent, Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome,
+};
 use super::{Placement, Settlement};
 use crate::models::account::{Account, AccountStatus, KeyBudget};
 use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
@@ -62,8 +64,6 @@ pub struct Needs {
 
 /// How long a used idempotency key is remembered after its request.
 const IDEMPOTENCY_FOR: Duration = Duration::from_secs(24 * 3_600);
-/// How soon after an estimate the upstream is asked again.
-const FIRST_SLOW_LOOKUP: Duration = Duration::from_secs(300);
 
 impl Needs {
     #[must_use]
@@ -282,7 +282,7 @@ impl Books {
 
         self.keep(payer);
         self.close(&hold, &record, now);
-        self.look_up_later(&record, settlement.look_up_until, now);
+        self.look_up_later(&record, settlement.look_up);
         self.changes.ledger_entries.extend(entry);
         self.changes.usage_records.push(record);
         Ok(Outcome::Settled { charge, available })
@@ -311,8 +311,8 @@ impl Books {
         }
     }
 
-    fn look_up_later(&mut self, record: &UsageRecord, until: Option<Timestamp>, now: Timestamp) {
-        let (Some(give_up_at), Some(generation_id)) = (until, &record.generation_id) else {
+    fn look_up_later(&mut self, record: &UsageRecord, plan: Option<LookUpPlan>) {
+        let (Some(plan), Some(generation_id)) = (plan, &record.generation_id) else {
             return;
         };
         self.changes.lookups.push(PendingLookup {
@@ -320,8 +320,8 @@ impl Books {
             account_id: record.account_id,
             generation_id: generation_id.clone(),
             attempts: 0,
-            next_attempt_at: now.plus(FIRST_SLOW_LOOKUP),
-            give_up_at,
+            next_attempt_at: plan.first_at,
+            give_up_at: plan.give_up_at,
         });
     }
 

@@ -250,8 +250,7 @@ impl Store for PostgresStore {
 
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
         for statement in [
-            "DELETE FROM lookups WHERE give_up_at < $1::timestamptz OR request_id IN \
-             (SELECT request_id FROM usage_corrections)",
+            "DELETE FROM lookups WHERE give_up_at < $1::timestamptz",
             "DELETE FROM idempotency_keys WHERE expires_at < $1::timestamptz",
         ] {
             sqlx::query(statement)

@@ -259,8 +259,7 @@ impl Store for SqliteStore {
 
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
         for statement in [
-            "DELETE FROM lookups WHERE give_up_at < ?1 OR request_id IN \
-             (SELECT request_id FROM usage_corrections)",
+            "DELETE FROM lookups WHERE give_up_at < ?1",
             "DELETE FROM idempotency_keys WHERE expires_at < ?1",
         ] {
             sqlx::query(statement)

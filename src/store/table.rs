@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// A table and its columns, in the order of its struct.
 pub struct Table {
     pub name: &'static str,
-    columns: &'static [&'static str],
+    pub columns: &'static [&'static str],
 }
 
 pub const ACCOUNTS: Table = Table {

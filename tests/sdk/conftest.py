@@ -1,7 +1,8 @@
-"""Fixtures: one LiteLLM, in front of it one Tollgate per database, and an account for every test."""
+"""Fixtures: one LiteLLM, before it one Tollgate per database, and an account for every test."""
 
 import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +15,10 @@ from servers import MASTER_KEY, LiteLlm, Tollgate
 
 BINARY = Path(os.environ["SDK_TESTS_TOLLGATE"])
 POSTGRES = os.environ["TOLLGATE_TEST_POSTGRES"]
+
+# What is printed at the end: the rows of each database in short, and when something failed what the
+# servers said last.
+ROWS, SAID = [], {}
 
 
 @dataclass
@@ -35,14 +40,20 @@ class Customer:
     key: str
     books: Books
     attempts: list = field(default_factory=list)
+    open_clients: ExitStack = field(default_factory=ExitStack)
 
     def client(self, **options) -> openai.OpenAI:
         """OpenAI's client; what it really sends is counted in `attempts`."""
         http = openai.DefaultHttpxClient(event_hooks={"request": [self.attempts.append]})
-        return openai.OpenAI(**self._options(options), http_client=http)
+        client = openai.OpenAI(**self._options(options), http_client=http)
+        return self.open_clients.enter_context(client)
 
     def async_client(self, **options) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(**self._options(options))
+
+    def wait_until_gone(self) -> None:
+        """Until Tollgate has noticed that its only client has hung up."""
+        self.stack.tollgate.wait_until_alone(self.stack.base_url)
 
     def asked(self) -> list[dict]:
         """What reached LiteLLM for this account."""
@@ -64,8 +75,11 @@ def litellm(folder):
     try:
         server.wait()
         yield server
+    except AssertionError as error:
+        pytest.exit(f"{error}", returncode=pytest.ExitCode.INTERNAL_ERROR)
     finally:
         server.stop()
+        SAID[server.name] = server.output()
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])
@@ -82,9 +96,13 @@ def stack(request, folder, litellm):
     try:
         yield Stack(server, litellm, database, server.wait())
         assert server.stop() == 0, server.output()
-        assert "panicked" not in server.output()
+        assert "panicked" not in server.err.read_text()
+        sql = """SELECT ending, source, count(*) AS records, sum(charge_nusd) AS charged_nusd
+                 FROM usage_records GROUP BY ending, source ORDER BY ending, source"""
+        ROWS.append((request.param, database.rows(sql)))
     finally:
         server.stop()
+        SAID[server.name] = server.output()
         database.drop()
 
 
@@ -104,6 +122,7 @@ def make_customer(stack):
 
     yield make
     for customer in made:
+        customer.open_clients.close()
         customer.books.check()
     stack.tollgate.run("verify")
 
@@ -129,6 +148,17 @@ def check_record(record: dict, model: models.Model, usage, *, streamed: bool) ->
     assert record["upstream_status"] == 200
     assert record["attempts"] == 1
     assert record["started_at"] <= record["first_byte_at"] <= record["ended_at"]
-    assert record["upstream_cost_nusd"] == model.cost_nusd(*seen)
+    assert record["upstream_cost_pusd"] == model.cost_pusd(*seen)
     assert record["charge_nusd"] == model.charge_nusd(*seen)
     assert record["charge_nusd"] <= record["hold_nusd"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    for database, rows in ROWS:
+        for row in rows:
+            said = ", ".join(f"{name} {value}" for name, value in row.items())
+            terminalreporter.write_line(f"{database}: {said}")
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        for name, output in SAID.items():
+            terminalreporter.section(name)
+            terminalreporter.write_line(output)

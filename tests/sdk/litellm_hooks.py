@@ -1,7 +1,7 @@
 """Runs inside LiteLLM: writes down what it was asked, and holds answers back or breaks them.
 
-LiteLLM loads this by its own callback setting. A test opens the gate of its account by making a file
-of the account's name, so that «in the middle of a stream» is a state and not a matter of luck.
+LiteLLM loads this by its own callback setting. A test opens the gate of its account by making a
+file of the account's name, so that «in the middle of a stream» is a state and not a matter of luck.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The models that LiteLLM mocks, what they say and cost, and the charge for a usage.
 
 Prices are written once, as decimal text, and reach LiteLLM as JSON numbers; the charge is computed
-here from the same text with exact arithmetic, so that neither LiteLLM's floats nor Tollgate's rounding
-can vouch for themselves.
+here from the same text with exact arithmetic, so that neither LiteLLM's floats nor Tollgate's
+rounding can vouch for themselves.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from decimal import ROUND_CEILING, Decimal
 
 # Tollgate's default, which the servers under test are started with.
 MARKUP = Decimal("1.20")
-NANO = Decimal("1e-9")
+NANO, PICO = Decimal("1e-9"), Decimal("1e-12")
 
 # Where LiteLLM would call, were its answer not mocked: nothing listens there.
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -31,10 +31,11 @@ class Model:
         cost = self.prompt_usd * prompt_tokens + self.completion_usd * completion_tokens
         return int((cost * MARKUP / NANO).to_integral_value(ROUND_CEILING))
 
-    def cost_nusd(self, prompt_tokens: int, completion_tokens: int) -> int:
-        """What the operator owes, rounded up."""
+    def cost_pusd(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """What the operator owes; no price here is finer than a pico-USD."""
         cost = self.prompt_usd * prompt_tokens + self.completion_usd * completion_tokens
-        return int((cost / NANO).to_integral_value(ROUND_CEILING))
+        assert cost % PICO == 0
+        return int(cost / PICO)
 
     def entry(self) -> dict:
         """The model as LiteLLM's configuration has it."""
@@ -47,13 +48,15 @@ class Model:
         return {"model_name": self.name, "litellm_params": params, "model_info": info}
 
 
-# tiktoken knows this name, so Tollgate's own count is exact.
-PLAIN = Model("gpt-4o", "Hello there! This is a mock of an answer.")
+# tiktoken knows this name, so Tollgate's own count is exact. LiteLLM multiplies with floats: by its
+# reckoning this costs 0.00022500000000000002 dollars plain, and 0.00018500000000000002 streamed.
+PLAIN = Model("gpt-4o", "Hello there! This is a mock of an answer, and it is short.")
 # Slashes in the name; letters of two to four bytes, joined emoji, right-to-left, combining marks;
 # prices with so many digits that nearly every charge has to be rounded.
 UNICODE = Model(
     "house/multi/lingual",
-    "Grüße aus Zürich 👩‍👩‍👧‍👦 — 日本語のテキスト, ελληνικά, עברית, हिन्दी, e\u0301, \u200b🏴󠁧󠁢󠁳󠁣󠁴󠁿, \"quoted\\\" \n\t end",
+    "Grüße aus Zürich 👩‍👩‍👧‍👦 — 日本語のテキスト, ελληνικά, עברית, हिन्दी, "
+    'e\u0301, \u200b🏴󠁧󠁢󠁳󠁣󠁴󠁿, "quoted\\" \n\t end',
     Decimal("0.000000123457"),
     Decimal("0.000000457013"),
 )
@@ -77,10 +80,10 @@ TOOLS = Model(
     },
 )
 # These wait for a gate, see litellm_hooks.py.
-GATED = Model("gated/stream", LONG.text)
+GATED = Model("gated/stream", "One word after another. " * 20)
 GATED_HEAD = Model("gated/head", PLAIN.text)
 # A stream that fails in the middle.
-BREAKS = Model("faults/breaks", LONG.text)
+BREAKS = Model("faults/breaks", GATED.text)
 # LiteLLM's own spellings for mocked failures.
 LIMITED = Model("faults/limited", "litellm.RateLimitError")
 REJECTED = Model("faults/rejected", "litellm.ContextWindowExceededError")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -32,15 +33,16 @@ class Server:
     def __init__(self, name: str, command: list, env: dict, folder: Path):
         self.name = name
         self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
-        self.process = subprocess.Popen(
-            [str(part) for part in command],
-            env=environment(env),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=self.out.open("wb"),
-            stderr=self.err.open("wb"),
-            preexec_fn=die_with_parent,
-        )
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                env=environment(env),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                preexec_fn=die_with_parent,
+            )
 
     def poll(self, what: str, ready):
         """Returns what `ready` gives as soon as that is something."""
@@ -55,7 +57,7 @@ class Server:
 
     def output(self) -> str:
         """The end of what it has printed."""
-        return "\n".join(path.read_text(errors="replace")[-6000:] for path in (self.out, self.err))
+        return "\n".join(path.read_text(errors="replace")[-4000:] for path in (self.out, self.err))
 
     def stop(self) -> int:
         """Asks it to end; its exit status."""
@@ -132,6 +134,19 @@ class Tollgate(Server):
         assert line.startswith(says), line
         return line.removeprefix(says)
 
+    def wait_until_alone(self, base_url: str) -> None:
+        """Until it has closed every connection: then it knows of a client that has gone."""
+        local = f"0100007F:{urllib.parse.urlsplit(base_url).port:04X}"
+        # Established, or closed by the client only.
+        open_states = {"01", "08"}
+
+        def none_open():
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            is_open = any(row[1] == local and row[3] in open_states for row in rows)
+            return None if is_open else True
+
+        self.poll("end of its connections", none_open)
+
     def run(self, *arguments: str) -> str:
         """A command beside the running server; what it prints."""
         done = subprocess.run(
@@ -148,7 +163,8 @@ class Tollgate(Server):
 
 def environment(own: dict) -> dict:
     """What a child gets: a PATH, a language, and its own settings."""
-    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"} | own
+    inherited = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    return inherited | {"LANG": "C.UTF-8"} | own
 
 
 def die_with_parent() -> None:

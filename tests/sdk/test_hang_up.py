@@ -12,7 +12,8 @@ from models import GATED
 
 
 def settle_after_gate(customer) -> dict:
-    """Opens the gate of a stream that is under way; its record."""
+    """Opens the gate of a stream whose client has gone; its record."""
+    customer.wait_until_gone()
     (hold,) = customer.books.holds()
     assert hold["amount_nusd"] > 0
     assert customer.books.account_row()["held_nusd"] == hold["amount_nusd"]
@@ -38,7 +39,9 @@ def whole_usage(customer):
         stream=True,
         stream_options={"include_usage": True},
     )
-    return list(stream)[-1].usage
+    usage = list(stream)[-1].usage
+    customer.books.settled(2)
+    return usage
 
 
 @pytest.mark.parametrize("asks_usage", [True, False], ids=["usage", "no-usage"])
@@ -54,7 +57,6 @@ def test_stream_close(customer, asks_usage):
     record = settle_after_gate(customer)
     assert record["generation_id"] == first.id
     check_gone(record, whole_usage(customer))
-    customer.books.settled(2)
 
 
 def test_an_async_task_that_is_cancelled(customer):
@@ -78,7 +80,6 @@ def test_an_async_task_that_is_cancelled(customer):
 
     asyncio.run(asyncio.wait_for(read_and_leave(), 30))
     check_gone(settle_after_gate(customer), whole_usage(customer))
-    customer.books.settled(2)
 
 
 def test_a_client_that_stops_reading_after_done_is_not_gone(customer):

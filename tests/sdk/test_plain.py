@@ -133,6 +133,7 @@ def test_a_client_that_goes_before_the_answer_still_pays_for_it(customer):
             assert task.cancelled()
 
     asyncio.run(asyncio.wait_for(ask_and_leave(), 30))
+    customer.wait_until_gone()
     assert len(customer.books.holds()) == 1
     customer.stack.litellm.open_gate(customer.account)
     (record,) = customer.books.settled(1)

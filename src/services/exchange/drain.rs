@@ -18,7 +18,7 @@ impl Live {
         match self.leg {
             // Nothing has left: nothing was used.
             Leg::NotCalled => self.open.void(Ending::ClientGone),
-            Leg::Over => self.conclude(Ending::ClientGone),
+            Leg::Over => self.conclude_gone(),
             Leg::Calling(_) | Leg::Reading(_) => {
                 // A plain answer cannot be cancelled to any effect: it is billed in full.
                 let provider = self.tap.judge.reading.provider.as_deref();
@@ -26,7 +26,7 @@ impl Live {
                 let permit = drains.then(|| settler.drains.clone().try_acquire_owned().ok());
                 let Some(permit) = permit.flatten() else {
                     self.leg = Leg::Over;
-                    self.conclude(Ending::ClientGone);
+                    self.conclude_gone();
                     return;
                 };
                 let task = async move {
@@ -51,8 +51,14 @@ impl Live {
             Some(_) if self.open.upstream_status.is_none() || !self.is_streamed => {
                 self.open.void(Ending::ClientGone);
             }
-            _ => self.conclude(Ending::ClientGone),
+            _ => self.conclude_gone(),
         }
+    }
+
+    /// A client that leaves over an upstream's failure was not the one to end it.
+    fn conclude_gone(self: Box<Self>) {
+        let has_failed = self.tap.judge.reading.has_failed;
+        self.conclude(if has_failed { Ending::UpstreamFailed } else { Ending::ClientGone });
     }
 
     async fn read_to_end(&mut self) -> Result<(), Error> {

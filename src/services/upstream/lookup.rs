@@ -7,7 +7,7 @@ use super::Upstream;
 use crate::error::Error;
 use crate::models::money::{Tokens, parse_cost_pico};
 use crate::models::openai::answer::Reported;
-use crate::models::usage::TokenUsage;
+use crate::models::usage::{TokenUsage, shortened};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -111,9 +111,9 @@ impl Generation<'_> {
         };
         Some(Found {
             reported: Reported { tokens, cost_pico: self.cost_pico() },
-            model: self.model,
-            provider: self.provider_name,
-            finish_reason: self.finish_reason,
+            model: self.model.as_deref().map(shortened),
+            provider: self.provider_name.as_deref().map(shortened),
+            finish_reason: self.finish_reason.as_deref().map(shortened),
         })
     }
 

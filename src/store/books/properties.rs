@@ -91,7 +91,7 @@ impl World {
             }),
             Step::Settle { request, charge, is_void } => LedgerOp::Settle(Box::new(Settlement {
                 record: record(account_id, api_key_id, request_id(request), charge, is_void),
-                look_up_until: None,
+                look_up: None,
             })),
             Step::Correct { request, charge } => {
                 let id = request_id(request);
@@ -290,4 +290,51 @@ fn an_idempotency_key_is_free_again_when_nothing_was_used() {
     assert!(matches!(decide(&place(2)), Outcome::Placed { .. }), "the first was voided");
     decide(&Step::Settle { request: 2, charge: 50, is_void: false });
     assert_eq!(decide(&place(3)), Outcome::Repeated, "the second was charged");
+}
+
+#[test]
+fn columns_are_the_members_of_their_structs_in_their_order() {
+    use crate::store::table;
+    fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
+        let text = serde_json::to_string(row).unwrap();
+        // A plain map would sort them.
+        let names = text.trim_matches(['{', '}']).split(",\"");
+        names
+            .map(|member| member.split('"').find(|part| !part.is_empty()).unwrap().to_owned())
+            .collect()
+    }
+    let world = World::new(AccountKind::Prepaid, 1);
+    let (account, key, id) = (world.account, Some(world.key), request_id(0));
+    let record = record(account, key, id, 1, false);
+    let lookup = PendingLookup {
+        request_id: id,
+        account_id: account,
+        generation_id: "g".to_owned(),
+        attempts: 0,
+        next_attempt_at: now(),
+        give_up_at: now(),
+    };
+    let idempotency = IdempotencyKey { id: "k".to_owned(), request_id: id, expires_at: now() };
+    let mut chained = world.books.accounts[&account].clone();
+    let posting = Posting {
+        kind: EntryKind::Credit,
+        amount: NanoUsd(1),
+        request: None,
+        record_hash: None,
+        reason: "r".to_owned(),
+    };
+    let entry = post(&mut chained, posting, now()).unwrap();
+    for (table, members) in [
+        (&table::ACCOUNTS, members(&chained)),
+        (&table::KEY_BUDGETS, members(&world.books.budgets[&world.key])),
+        (&table::HOLDS, members(&hold(account, key, id, 1, Some(1)))),
+        (&table::USAGE_RECORDS, members(&record)),
+        (&table::LEDGER_ENTRIES, members(&entry)),
+        (&table::BILLING_EVENTS, members(&event(&record, "s"))),
+        (&table::USAGE_CORRECTIONS, members(&correction(account, id, 1))),
+        (&table::LOOKUPS, members(&lookup)),
+        (&table::IDEMPOTENCY_KEYS, members(&idempotency)),
+    ] {
+        assert_eq!(members, table.columns, "{}", table.name);
+    }
 }

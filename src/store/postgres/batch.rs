@@ -6,6 +6,7 @@ use super::rows::{classify, ids, select, write_rows};
 use crate::models::account::{Account, KeyBudget};
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
+use crate::models::usage::UsageCorrection;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
     ACCOUNT_BALANCES, ACCOUNTS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS, KEY_BUDGETS,
@@ -98,6 +99,21 @@ impl PostgresStore {
         Ok(books)
     }
 
+    /// A request whose truth has come need not be asked after.
+    async fn write_corrections(
+        &self,
+        conn: &mut PgConnection,
+        corrections: &[UsageCorrection],
+    ) -> Result<(), StoreError> {
+        let corrected: Vec<Uuid> = corrections.iter().map(|row| row.request_id.0).collect();
+        sqlx::query("DELETE FROM lookups WHERE request_id = ANY($1)")
+            .bind(corrected)
+            .execute(&mut *conn)
+            .await
+            .map_err(classify)?;
+        write_rows(conn, &self.sql.insert_corrections, corrections.iter()).await
+    }
+
     async fn write_idempotency(
         &self,
         conn: &mut PgConnection,
@@ -135,7 +151,9 @@ impl PostgresStore {
             self.write_idempotency(conn, idempotency).await?;
         }
         write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
-        write_rows(conn, &sql.insert_corrections, changes.corrections.iter()).await?;
+        if !changes.corrections.is_empty() {
+            self.write_corrections(conn, &changes.corrections).await?;
+        }
         write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
         write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
         write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await

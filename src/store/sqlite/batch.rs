@@ -5,6 +5,7 @@ use super::SqliteStore;
 use super::rows::{classify, ids, select, write_rows};
 use crate::models::account::{Account, KeyBudget};
 use crate::models::hold::{Hold, IdempotencyKey};
+use crate::models::usage::UsageCorrection;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
     ACCOUNT_BALANCES, ACCOUNTS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS, KEY_BUDGETS,
@@ -92,6 +93,21 @@ impl SqliteStore {
         Ok(books)
     }
 
+    /// A request whose truth has come need not be asked after.
+    async fn write_corrections(
+        &self,
+        conn: &mut SqliteConnection,
+        corrections: &[UsageCorrection],
+    ) -> Result<(), StoreError> {
+        let corrected: Vec<_> = corrections.iter().map(|row| row.request_id).collect();
+        sqlx::query("DELETE FROM lookups WHERE request_id IN (SELECT value FROM json_each(?1))")
+            .bind(serde_json::to_string(&corrected)?)
+            .execute(&mut *conn)
+            .await
+            .map_err(classify)?;
+        write_rows(conn, &self.sql.insert_corrections, corrections.iter()).await
+    }
+
     async fn write_idempotency(
         &self,
         conn: &mut SqliteConnection,
@@ -128,7 +144,9 @@ impl SqliteStore {
             self.write_idempotency(conn, idempotency).await?;
         }
         write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
-        write_rows(conn, &sql.insert_corrections, changes.corrections.iter()).await?;
+        if !changes.corrections.is_empty() {
+            self.write_corrections(conn, &changes.corrections).await?;
+        }
         write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
         write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
         write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await

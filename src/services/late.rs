@@ -1,0 +1,95 @@
+//! Late truths: a request that was settled by an estimate is asked after for a day.
+//!
+//! Invariant: the usage record stays as it was; the charge is put right by one correcting ledger
+//! entry. A 404 means «not yet». Also does the store's housekeeping.
+
+use crate::models::hold::PendingLookup;
+use crate::models::money::NanoUsd;
+use crate::models::openai::answer::Reported;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::{UsageCorrection, Used};
+use crate::services::pricing;
+use crate::services::settle::Settler;
+use crate::store::{Correction, LedgerOp, Store, StoreError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+pub struct LateTruths {
+    pub store: Arc<dyn Store>,
+    pub settler: Arc<Settler>,
+}
+
+/// How often the table is looked at for what is due.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
+/// Look-ups in one round; the next one follows soon.
+const LOOKUPS_MAX: i64 = 20;
+
+impl LateTruths {
+    /// Asks and sweeps until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut looks = tokio::time::interval(LOOK_EVERY.min(self.settler.slow_lookup_every));
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sweeps = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            let done = tokio::select! {
+                _ = looks.tick() => self.round().await,
+                _ = sweeps.tick() => self.store.sweep(Timestamp::now()).await,
+                () = stop.cancelled() => return,
+            };
+            if let Err(error) = done {
+                tracing::warn!("late look-ups: {error}");
+            }
+        }
+    }
+
+    async fn round(&self) -> Result<(), StoreError> {
+        let now = Timestamp::now();
+        let due = self
+            .store
+            .claim_lookups(now, now.plus(self.settler.slow_lookup_every), LOOKUPS_MAX)
+            .await?;
+        for lookup in due {
+            match self.settler.upstream.look_up_once(&lookup.generation_id).await {
+                Ok(Some(found)) => self.correct(lookup, found.reported, now).await?,
+                Ok(None) => {}
+                Err(error) => tracing::debug!("a late look-up failed: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn correct(
+        &self,
+        lookup: PendingLookup,
+        reported: Reported,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let Some(record) = self.store.usage_record(lookup.request_id).await? else {
+            return Ok(());
+        };
+        let Some(price) = self.store.price(&record.price_id).await? else { return Ok(()) };
+        let Reported { tokens, cost_pico } = reported;
+        let used = Used { tokens, cost_pico, ..record.used() };
+        let Ok(charge) = pricing::charge(&price, &used) else { return Ok(()) };
+        let correction = UsageCorrection {
+            request_id: record.id,
+            account_id: record.account_id,
+            generation_id: lookup.generation_id,
+            prompt_tokens: tokens.prompt,
+            completion_tokens: tokens.completion,
+            upstream_cost_pusd: cost_pico.and_then(|pico| i64::try_from(pico).ok()),
+            charge_nusd: charge,
+            difference_nusd: NanoUsd::ZERO,
+            created_at: now,
+        };
+        // Lost when the queue is full: the look-up stays and is due again.
+        self.settler.ledger.note(LedgerOp::Correct(Box::new(Correction {
+            api_key_id: record.api_key_id,
+            charged_nusd: record.charge_nusd,
+            correction,
+        })));
+        Ok(())
+    }
+}

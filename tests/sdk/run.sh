@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The official OpenAI SDK -> Tollgate -> a real LiteLLM proxy, on SQLite and on PostgreSQL.
+#
+# Wants TOLLGATE_TEST_POSTGRES, the URL of a cluster where databases may be made (tests/run.sh
+# starts one). Makes its Python environment once, in a cache outside of the repository, named by
+# what is in it. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+: "${TOLLGATE_TEST_POSTGRES:?the URL of a PostgreSQL cluster; tests/run.sh starts one}"
+
+if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+    if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
+        echo "missing: Python (3.11 or newer) with venv." >&2
+        echo "Install it, or run this on Debian as root." >&2
+        exit 1
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq -o DPkg::Lock::Timeout=600 update
+    apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends \
+        python3 python3-venv >/dev/null
+fi
+
+cache=${TOLLGATE_TEST_CACHE:-$HOME/.cache/tollgate-tests}
+mkdir -p "$cache"
+# Another Python or other requirements make another environment.
+hash=$({ python3 -c 'import sys; print(sys.version, sys.base_prefix)'; cat requirements.txt; } |
+    sha256sum | cut -c1-12)
+venv=$cache/venv-$hash
+
+# Two runs at once must not install into the same folder.
+exec 9>"$cache/lock"
+flock 9
+if [[ ! -e $venv/complete ]]; then
+    echo "installing the SDK tests' Python packages; this is done once"
+    rm -rf -- "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+        --no-deps --only-binary=:all: --requirement requirements.txt
+    touch "$venv/complete"
+fi
+flock -u 9
+exec 9>&-
+
+root=$(cd ../.. && pwd)
+(cd "$root" && cargo build --locked --quiet)
+target=${CARGO_TARGET_DIR:-target}
+[[ $target == /* ]] || target=$root/$target
+export SDK_TESTS_TOLLGATE=$target/debug/tollgate
+
+# No __pycache__ in the checkout.
+export PYTHONDONTWRITEBYTECODE=1
+exec "$venv/bin/python" -m pytest "$@"
