@@ -19,6 +19,7 @@ mod count;
 mod endings;
 mod env_example;
 mod keys;
+mod kill_matrix;
 mod openapi;
 mod oracle;
 mod overspend;

@@ -217,6 +217,12 @@ async fn an_obedient_upstream_spends_a_dollar_to_its_end(store: Store) {
         }
         let charged = records.iter().filter(|record| record.charge_nusd > 0).count();
         assert_eq!(charged, count(&End::Whole), "what was answered was charged, and nothing else");
+        for got in answers.iter().filter(|got| end_of(got) == End::Whole) {
+            let record = records.iter().find(|record| record.id == got.request_id());
+            let id = record.and_then(|record| record.generation_id.as_ref()).expect("an id");
+            let told = got.header("x-tollgate-completion-tokens-max").unwrap_or("1000");
+            assert_eq!(truths[id].cap.map(|cap| cap.to_string()).as_deref(), Some(told));
+        }
     }
     site.close().await;
 }

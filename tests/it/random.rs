@@ -25,6 +25,10 @@ impl Random {
         Self { seed, state: Cell::new(seed | 1) }
     }
 
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     fn next(&self) -> u64 {
         let mut state = self.state.get();
         state ^= state << 13;
