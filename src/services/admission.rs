@@ -125,6 +125,9 @@ impl Admission {
             let held = admitted.committed().await?;
             let cap = self.affordable(request, &model, &price, held);
             sent_cap = cap.sent;
+            if let Some(tokens) = sent_cap {
+                admitted.exchange.capped(tokens);
+            }
             admitted.lowered_cap = cap.lowered;
         }
         admitted.body = Bytes::from(request.forwarded(&user, sent_cap, self.cap_member()));

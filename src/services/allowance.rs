@@ -1,7 +1,7 @@
 //! How much of a stream its hold pays for, and asking for more in time.
 //!
-//! Invariant: no event beyond what the hold covers reaches the client before the extension is
-//! committed; a stream whose account has no more ends there.
+//! Invariant: after the event that passes what the hold covers, nothing more reaches the client
+//! before the extension is committed; a stream whose account has no more ends there.
 
 use crate::error::Error;
 use crate::models::money::{NanoUsd, Tokens};
@@ -17,6 +17,8 @@ pub struct Allowance {
     price: Arc<Price>,
     prompt: Tokens,
     choices: i64,
+    /// All that the upstream may say, as it was told. `None`: it was told nothing.
+    cap: Option<i64>,
     /// What is asked for each time: as much as the hold began with.
     step: NanoUsd,
     /// Completion tokens that the hold pays for. `None`: as many as come.
@@ -32,7 +34,8 @@ const ASK_AT: (i64, i64) = (3, 4);
 impl Allowance {
     #[must_use]
     pub fn new(price: Arc<Price>, prompt: Tokens, choices: i64, held: NanoUsd) -> Self {
-        let mut allowance = Self { price, prompt, choices, step: held, paid: None, asked: None };
+        let mut allowance =
+            Self { price, prompt, choices, cap: None, step: held, paid: None, asked: None };
         allowance.set(held);
         allowance
     }
@@ -44,13 +47,20 @@ impl Allowance {
         self.paid = tokens.map(|tokens| tokens.0);
     }
 
-    /// Whether it is time to ask for more.
+    /// The upstream was told to say so much at most, for each choice.
+    pub fn cap(&mut self, tokens: i64) {
+        self.cap = Some(tokens.saturating_mul(self.choices));
+    }
+
+    /// Whether it is time to ask for more. What covers the cap is enough until the upstream passes
+    /// it: more would be taken from the account's other requests.
     #[must_use]
     pub fn wants_more(&self, used: i64) -> bool {
+        let Some(paid) = self.paid else { return false };
         let (part, whole) = ASK_AT;
-        self.asked.is_none()
-            && !self.is_last()
-            && self.paid.is_some_and(|paid| used >= paid / whole * part)
+        let is_enough = self.cap.is_some_and(|cap| cap <= paid);
+        let is_time = if is_enough { used > paid } else { used >= paid / whole * part };
+        is_time && self.asked.is_none() && !self.is_last()
     }
 
     /// Asks the ledger for more.
@@ -67,7 +77,8 @@ impl Allowance {
     /// # Errors
     /// [`Error::InsufficientQuota`] when the hold is used up and there is no more.
     pub fn poll(&mut self, cx: &mut Context<'_>, used: i64) -> Poll<Result<(), Error>> {
-        let is_paid = self.paid.is_none_or(|paid| used < paid);
+        // At its last token too: what follows may be the end of the stream, which costs nothing.
+        let is_paid = self.paid.is_none_or(|paid| used <= paid);
         let Some(asked) = &mut self.asked else {
             return Poll::Ready(if is_paid { Ok(()) } else { Err(Error::InsufficientQuota) });
         };

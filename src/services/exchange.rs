@@ -71,12 +71,15 @@ impl Exchange {
         let reading = Reading::new(open.tokenizer.clone());
         let hold = &open.hold;
         let tap = Tap::new(reading, open.price.clone(), hold.placed_at, request.include_usage);
-        let allowance = Allowance::new(
+        let mut allowance = Allowance::new(
             open.price.clone(),
             hold.prompt_tokens_estimate,
             request.choices,
             hold.amount_nusd,
         );
+        if let Some(cap) = request.completion_tokens_max {
+            allowance.cap(cap);
+        }
         let is_streamed = request.stream;
         let (leg, noted_at) = (Leg::NotCalled, Instant::now());
         let document = BytesMut::new();
@@ -108,6 +111,13 @@ impl Exchange {
         if let Some(live) = self.live.as_deref_mut() {
             live.open.hold.amount_nusd = amount;
             live.allowance.set(amount);
+        }
+    }
+
+    /// The upstream is told this cap.
+    pub fn capped(&mut self, tokens: i64) {
+        if let Some(live) = self.live.as_deref_mut() {
+            live.allowance.cap(tokens);
         }
     }
 
