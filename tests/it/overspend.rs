@@ -94,8 +94,7 @@ impl Site {
         let model = Model::start(manner).await;
         let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url());
         let app = setup.start().await;
-        let mut site =
-            Self { addresses: vec![app.address()], app, model, replicas: Vec::new() };
+        let mut site = Self { addresses: vec![app.address()], app, model, replicas: Vec::new() };
         let more = if store == Store::Postgres { 2 } else { 0 };
         for _ in 0..more {
             let (replica, base_url) = site.app.replica().await;
@@ -177,12 +176,8 @@ impl Site {
 }
 
 async fn an_obedient_upstream_spends_a_dollar_to_its_end(store: Store) {
-    let manner = Manner {
-        tokens: 150,
-        spread: 200,
-        pause: Duration::from_millis(1),
-        ..Manner::obedient()
-    };
+    let manner =
+        Manner { tokens: 150, spread: 200, pause: Duration::from_millis(1), ..Manner::obedient() };
     let site = Site::open(store, Manner { tokens: 1, spread: 1, ..manner }).await;
     let floor = site.floor().await;
     site.model.behave(manner);

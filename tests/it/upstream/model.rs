@@ -150,8 +150,7 @@ impl Model {
     pub async fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket");
-        let state =
-            State { manner, generations: BTreeMap::new(), chats: Vec::new(), lookups: 0 };
+        let state = State { manner, generations: BTreeMap::new(), chats: Vec::new(), lookups: 0 };
         let shared = Arc::new(Shared(Mutex::new(state)));
         let accepting = tokio::spawn(accept(listener, shared.clone())).abort_handle();
         Self { shared, address, accepting }
@@ -287,7 +286,8 @@ async fn speak(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX-Generation-Id: {id}\r\n\r\n"
     );
     write(stream, head.as_bytes()).await?;
-    let word = r#"[{"index":0,"delta":{"role":"assistant","content":" the"},"finish_reason":null}]"#;
+    let word =
+        r#"[{"index":0,"delta":{"role":"assistant","content":" the"},"finish_reason":null}]"#;
     for _ in 0..says {
         shared.change(id, |generation| generation.completion_tokens += 1);
         write(stream, &chunk(chunk_text(id, manner, word, "").as_bytes())).await?;
