@@ -135,6 +135,7 @@ fn settler(
         slow_lookup: config.upstream.slow_lookup,
         slow_lookup_every: config.upstream.slow_lookup_every,
         drain_wait: config.upstream.disconnect_drain,
+        note_wait: config.database.wait,
         drains: Arc::new(Semaphore::new(DRAINS_MAX)),
         tasks: TaskTracker::new(),
         runtime: tokio::runtime::Handle::current(),

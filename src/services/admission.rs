@@ -126,6 +126,9 @@ impl Admission {
         };
         let held = if is_comfortable { wanted } else { admitted.committed().await? };
         let cap = self.affordable(request, &model, &price, held);
+        if let Some(tokens) = cap.sent {
+            admitted.exchange.capped(tokens);
+        }
         admitted.lowered_cap = cap.lowered;
         admitted.body = Bytes::from(request.forwarded(&user, cap.sent, self.cap_member()));
         Ok(admitted)

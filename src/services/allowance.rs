@@ -1,7 +1,7 @@
 //! How much of a stream its hold pays for, and asking for more in time.
 //!
-//! Invariant: no event beyond what the hold covers reaches the client before the extension is
-//! committed; a stream whose account has no more ends there.
+//! Invariant: after the event that passes what the hold covers, nothing more reaches the client
+//! before the extension is committed; a stream whose account has no more ends there.
 
 use crate::error::Error;
 use crate::models::money::{NanoUsd, Tokens};
@@ -17,7 +17,7 @@ pub struct Allowance {
     price: Arc<Price>,
     prompt: Tokens,
     choices: i64,
-    /// The client's own cap: more than it pays for is never needed.
+    /// All that the upstream may say, as it was told. `None`: it was told nothing.
     cap: Option<i64>,
     /// What is asked for each time: as much as the hold began with.
     step: NanoUsd,
@@ -35,14 +35,8 @@ const ASK_AT: (i64, i64) = (3, 4);
 
 impl Allowance {
     #[must_use]
-    pub fn new(
-        price: Arc<Price>,
-        prompt: Tokens,
-        (choices, cap): (i64, Option<i64>),
-        held: NanoUsd,
-    ) -> Self {
-        let cap = cap.map(|cap| cap.saturating_mul(choices));
-        let (paid, asked) = (None, None);
+    pub fn new(price: Arc<Price>, prompt: Tokens, choices: i64, held: NanoUsd) -> Self {
+        let (cap, paid, asked) = (None, None, None);
         let mut allowance =
             Self { price, prompt, choices, cap, step: held, paid, asked, is_keys: false };
         allowance.set(held);
@@ -56,16 +50,20 @@ impl Allowance {
         self.paid = tokens.map(|tokens| tokens.0);
     }
 
-    /// Whether it is time to ask for more.
+    /// The upstream was told to say so much at most, for each choice.
+    pub fn cap(&mut self, tokens: i64) {
+        self.cap = Some(tokens.saturating_mul(self.choices));
+    }
+
+    /// Whether it is time to ask for more. What covers the cap is enough until the upstream passes
+    /// it: more would be taken from the account's other requests.
     #[must_use]
     pub fn wants_more(&self, used: i64) -> bool {
-        let Some(paid) = self.paid.filter(|_| self.asked.is_none() && !self.is_last()) else {
-            return false;
-        };
-        // Within the client's cap no more will be needed, unless the upstream does not keep to it.
-        let is_covered = self.cap.is_some_and(|cap| paid >= cap);
+        let Some(paid) = self.paid else { return false };
         let (part, whole) = ASK_AT;
-        used >= if is_covered { paid } else { paid / whole * part }
+        let is_enough = self.cap.is_some_and(|cap| cap <= paid);
+        let is_time = if is_enough { used > paid } else { used >= paid / whole * part };
+        is_time && self.asked.is_none() && !self.is_last()
     }
 
     /// Asks the ledger for more.
@@ -82,7 +80,8 @@ impl Allowance {
     /// # Errors
     /// [`Error::InsufficientQuota`] when the hold is used up and there is no more.
     pub fn poll(&mut self, cx: &mut Context<'_>, used: i64) -> Poll<Result<(), Error>> {
-        let is_paid = self.paid.is_none_or(|paid| used < paid);
+        // At its last token too: what follows may be the end of the stream, which costs nothing.
+        let is_paid = self.paid.is_none_or(|paid| used <= paid);
         let Some(asked) = &mut self.asked else {
             return Poll::Ready(if is_paid { Ok(()) } else { Err(self.refusal()) });
         };

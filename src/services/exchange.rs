@@ -14,6 +14,7 @@ use crate::models::openai::request::ChatRequest;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::Ending;
 use crate::services::allowance::Allowance;
+use crate::services::ledger;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
 use crate::services::tap::{self, Finish, Tap};
@@ -25,11 +26,16 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::collections::VecDeque;
-use std::task::{Context, Poll};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
+use tokio::time::Timeout;
 
 pub struct Exchange {
     live: Option<Box<Live>>,
+    /// Outlives the rest: a whole answer may come in one frame.
+    noting: Option<Noting>,
 }
 
 /// What is alive until the exchange ends.
@@ -44,7 +50,11 @@ struct Live {
     noted_at: Instant,
     noted_tokens: i64,
     allowance: Allowance,
+    noting: Option<Noting>,
 }
+
+/// The generation's id on its way to the hold.
+type Noting = Pin<Box<Timeout<ledger::Answer>>>;
 
 enum Leg {
     NotCalled,
@@ -71,18 +81,31 @@ impl Exchange {
         let reading = Reading::new(open.tokenizer.clone());
         let hold = &open.hold;
         let tap = Tap::new(reading, open.price.clone(), hold.placed_at, request.include_usage);
-        let allowance = Allowance::new(
+        let mut allowance = Allowance::new(
             open.price.clone(),
             hold.prompt_tokens_estimate,
-            (request.choices, request.completion_tokens_max),
+            request.choices,
             hold.amount_nusd,
         );
+        if let Some(cap) = request.completion_tokens_max {
+            allowance.cap(cap);
+        }
         let is_streamed = request.stream;
         let (leg, noted_at) = (Leg::NotCalled, Instant::now());
         let document = BytesMut::new();
-        let live =
-            Live { open, leg, tap, is_streamed, document, noted_at, noted_tokens: 0, allowance };
-        Self { live: Some(Box::new(live)) }
+        let (noted_tokens, noting) = (0, None);
+        let live = Live {
+            open,
+            leg,
+            tap,
+            is_streamed,
+            document,
+            noted_at,
+            noted_tokens,
+            allowance,
+            noting,
+        };
+        Self { live: Some(Box::new(live)), noting: None }
     }
 
     /// Calls the upstream and waits for its answer's head.
@@ -111,6 +134,13 @@ impl Exchange {
         }
     }
 
+    /// The upstream is told this cap.
+    pub fn capped(&mut self, tokens: i64) {
+        if let Some(live) = self.live.as_deref_mut() {
+            live.allowance.cap(tokens);
+        }
+    }
+
     /// Ready when the next event is paid for; asks for more money in time.
     ///
     /// # Errors
@@ -120,6 +150,13 @@ impl Exchange {
             Some(live) => live.poll_paid(cx),
             None => Poll::Ready(Ok(())),
         }
+    }
+
+    /// Ready when the answer can be looked up should this process die now: until then no byte of
+    /// it may reach the client.
+    pub fn poll_noted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let live = self.live.as_deref_mut().map(|live| &mut live.noting);
+        poll_noted(live.unwrap_or(&mut self.noting), cx)
     }
 
     /// The exchange has ended: what was read is charged.
@@ -153,7 +190,8 @@ impl Exchange {
     }
 
     fn conclude(&mut self, ending: Ending) {
-        if let Some(live) = self.live.take() {
+        if let Some(mut live) = self.live.take() {
+            self.noting = live.noting.take();
             live.conclude(ending);
         }
     }
@@ -302,7 +340,15 @@ impl Live {
         }
         self.noted_tokens = tokens;
         self.open.hold.generation_id.clone_from(&reading.generation_id);
-        self.open.note(reading.generation_id.as_deref(), Tokens(tokens));
+        let id = reading.generation_id.as_deref();
+        let settler = &self.open.settler;
+        if is_first && settler.upstream.kind.has_lookup() {
+            let answer = self.open.note_surely(id, Tokens(tokens));
+            let wait = settler.note_wait;
+            self.noting = answer.map(|answer| Box::pin(tokio::time::timeout(wait, answer)));
+        } else {
+            self.open.note(id, Tokens(tokens));
+        }
     }
 
     async fn document(&mut self, idle: Duration) -> Result<Bytes, Error> {
@@ -313,6 +359,7 @@ impl Live {
             }
         }
         self.leg = Leg::Over;
+        std::future::poll_fn(|cx| poll_noted(&mut self.noting, cx)).await;
         self.open.first_byte_at = Some(Timestamp::now());
         let document = self.document.split().freeze();
         let shown = self.read_document(&document)?;
@@ -366,6 +413,15 @@ impl Live {
         let reading = self.tap.judge.reading;
         self.open.settle(reading, ending);
     }
+}
+
+fn poll_noted(noting: &mut Option<Noting>, cx: &mut Context<'_>) -> Poll<()> {
+    if let Some(answer) = noting {
+        // Not committed in time: the database is away, and what is under way goes on.
+        let _ = ready!(answer.as_mut().poll(cx));
+        *noting = None;
+    }
+    Poll::Ready(())
 }
 
 fn not_a_completion(reason: &'static str) -> Error {

@@ -112,6 +112,9 @@ impl Body for Meter {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         loop {
+            if !this.out.is_empty() {
+                ready!(this.exchange.poll_noted(cx));
+            }
             if let Some(bytes) = this.out.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }

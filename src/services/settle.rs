@@ -13,7 +13,7 @@ use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource, Used};
-use crate::services::ledger::{Ledger, Slot};
+use crate::services::ledger::{Answer, Ledger, Slot};
 use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::tokens::{Count, INLINE_BYTES_MAX, Tokenizer, count_prompt};
@@ -36,6 +36,8 @@ pub struct Settler {
     pub slow_lookup: Duration,
     pub slow_lookup_every: Duration,
     pub drain_wait: Duration,
+    /// How long a first byte waits for its generation's id to be written down.
+    pub note_wait: Duration,
     /// Answers read on for clients that have gone.
     pub drains: Arc<Semaphore>,
     /// Work that goes on after its request: shutdown waits for it.
@@ -312,12 +314,21 @@ impl OpenHold {
 
     /// Writes down what recovery would need: best effort.
     pub fn note(&self, generation_id: Option<&str>, completion_tokens_seen: Tokens) {
-        self.settler.ledger.note(LedgerOp::Note(Note {
+        self.settler.ledger.note(self.noted(generation_id, completion_tokens_seen));
+    }
+
+    /// As [`OpenHold::note`], with an answer when it is committed.
+    pub fn note_surely(&self, generation_id: Option<&str>, seen: Tokens) -> Option<Answer> {
+        self.settler.ledger.submit(self.noted(generation_id, seen)).ok()
+    }
+
+    fn noted(&self, generation_id: Option<&str>, completion_tokens_seen: Tokens) -> LedgerOp {
+        LedgerOp::Note(Note {
             request_id: self.hold.request_id,
             account_id: self.hold.account_id,
             generation_id: generation_id.map(str::to_owned),
             completion_tokens_seen,
-        }));
+        })
     }
 }
 

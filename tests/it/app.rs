@@ -100,9 +100,7 @@ impl TestApp {
     // === what a client does ===
 
     pub fn address(&self) -> SocketAddr {
-        let address = self.base_url.strip_prefix("http://").and_then(|url| url.strip_suffix("/v1"));
-        let address = address.and_then(|address| address.parse().ok());
-        address.unwrap_or_else(|| panic!("not a base URL: {}", self.base_url))
+        address_of(&self.base_url)
     }
 
     /// A chat completion as SDKs send it, not sent yet.
@@ -176,6 +174,13 @@ impl TestApp {
 
     pub async fn stopped(&mut self) -> ExitStatus {
         self.process.wait().await
+    }
+
+    /// Another process on the same books, and its base URL.
+    pub async fn replica(&self) -> (Process, String) {
+        let mut process = Process::serve(&self.environment, self.database.folder.path());
+        let base_url = process.base_url().await;
+        (process, base_url)
     }
 
     /// Starts the program again, on the same database, after `kill9` or `sigterm`.
@@ -288,6 +293,13 @@ impl TestApp {
         }
         found
     }
+}
+
+/// The socket of a base URL.
+pub fn address_of(base_url: &str) -> SocketAddr {
+    let address = base_url.strip_prefix("http://").and_then(|url| url.strip_suffix("/v1"));
+    let address = address.and_then(|address| address.parse().ok());
+    address.unwrap_or_else(|| panic!("not a base URL: {base_url}"))
 }
 
 /// What a command printed, once it is sure that it went well.

@@ -157,8 +157,13 @@ pub struct Exchange {
 
 impl Exchange {
     pub async fn open(address: SocketAddr, bytes: &[u8]) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the gateway accepts connections");
-        Self::send(stream, bytes).await
+        Self::try_open(address, bytes).await.expect("the gateway accepts connections")
+    }
+
+    /// For tests that kill the gateway: nobody may be there.
+    pub async fn try_open(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        Ok(Self::send(stream, bytes).await)
     }
 
     /// With a receive buffer so small that a client which does not read is felt soon.

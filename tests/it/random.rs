@@ -17,8 +17,16 @@ impl Random {
             || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_micros());
         let seed: u64 = given.unwrap_or_else(|| u64::try_from(clock()).unwrap_or(1));
         println!("TEST_SEED={seed}");
+        Self::new(seed)
+    }
+
+    pub fn new(seed: u64) -> Self {
         // The state of xorshift must not be zero.
         Self { seed, state: Cell::new(seed | 1) }
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     fn next(&self) -> u64 {

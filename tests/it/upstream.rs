@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod catalog;
 pub mod http;
+pub mod model;
 pub mod script;
 
 use std::collections::{HashMap, VecDeque};

@@ -3,7 +3,7 @@
 
 use super::books::{Account, BillingEvent, Books, LedgerEntry, UsageRecord};
 
-const ENDINGS: [&str; 4] = ["completed", "upstream_failed", "client_gone", "killed"];
+const ENDINGS: [&str; 5] = ["completed", "upstream_failed", "client_gone", "cut_off", "killed"];
 const SOURCES: [&str; 5] = ["upstream", "lookup", "counted", "estimated", "none"];
 
 /// Every difference found, in words; empty when the books add up. `sinks` are the configured ones.

@@ -1,0 +1,187 @@
+//! The kill matrix: SIGKILL at a random instant under load, start again, recover. Then the books
+//! say of every call of which a client saw a byte what its upstream says: once, and to the token.
+//!
+//! The upstream keeps the truth. Each seed is one kill; `TEST_SEED` gives the first of them and
+//! `TOLLGATE_TEST_KILL_SEEDS` their number. Calls whose hold died with the process before it was
+//! committed are known to the upstream only: nobody saw a byte of them, and they are counted apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::app::books::UsageRecord;
+use crate::app::{Setup, Store, TestApp, both_stores, question, streamed};
+use crate::client::{Answered, Exchange};
+use crate::random::Random;
+use crate::upstream::catalog::OLD_MODEL;
+use crate::upstream::model::{Generation, Manner, Model, PROMPT_TOKENS};
+
+both_stores!(a_killed_process_loses_and_doubles_nothing);
+
+const CLIENTS: usize = 24;
+
+/// What one kill came to, in calls.
+#[derive(Default)]
+struct Tally {
+    /// The upstream generated something for these …
+    calls: usize,
+    /// … a client saw a byte of these …
+    seen: usize,
+    /// … and these were under way and settled by a look-up.
+    looked_up: usize,
+    /// The hold was committed, but not yet which generation it was for.
+    estimated: usize,
+    /// In no record.
+    unrecorded: usize,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { calls, seen, looked_up, estimated, unrecorded } = self;
+        write!(
+            formatter,
+            "{calls} calls, {seen} seen, {looked_up} looked up; seen by nobody: {estimated} \
+             estimated, {unrecorded} killed before their hold was committed"
+        )
+    }
+}
+
+async fn a_killed_process_loses_and_doubles_nothing(store: Store) {
+    let seeds = std::env::var("TOLLGATE_TEST_KILL_SEEDS").ok().and_then(|text| text.parse().ok());
+    let first = Random::from_environment();
+    let model = Model::start(Manner::obedient()).await;
+    let setup = Setup::new(store)
+        .credit("100000")
+        .env("UPSTREAM_BASE_URL", &model.url())
+        .env("TOLLGATE_LEASE_SECONDS", "1")
+        .env("TOLLGATE_LOOKUP_FIRST_MS", "20")
+        .env("TOLLGATE_LOOKUP_SECONDS", "5");
+    let mut app = setup.start().await;
+    let mut recovered = 0;
+    for number in 0..seeds.unwrap_or(20) {
+        let random = Random::new(first.seed().wrapping_add(number));
+        let tally = kill_once(&mut app, &model, &random).await;
+        println!("{random}: {tally}");
+        recovered += tally.looked_up + tally.estimated;
+    }
+    assert!(recovered > 0, "no kill met a call under way, so that nothing was shown");
+    app.finish().await;
+}
+
+fn manner(random: &Random) -> Manner {
+    let milliseconds = |limit| Duration::from_millis(u64::try_from(limit).expect("few"));
+    Manner {
+        tokens: 1,
+        spread: 30,
+        head_after: milliseconds(random.below(15)),
+        pause: milliseconds(random.below(6)),
+        tells_usage: random.below(4) > 0,
+        stops: random.below(2) > 0,
+        not_found: u32::try_from(random.below(3)).expect("few"),
+        ..Manner::obedient()
+    }
+}
+
+async fn kill_once(app: &mut TestApp, model: &Model, random: &Random) -> Tally {
+    let before: BTreeSet<String> = model.generations().into_keys().collect();
+    let records = app.books.records().await;
+    let recorded: BTreeSet<String> = records.into_iter().map(|record| record.id).collect();
+    model.behave(manner(random));
+    let bodies = [streamed(OLD_MODEL), question(OLD_MODEL)];
+    let instant = Duration::from_millis(u64::try_from(20 + random.below(600)).expect("few"));
+    let clients = (0..CLIENTS).map(|number| {
+        let body = bodies[usize::from(number % 6 == 0)].clone();
+        call_until_killed(app.address(), app.chat_ask(&body).bytes())
+    });
+    let clients = tokio::spawn(join_all(clients));
+    tokio::time::sleep(instant).await;
+    app.kill9();
+    let answers = clients.await.expect("no client panics");
+    let answers: Vec<Answered> = answers.into_iter().flatten().collect();
+    app.restart().await;
+    app.settled().await;
+    let mut truths = model.generations();
+    truths.retain(|id, _| !before.contains(id));
+    let mut records = app.books.records().await;
+    records.retain(|record| !recorded.contains(&record.id));
+    check(&records, &answers, &truths, &format!("{random}"))
+}
+
+/// Calls again and again, and keeps what it got of each.
+async fn call_until_killed(address: std::net::SocketAddr, request: Vec<u8>) -> Vec<Answered> {
+    let mut answers = Vec::new();
+    while let Ok(exchange) = Exchange::try_open(address, &request).await {
+        let got = exchange.finish().await;
+        let is_whole = got.complete;
+        assert!([0, 200].contains(&got.status), "{}", got.text());
+        answers.push(got);
+        if !is_whole {
+            break;
+        }
+    }
+    answers
+}
+
+/// The generation that an answer, or its beginning, is of.
+fn generation_of(got: &Answered) -> Option<String> {
+    let text = got.text();
+    let (_, rest) = text.split_once(r#""id":""#)?;
+    Some(rest.split_once('"')?.0.to_string())
+}
+
+fn check(
+    records: &[UsageRecord],
+    answers: &[Answered],
+    truths: &BTreeMap<String, Generation>,
+    seed: &str,
+) -> Tally {
+    let mut tally = Tally { calls: truths.len(), ..Tally::default() };
+    let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
+    for got in answers.iter().filter(|got| got.status == 200 && !got.body.is_empty()) {
+        tally.seen += 1;
+        let request = got.request_id();
+        let own: Vec<_> = records.iter().filter(|record| record.id == request).collect();
+        let [record] = own[..] else {
+            wrong.push(format!("{} records of {request}: {}", own.len(), got.text()));
+            continue;
+        };
+        // A byte may be the beginning of an event, without the id.
+        let id = generation_of(got).or_else(|| record.generation_id.clone());
+        let truth = id.as_ref().and_then(|id| truths.get(id));
+        if !truth.is_some_and(|truth| is_true(record, truth)) {
+            wrong.push(format!("the client saw {}\n{truth:?}\n{record:#?}", got.text()));
+        }
+        seen.extend(id);
+    }
+    for (id, truth) in truths {
+        let own: Vec<_> =
+            records.iter().filter(|record| record.generation_id.as_ref() == Some(id)).collect();
+        match own[..] {
+            [] if seen.contains(id) => wrong.push(format!("seen and lost: {truth:?}")),
+            [] => tally.unrecorded += 1,
+            [record] if is_true(record, truth) => {
+                tally.looked_up += usize::from(record.ending == "killed");
+            }
+            [record] => wrong.push(format!("{truth:?}\n{record:#?}")),
+            _ => wrong.push(format!("recorded {} times: {truth:?}", own.len())),
+        }
+    }
+    // A hold that was committed before its generation had an id.
+    let nameless = |record: &&UsageRecord| record.generation_id.is_none();
+    tally.estimated = records.iter().filter(nameless).count();
+    tally.unrecorded = tally.unrecorded.saturating_sub(tally.estimated);
+    assert!(wrong.is_empty(), "{seed}: {} wrong; {tally}:\n{}", wrong.len(), wrong.join("\n"));
+    tally
+}
+
+/// Tokens and charge are the upstream's; the default markup is a fifth.
+fn is_true(record: &UsageRecord, truth: &Generation) -> bool {
+    let tokens = (record.prompt_tokens, record.completion_tokens);
+    ["upstream", "lookup"].contains(&record.source.as_str())
+        && tokens == (PROMPT_TOKENS, truth.completion_tokens)
+        && record.charge_nusd == truth.cost_nusd() * 12 / 10
+        && record.shortfall_nusd == 0
+}

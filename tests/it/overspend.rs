@@ -1,0 +1,352 @@
+//! No overspend: whatever runs at the same time, in however many processes, and whether or not the
+//! upstream keeps to its cap, nobody spends more than there was. And no false refusals: who is
+//! refused when nothing else runs could not have paid for an answer of use.
+//!
+//! `TOLLGATE_TEST_OVERSPEND_RUNS` and `TOLLGATE_TEST_OVERSPEND_STREAMS` make it longer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::app::books::UsageRecord;
+use crate::app::process::Process;
+use crate::app::{Setup, Store, TestApp, address_of, both_stores, question, streamed};
+use crate::client::{Answered, Ask, Exchange};
+use crate::upstream::answer::Answer;
+use crate::upstream::catalog::{MODEL, OLD_MODEL};
+use crate::upstream::model::{COMPLETION_NUSD, Manner, Model, PROMPT_NUSD};
+use crate::upstream::script::Gate;
+
+both_stores!(
+    an_obedient_upstream_spends_a_dollar_to_its_end,
+    a_disobedient_upstream_spends_no_more_than_a_dollar,
+    plain_answers_of_a_disobedient_upstream_spend_no_more_than_there_is,
+    a_stream_that_outgrows_its_hold_is_extended,
+    a_stream_that_cannot_be_extended_is_cut_off,
+    a_stream_within_its_cap_takes_no_more_than_its_hold,
+);
+
+/// The default markup is a fifth.
+const fn retail(nusd: i64) -> i64 {
+    nusd * 12 / 10
+}
+
+const DOLLAR: i64 = 1_000_000_000;
+/// Answers of fewer tokens are refused.
+const FLOOR_TOKENS: i64 = 16;
+
+fn number_of(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn body(max_tokens: Option<i64>) -> Value {
+    let mut body = streamed(OLD_MODEL);
+    body["max_tokens"] = json!(max_tokens);
+    if max_tokens.is_none() {
+        body.as_object_mut().expect("an object").remove("max_tokens");
+    }
+    body
+}
+
+/// How a call ended for its client.
+#[derive(Debug, PartialEq)]
+enum End {
+    Whole,
+    CutOff,
+    Refused,
+}
+
+fn end_of(got: &Answered) -> End {
+    let text = got.text();
+    if got.status == 429 {
+        assert_eq!(got.json()["error"]["code"], "insufficient_quota", "{text}");
+        assert_eq!(got.header("x-should-retry"), Some("false"), "{:?}", got.headers);
+        return End::Refused;
+    }
+    got.ok();
+    if !text.starts_with("data: ") || text.ends_with("data: [DONE]\n\n") {
+        return End::Whole;
+    }
+    let last = got.events().pop().expect("an event");
+    assert_eq!(last["error"]["code"], "insufficient_quota", "it ends with its reason: {text}");
+    assert_eq!(last["error"]["type"], "insufficient_quota", "{text}");
+    End::CutOff
+}
+
+/// One or more processes on the same books, and the model behind them.
+struct Site {
+    app: TestApp,
+    model: Model,
+    replicas: Vec<Process>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// An account with a dollar.
+struct Spender {
+    account: String,
+    key: String,
+}
+
+impl Site {
+    async fn open(store: Store, manner: Manner) -> Self {
+        let model = Model::start(manner).await;
+        let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url());
+        let app = setup.start().await;
+        let mut site = Self { addresses: vec![app.address()], app, model, replicas: Vec::new() };
+        let more = if store == Store::Postgres { 2 } else { 0 };
+        for _ in 0..more {
+            let (replica, base_url) = site.app.replica().await;
+            site.replicas.push(replica);
+            site.addresses.push(address_of(&base_url));
+        }
+        site
+    }
+
+    async fn spender(&self, name: &str) -> Spender {
+        let account = self.app.create_account(name, &["--credit", "1"]).await;
+        let key = self.app.create_key(name, &[]).await;
+        Spender { account, key }
+    }
+
+    async fn call(&self, number: usize, spender: &Spender, body: &Value) -> Answered {
+        let ask = Ask::post_json("/v1/chat/completions", body.to_string()).bearer(&spender.key);
+        let address = self.addresses[number % self.addresses.len()];
+        Exchange::open(address, &ask.bytes()).await.finish().await
+    }
+
+    /// `streams` at once, and then one after the other until one is refused.
+    async fn spend(&self, spender: &Spender, streams: usize, body: &Value) -> Vec<Answered> {
+        let calls = (0..streams).map(|number| self.call(number, spender, body));
+        let mut answers = join_all(calls).await;
+        for number in 0.. {
+            assert!(number < 2_000, "a dollar never ends");
+            self.app.settled().await;
+            let got = self.call(number, spender, body).await;
+            let is_last = end_of(&got) == End::Refused;
+            answers.push(got);
+            if is_last {
+                break;
+            }
+        }
+        answers
+    }
+
+    async fn records_of(&self, spender: &Spender) -> Vec<UsageRecord> {
+        self.app.settled().await;
+        let records = self.app.books.records().await.into_iter();
+        records.filter(|record| record.account_id == spender.account).collect()
+    }
+
+    /// What is left, after checking that it is what was not spent.
+    async fn left(&self, spender: &Spender) -> i64 {
+        self.app.settled().await;
+        let accounts = self.app.books.accounts().await;
+        let account = accounts.iter().find(|account| account.id == spender.account);
+        let account = account.expect("it was created");
+        let entries = self.app.books.entries().await;
+        let spent: i64 = entries
+            .iter()
+            .filter(|entry| entry.account_id == spender.account && entry.kind == "charge")
+            .map(|entry| -entry.amount_nusd)
+            .sum();
+        assert!(spent <= DOLLAR, "{spent} nano-USD were spent of a dollar");
+        assert!(account.balance_nusd >= 0, "overspent: {account:?}");
+        assert_eq!(account.balance_nusd, DOLLAR - spent, "{account:?}");
+        account.balance_nusd
+    }
+
+    /// What the smallest hold of this request takes.
+    async fn floor(&self) -> i64 {
+        let ask = self.app.chat_ask(&body(Some(FLOOR_TOKENS)));
+        let got = self.app.ask(&ask).await;
+        got.ok();
+        self.app.record_of(&got).await.hold_nusd
+    }
+
+    async fn close(mut self) {
+        for replica in &mut self.replicas {
+            assert_eq!(replica.status(), None, "a replica ended by itself");
+            assert!(!replica.stderr().contains("panicked at"), "{}", replica.stderr());
+            replica.kill();
+        }
+        self.app.finish().await;
+    }
+}
+
+async fn an_obedient_upstream_spends_a_dollar_to_its_end(store: Store) {
+    let manner =
+        Manner { tokens: 150, spread: 200, pause: Duration::from_millis(1), ..Manner::obedient() };
+    let site = Site::open(store, Manner { tokens: 1, spread: 1, ..manner }).await;
+    let floor = site.floor().await;
+    site.model.behave(manner);
+    let streams = if store == Store::Sqlite { 100 } else { 150 };
+    let streams = number_of("TOLLGATE_TEST_OVERSPEND_STREAMS", streams);
+    for run in 0..number_of("TOLLGATE_TEST_OVERSPEND_RUNS", 2) {
+        let spender = site.spender(&format!("spender {run}")).await;
+        let answers = site.spend(&spender, streams, &body(Some(1_000))).await;
+        let left = site.left(&spender).await;
+        let ends: Vec<End> = answers.iter().map(end_of).collect();
+        let count = |end: &End| ends.iter().filter(|other| *other == end).count();
+        println!(
+            "run {run}: {} whole, {} refused, {left} nano-USD left",
+            count(&End::Whole),
+            count(&End::Refused)
+        );
+        assert_eq!(count(&End::CutOff), 0, "a stream that kept to its cap was cut off");
+        assert!(count(&End::Whole) > 13, "a dollar pays for 13 holds of 1,000 tokens at once");
+        assert!(left < floor, "refused with {left} left, though {floor} would do");
+        let truths = site.model.generations();
+        let records = site.records_of(&spender).await;
+        for record in &records {
+            let id = record.generation_id.as_ref();
+            let Some(truth) = id.and_then(|id| truths.get(id)) else {
+                assert_eq!(record.charge_nusd, 0, "nobody generated anything: {record:#?}");
+                continue;
+            };
+            assert_eq!(record.source, "upstream", "{record:#?}");
+            assert_eq!(record.completion_tokens, truth.completion_tokens, "{record:#?}");
+            assert_eq!(record.charge_nusd, retail(truth.cost_nusd()), "{record:#?}");
+            assert_eq!(record.shortfall_nusd, 0, "the operator paid: {record:#?}");
+        }
+        let charged = records.iter().filter(|record| record.charge_nusd > 0).count();
+        assert_eq!(charged, count(&End::Whole), "what was answered was charged, and nothing else");
+        for got in answers.iter().filter(|got| end_of(got) == End::Whole) {
+            let record = records.iter().find(|record| record.id == got.request_id());
+            let id = record.and_then(|record| record.generation_id.as_ref()).expect("an id");
+            let told = got.header("x-tollgate-completion-tokens-max").unwrap_or("1000");
+            assert_eq!(truths[id].cap.map(|cap| cap.to_string()).as_deref(), Some(told));
+        }
+    }
+    site.close().await;
+}
+
+async fn a_disobedient_upstream_spends_no_more_than_a_dollar(store: Store) {
+    let manner = Manner {
+        obeys: false,
+        tokens: 300,
+        excess: 300,
+        pause: Duration::from_millis(1),
+        ..Manner::obedient()
+    };
+    let site = Site::open(store, Manner { tokens: 1, ..Manner::obedient() }).await;
+    let floor = site.floor().await;
+    site.model.behave(manner);
+    let streams = if store == Store::Sqlite { 100 } else { 150 };
+    let streams = number_of("TOLLGATE_TEST_OVERSPEND_STREAMS", streams);
+    for run in 0..number_of("TOLLGATE_TEST_OVERSPEND_RUNS", 2) {
+        let spender = site.spender(&format!("spender {run}")).await;
+        let answers = site.spend(&spender, streams, &body(Some(100))).await;
+        let left = site.left(&spender).await;
+        let records = site.records_of(&spender).await;
+        let lost: i64 = records.iter().map(|record| record.shortfall_nusd).sum();
+        let cut: Vec<_> = answers.iter().filter(|got| end_of(got) == End::CutOff).collect();
+        println!("run {run}: {} cut off, {left} nano-USD left, {lost} lost", cut.len());
+        assert!(!cut.is_empty(), "nobody was cut off, so this run has shown nothing");
+        assert!(left < floor, "refused with {left} left, though {floor} would do");
+        for got in cut {
+            let record = records.iter().find(|record| record.id == got.request_id());
+            assert_cut_off(got, record.expect("a record of each"));
+        }
+        assert_eq!(lost, 0, "streams are ended in time, so nobody pays for more than there is");
+    }
+    site.close().await;
+}
+
+/// What was delivered is charged, as this suite counts it.
+#[track_caller]
+fn assert_cut_off(got: &Answered, record: &UsageRecord) {
+    let vocabulary = tiktoken_rs::cl100k_base_singleton();
+    let delivered = vocabulary.encode_ordinary(&got.content()).len();
+    assert_eq!((record.ending.as_str(), record.source.as_str()), ("cut_off", "counted"));
+    assert_eq!(usize::try_from(record.completion_tokens), Ok(delivered), "{record:#?}");
+    let cost = record.prompt_tokens * PROMPT_NUSD + record.completion_tokens * COMPLETION_NUSD;
+    assert_eq!(record.charge_nusd, retail(cost), "{record:#?}");
+    assert!(record.charge_nusd <= record.hold_nusd, "more than was set aside: {record:#?}");
+}
+
+async fn plain_answers_of_a_disobedient_upstream_spend_no_more_than_there_is(store: Store) {
+    let manner = Manner { obeys: false, tokens: 300, excess: 300, ..Manner::obedient() };
+    let site = Site::open(store, manner).await;
+    let spender = site.spender("spender").await;
+    let mut body = question(OLD_MODEL);
+    body["max_tokens"] = json!(100);
+    let answers = site.spend(&spender, 80, &body).await;
+    let left = site.left(&spender).await;
+    let records = site.records_of(&spender).await;
+    let lost: i64 = records.iter().map(|record| record.shortfall_nusd).sum();
+    let whole = answers.iter().filter(|got| end_of(got) == End::Whole).count();
+    println!("{whole} whole, {left} nano-USD left, {lost} lost");
+    assert!(lost > 0, "a plain answer cannot be cut, so that the operator loses something here");
+    // Nothing vanishes: each answer's price is either charged or shown as lost.
+    let truths = site.model.generations();
+    for record in records.iter().filter(|record| record.source != "none") {
+        let truth = &truths[record.generation_id.as_ref().expect("an id")];
+        assert_eq!(record.charge_nusd + record.shortfall_nusd, retail(truth.cost_nusd()));
+    }
+    site.close().await;
+}
+
+async fn a_stream_that_outgrows_its_hold_is_extended(store: Store) {
+    let model = Model::start(Manner { tokens: 400, ..Manner::obedient() }).await;
+    let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url());
+    let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    let got = app.chat(&body(None)).await;
+    assert_eq!(end_of(&got), End::Whole);
+    assert_eq!(got.content(), " the".repeat(400));
+    let record = app.record().await;
+    assert_eq!((record.ending.as_str(), record.source.as_str()), ("completed", "upstream"));
+    assert_eq!(record.completion_tokens, 400);
+    assert!(record.hold_nusd >= record.charge_nusd, "all of it was set aside: {record:#?}");
+    assert!(record.hold_nusd > 400 * retail(COMPLETION_NUSD), "{record:#?}");
+    assert_eq!(model.chats()[0]["max_tokens"], Value::Null, "the operator's cap is for holds");
+    app.finish().await;
+}
+
+async fn a_stream_that_cannot_be_extended_is_cut_off(store: Store) {
+    let model = Model::start(Manner { tokens: 400, ..Manner::obedient() }).await;
+    let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url()).credit("0.01");
+    let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    let got = app.chat(&body(None)).await;
+    assert_eq!(end_of(&got), End::CutOff);
+    let record = app.record().await;
+    assert_cut_off(&got, &record);
+    // A cent pays for 138 tokens; the prompt's share is small, and the last 16 are not fought for.
+    assert!((100..=138).contains(&record.completion_tokens), "{record:#?}");
+    let rest = 10_000_000 - record.hold_nusd;
+    let floor = FLOOR_TOKENS * retail(COMPLETION_NUSD);
+    assert!((0..floor).contains(&rest), "cut off though {rest} nano-USD were to be had");
+    let [account] = &app.books.accounts().await[..] else { panic!("one account") };
+    assert_eq!(account.balance_nusd, 10_000_000 - record.charge_nusd);
+    app.finish().await;
+}
+
+/// What a stream may still say is set aside already: asking for more takes it from others.
+async fn a_stream_within_its_cap_takes_no_more_than_its_hold(store: Store) {
+    let app = TestApp::start(store).await;
+    app.upstream.script(Answer::openrouter().stream());
+    app.chat(&streamed(MODEL)).await.ok();
+    let hold = app.record().await.hold_nusd;
+    // Money for two of these at a time, and not a nano-dollar more.
+    let credit = format!("{}.{:09}", 2 * hold / DOLLAR, 2 * hold % DOLLAR);
+    app.create_account("tight", &["--credit", &credit]).await;
+    let key = app.create_key("tight", &[]).await;
+    let ask = app.chat_ask(&streamed(MODEL)).bearer(&key);
+
+    let answer = Answer::openrouter().pieces([" the"; 200]).tokens(12, 200).no_cost();
+    let (mut events, gate) = (answer.events(), Gate::new());
+    let rest = events.split_off(195);
+    let script = answer.head().chunks(events).chunk(answer.content_event("|")).wait(&gate);
+    app.upstream.script(script.chunks(rest).end());
+    let mut first = app.begin(&ask).await;
+    first.until(r#""|""#).await;
+
+    app.upstream.script(Answer::openrouter().stream());
+    let second = app.ask(&ask).await;
+    assert_eq!(second.status, 200, "refused, though its money was there: {}", second.text());
+    assert_eq!(second.header("x-tollgate-completion-tokens-max"), None, "its cap was lowered");
+    gate.open();
+    first.finish().await.ok();
+    app.finish().await;
+}
