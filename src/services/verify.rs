@@ -5,6 +5,7 @@
 
 mod chain;
 mod holds;
+mod keys;
 mod records;
 
 use crate::store::{Store, StoreError};
@@ -29,7 +30,8 @@ const DIFFERENCES_MAX: usize = 1_000;
 pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let mut rows = records::check(store, &mut report).await?;
-    let held = holds::check(store, &mut report).await?;
+    let held = holds::sum(store, &mut report).await?;
+    let mut spending = keys::Spending::load(store).await?;
     let mut after = None;
     loop {
         let accounts = store.accounts_after(after).await?;
@@ -37,16 +39,15 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
         after = Some(last.id);
         for account in &accounts {
             report.accounts += 1;
-            chain::check(store, account, &mut rows, &mut report).await?;
-            let holds = held.get(&account.id).copied().unwrap_or_default();
+            chain::check(store, account, &mut rows, &mut spending, &mut report).await?;
+            let holds = held.by_account.get(&account.id).copied().unwrap_or_default();
             report.check(account.held_nusd == holds, || {
-                format!(
-                    "account {}: held {} but open holds are {holds}",
-                    account.id, account.held_nusd
-                )
+                let held = account.held_nusd;
+                format!("account {}: held {held} but open holds are {holds}", account.id)
             });
         }
     }
+    spending.check(&held, &mut report);
     for (request, kind) in rows.into_keys() {
         report.check(false, || format!("{kind} of {request}: not in the ledger"));
     }

@@ -276,17 +276,14 @@ impl Books {
             ..wanted.clone()
         };
         payer.spend(charge)?;
-        let entry = if charge.is_zero() {
-            None
-        } else {
-            Some(post(&mut payer.account, charge_of(&record)?, now)?)
-        };
+        // Also of zero: every usage record is in the chain, so that none can be changed unseen.
+        let entry = post(&mut payer.account, charge_of(&record)?, now)?;
         let available = payer.account.available(now)?;
 
         self.keep(payer);
         self.close(&hold, &record, now);
         self.look_up_later(&record, settlement.look_up);
-        self.changes.ledger_entries.extend(entry);
+        self.changes.ledger_entries.push(entry);
         self.changes.usage_records.push(record);
         Ok(Outcome::Settled { charge, available })
     }
@@ -343,17 +340,15 @@ impl Books {
         let difference = difference.max(NanoUsd::ZERO.minus(funds)?);
         payer.spend(NanoUsd::ZERO.minus(difference)?)?;
         let correction = UsageCorrection { difference_nusd: difference, ..correction.clone() };
-        if !difference.is_zero() {
-            let posting = Posting {
-                kind: EntryKind::Correction,
-                amount: difference,
-                request: Some(request),
-                record_hash: Some(record_hash(&correction)),
-                reason: "the upstream's numbers came late".to_owned(),
-            };
-            let entry = post(&mut payer.account, posting, now)?;
-            self.changes.ledger_entries.push(entry);
-        }
+        let posting = Posting {
+            kind: EntryKind::Correction,
+            amount: difference,
+            request: Some(request),
+            record_hash: Some(record_hash(&correction)),
+            reason: "the upstream's numbers came late".to_owned(),
+        };
+        let entry = post(&mut payer.account, posting, now)?;
+        self.changes.ledger_entries.push(entry);
         self.keep(payer);
         self.corrected.insert(request);
         self.changes.corrections.push(correction);

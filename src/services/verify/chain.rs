@@ -1,6 +1,7 @@
 //! An account's chain of entries, followed from the first to the head that the account names.
 
 use super::Report;
+use super::keys::Spending;
 use super::records::{CHARGE, CORRECTION, Rows};
 use crate::models::account::Account;
 use crate::models::ledger::{EntryKind, LedgerEntry};
@@ -21,10 +22,12 @@ pub async fn check(
     store: &dyn Store,
     account: &Account,
     rows: &mut Rows,
+    spending: &mut Spending,
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let id = account.id;
     let mut link = Link::default();
+    let mut charged = 0_i64;
     loop {
         let entries = store.ledger_after(id, link.seq).await?;
         if entries.is_empty() {
@@ -33,11 +36,21 @@ pub async fn check(
         report.entries += entries.len();
         for entry in &entries {
             link = link.follow(entry, report);
-            check_row(entry, rows, report);
+            check_row(entry, rows, spending, report);
+            if entry.request_id.is_some() && entry.created_at >= account.period_start {
+                charged = charged.saturating_sub(entry.amount_nusd.0);
+            }
         }
     }
     report.check(account.ledger_seq == link.seq && account.ledger_hash == link.hash, || {
         format!("account {id}: its newest ledger entry is missing")
+    });
+    report.check(account.period_charged_nusd.0 == charged, || {
+        let said = account.period_charged_nusd;
+        format!(
+            "account {id}: charged {said} this month but its entries sum to {}",
+            NanoUsd(charged)
+        )
     });
     report.check(account.balance_nusd == link.balance, || {
         let balance = account.balance_nusd;
@@ -64,7 +77,7 @@ impl Link {
     }
 }
 
-fn check_row(entry: &LedgerEntry, rows: &mut Rows, report: &mut Report) {
+fn check_row(entry: &LedgerEntry, rows: &mut Rows, spending: &mut Spending, report: &mut Report) {
     let kind = match entry.kind {
         EntryKind::Charge => CHARGE,
         EntryKind::Correction => CORRECTION,
@@ -73,8 +86,11 @@ fn check_row(entry: &LedgerEntry, rows: &mut Rows, report: &mut Report) {
     // A correction by hand is for no request.
     let Some(request) = entry.request_id else { return };
     let row = rows.remove(&(request, kind));
-    let is_same = row.is_some_and(|(hash, amount)| {
-        entry.record_hash.as_ref() == Some(&hash) && entry.amount_nusd == amount
+    if let Some(key) = row.as_ref().and_then(|row| row.key) {
+        spending.count(key, entry);
+    }
+    let is_same = row.is_some_and(|row| {
+        entry.record_hash.as_ref() == Some(&row.hash) && entry.amount_nusd == row.amount
     });
     report.check(is_same, || format!("{}: differs from the {kind} of {request}", name(entry)));
 }

@@ -1,7 +1,7 @@
 //! Usage records and corrections: each charge made again from its tokens and its price version.
 
 use super::Report;
-use crate::models::ids::RequestId;
+use crate::models::ids::{ApiKeyId, RequestId};
 use crate::models::ledger::record_hash;
 use crate::models::money::NanoUsd;
 use crate::models::price::Price;
@@ -10,8 +10,16 @@ use crate::services::pricing;
 use crate::store::{Store, StoreError};
 use std::collections::HashMap;
 
-/// What the ledger must say of a request: the hash of the row, and the amount of the entry.
-pub type Rows = HashMap<(RequestId, &'static str), (String, NanoUsd)>;
+/// What the ledger must say of a row, by its request and kind.
+pub type Rows = HashMap<(RequestId, &'static str), Expected>;
+
+/// The entry of a row.
+pub struct Expected {
+    pub hash: String,
+    pub amount: NanoUsd,
+    /// Whose budget it counts in.
+    pub key: Option<ApiKeyId>,
+}
 
 pub const CHARGE: &str = "charge";
 pub const CORRECTION: &str = "correction";
@@ -32,10 +40,9 @@ pub async fn check(store: &dyn Store, report: &mut Report) -> Result<Rows, Store
                 prices.insert(record.price_id.clone(), price);
             }
             check_record(record, prices.get(&record.price_id).and_then(Option::as_ref), report);
-            if !record.charge_nusd.is_zero() {
-                let amount = NanoUsd(record.charge_nusd.0.saturating_neg());
-                rows.insert((record.id, CHARGE), (record_hash(record), amount));
-            }
+            let amount = NanoUsd(record.charge_nusd.0.saturating_neg());
+            let (hash, key) = (record_hash(record), record.api_key_id);
+            rows.insert((record.id, CHARGE), Expected { hash, amount, key });
         }
     }
     collect_corrections(store, &mut rows).await?;
@@ -87,10 +94,10 @@ async fn collect_corrections(store: &dyn Store, rows: &mut Rows) -> Result<(), S
         let Some(last) = corrections.last() else { return Ok(()) };
         after = Some(last.request_id);
         for correction in &corrections {
-            if !correction.difference_nusd.is_zero() {
-                let row = (record_hash(correction), correction.difference_nusd);
-                rows.insert((correction.request_id, CORRECTION), row);
-            }
+            let (hash, amount) = (record_hash(correction), correction.difference_nusd);
+            let charge = rows.get(&(correction.request_id, CHARGE));
+            let key = charge.and_then(|charge| charge.key);
+            rows.insert((correction.request_id, CORRECTION), Expected { hash, amount, key });
         }
     }
 }
