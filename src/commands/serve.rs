@@ -153,6 +153,7 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
         settler: app.admission.settler.clone(),
         instance: app.admission.instance,
         lease: app.config.database.lease,
+        is_alone: app.config.database.kind == DatabaseKind::Sqlite,
     };
     let stop = background.clone();
     tokio::spawn(async move { recovery.run(stop).await });

@@ -18,7 +18,7 @@ use crate::services::upstream::Found;
 use crate::store::{LedgerOp, Settlement, Store, StoreError};
 use futures::StreamExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 pub struct Recovery {
@@ -26,6 +26,14 @@ pub struct Recovery {
     pub settler: Arc<Settler>,
     pub instance: InstanceId,
     pub lease: Duration,
+    /// Nobody else uses this store.
+    pub is_alone: bool,
+}
+
+/// Since when this process has met the database at every round.
+struct Reached {
+    since: Instant,
+    last: Instant,
 }
 
 /// Orphans taken over at once.
@@ -39,20 +47,27 @@ impl Recovery {
         // Three times in a lease: one lost renewal costs nothing.
         let mut ticks = tokio::time::interval(self.lease / 3);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reached = Reached { since: Instant::now(), last: Instant::now() };
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
-            if let Err(error) = self.round().await {
+            if let Err(error) = self.round(&mut reached).await {
                 tracing::warn!("leases and orphans: {error}");
             }
         }
     }
 
-    async fn round(&self) -> Result<(), StoreError> {
+    async fn round(&self, reached: &mut Reached) -> Result<(), StoreError> {
         let now = Timestamp::now();
         self.store.renew_leases(self.instance, now.plus(self.lease)).await?;
+        // Where the database was away, nobody could renew: the others get the time to.
+        if !self.is_alone && !reached.for_a_lease(self.lease) {
+            return Ok(());
+        }
+        // The round may have waited long before it got here.
+        let now = Timestamp::now();
         // Claimed under an id of their own, whose lease nobody renews: what is not settled by then
         // is found again. Long enough for the look-ups.
         let claim = InstanceId::generate();
@@ -73,6 +88,20 @@ impl Recovery {
         };
         self.settler.tasks.spawn(recover);
         Ok(())
+    }
+}
+
+impl Reached {
+    /// Whether the database has been there for a whole lease, in which every process that lives
+    /// has renewed its own.
+    fn for_a_lease(&mut self, lease: Duration) -> bool {
+        let now = Instant::now();
+        // Rounds are a third of a lease apart.
+        if now.duration_since(self.last) >= lease {
+            self.since = now;
+        }
+        self.last = now;
+        now.duration_since(self.since) >= lease
     }
 }
 
