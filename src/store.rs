@@ -38,6 +38,8 @@ pub enum LedgerOp {
     Correct(Box<Correction>),
     /// Adds a credit or a correction.
     Enter(Entry),
+    /// Its settlement was lost within this process: its hold is left to recovery.
+    Abandon(RequestId),
 }
 
 #[derive(Clone, Debug)]
@@ -132,11 +134,15 @@ pub enum Outcome {
         balance: NanoUsd,
     },
     NoAccount,
+    Abandoned,
     /// The account is suspended.
     Suspended,
     /// A sum left the range of its type: nothing was changed.
     OutOfRange,
 }
+
+/// A key, who pays for it, and what it may spend.
+pub type KnownKey = (ApiKey, Account, KeyBudget);
 
 /// What stood in the way of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,8 +226,7 @@ pub trait Store: Send + Sync {
         &self,
         after: Option<ApiKeyId>,
     ) -> Result<Vec<KeyBudget>, StoreError>;
-    async fn key_by_hash(&self, secret_hash: &str)
-    -> Result<Option<(ApiKey, Account)>, StoreError>;
+    async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError>;
     async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError>;
     /// True when the key exists.
     async fn revoke_key(&self, id: ApiKeyId, at: Timestamp) -> Result<bool, StoreError>;
@@ -242,6 +247,8 @@ pub trait Store: Send + Sync {
         until: Timestamp,
         limit: i64,
     ) -> Result<Vec<Hold>, StoreError>;
+    /// Gives up a hold that could not be settled: recovery will find it.
+    async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError>;
     /// Ends the leases of every other owner: only for a store that one process owns alone.
     async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError>;
 

@@ -97,12 +97,17 @@ impl Account {
     /// # Errors
     /// [`OutOfRange`] on overflow.
     pub fn available(&self, now: Timestamp) -> Result<NanoUsd, OutOfRange> {
-        let funds = match (self.kind, self.limit_nusd) {
-            (AccountKind::Prepaid, _) => self.balance_nusd,
-            (AccountKind::Postpaid, None) => NanoUsd(i64::MAX),
-            (AccountKind::Postpaid, Some(limit)) => limit.minus(self.charged_this_month(now))?,
-        };
-        funds.minus(self.held_nusd)
+        self.funds(now)?.minus(self.held_nusd)
+    }
+
+    /// What can be charged now. Other requests' holds do not make a charge smaller: they are only
+    /// set aside, and a charge that is let off never comes back.
+    pub fn funds(&self, now: Timestamp) -> Result<NanoUsd, OutOfRange> {
+        match (self.kind, self.limit_nusd) {
+            (AccountKind::Prepaid, _) => Ok(self.balance_nusd),
+            (AccountKind::Postpaid, None) => Ok(NanoUsd(i64::MAX)),
+            (AccountKind::Postpaid, Some(limit)) => limit.minus(self.charged_this_month(now)),
+        }
     }
 
     /// Starts a new month's count when one has begun.
@@ -164,6 +169,17 @@ impl KeyBudget {
         }
     }
 
+    #[must_use]
+    pub fn has_limits(&self) -> bool {
+        let limits = [
+            self.day_limit_nusd,
+            self.week_limit_nusd,
+            self.month_limit_nusd,
+            self.total_limit_nusd,
+        ];
+        limits.iter().any(Option::is_some)
+    }
+
     /// Starts the counts of windows that have begun.
     pub fn roll(&mut self, now: Timestamp) {
         let windows = [
@@ -198,10 +214,12 @@ impl KeyBudget {
 
     /// Counts a charge in every window.
     pub fn spend(&mut self, charge: NanoUsd) -> Result<(), OutOfRange> {
-        self.day_nusd = self.day_nusd.plus(charge)?;
-        self.week_nusd = self.week_nusd.plus(charge)?;
-        self.month_nusd = self.month_nusd.plus(charge)?;
-        self.total_nusd = self.total_nusd.plus(charge)?;
+        let spent =
+            [&mut self.day_nusd, &mut self.week_nusd, &mut self.month_nusd, &mut self.total_nusd];
+        for spent in spent {
+            // What is given back of an older window must not make room in this one.
+            *spent = spent.plus(charge)?.max(NanoUsd::ZERO);
+        }
         Ok(())
     }
 }

@@ -68,6 +68,8 @@ enum Commit {
 const COMFORTABLE_HOLDS: i64 = 16;
 /// … and had it this recently.
 const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
+/// Searches of one request that are held for.
+const SEARCHES_MAX: i64 = 5;
 /// An answer of fewer tokens is of no use: the account is refused instead.
 const COMPLETION_TOKENS_FLOOR: i64 = 16;
 
@@ -97,12 +99,14 @@ impl Admission {
     ) -> Result<Admitted, Error> {
         let (model, price) = self.priced_model(caller.principal, request)?;
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
+        let has_key_limits = caller.principal.has_key_limits;
         let placement = self.placement(caller, request, &model, &price)?;
         let hold = placement.hold.clone();
-        let is_comfortable = self.is_comfortable(&hold);
+        let is_comfortable = self.is_comfortable(&hold, has_key_limits);
+        self.ledger.expect_hold(hold.account_id, hold.amount_nusd);
         let placed =
             self.ledger.submit(LedgerOp::Place(placement)).map_err(|_| Error::Overloaded)?;
-        let user = hold.account_id.to_string();
+        let (user, wanted) = (hold.account_id.to_string(), hold.amount_nusd);
         let open = OpenHold {
             hold,
             price: price.clone(),
@@ -111,7 +115,7 @@ impl Admission {
             upstream_status: None,
             cost_header: None,
             first_byte_at: None,
-            slot,
+            slot: Some(slot),
             settler: self.settler.clone(),
         };
         let mut admitted = Admitted {
@@ -120,17 +124,13 @@ impl Admission {
             body: Bytes::new(),
             lowered_cap: None,
         };
-        let mut sent_cap = None;
-        if !is_comfortable {
-            let held = admitted.committed().await?;
-            let cap = self.affordable(request, &model, &price, held);
-            sent_cap = cap.sent;
-            if let Some(tokens) = sent_cap {
-                admitted.exchange.capped(tokens);
-            }
-            admitted.lowered_cap = cap.lowered;
+        let held = if is_comfortable { wanted } else { admitted.committed().await? };
+        let cap = self.affordable(request, &model, &price, held);
+        if let Some(tokens) = cap.sent {
+            admitted.exchange.capped(tokens);
         }
-        admitted.body = Bytes::from(request.forwarded(&user, sent_cap, self.cap_member()));
+        admitted.lowered_cap = cap.lowered;
+        admitted.body = Bytes::from(request.forwarded(&user, cap.sent, self.cap_member()));
         Ok(admitted)
     }
 
@@ -157,7 +157,7 @@ impl Admission {
         price: &Price,
     ) -> Result<Placement, Error> {
         let prompt = prompt_estimate(request);
-        let worst = WorstCase::new(price, prompt, request.choices);
+        let worst = worst_case(price, request);
         let wanted = self.completion_max(request, model);
         let floor = Tokens(wanted.0.min(COMPLETION_TOKENS_FLOOR));
         let amount = |tokens| worst.amount(tokens).map_err(|_| Error::InsufficientQuota);
@@ -190,7 +190,12 @@ impl Admission {
         Tokens(smallest.min(self.terms.completion_tokens_max.0))
     }
 
-    fn is_comfortable(&self, hold: &Hold) -> bool {
+    fn is_comfortable(&self, hold: &Hold, has_key_limits: bool) -> bool {
+        // A key that may be refused for itself, or a request for its name, waits for the answer:
+        // calling the upstream for nothing is at the operator's cost.
+        if has_key_limits || hold.idempotency_key.is_some() {
+            return false;
+        }
         self.ledger.snapshot(hold.account_id).is_some_and(|snapshot| {
             snapshot.taken_at.elapsed() < SNAPSHOT_FRESH
                 && snapshot.available.0 / COMFORTABLE_HOLDS >= hold.amount_nusd.0
@@ -206,7 +211,7 @@ impl Admission {
         held: NanoUsd,
     ) -> Cap {
         let wanted = self.completion_max(request, model);
-        let worst = WorstCase::new(price, prompt_estimate(request), request.choices);
+        let worst = worst_case(price, request);
         let Some(Tokens(paid)) = worst.tokens(held) else { return Cap::default() };
         if paid < wanted.0 {
             return Cap { sent: Some(paid), lowered: Some(paid) };
@@ -214,8 +219,10 @@ impl Admission {
         // A stream can be ended where its money does, a plain answer cannot: it is capped where
         // the client has not done so.
         let is_open = request.completion_tokens_max.is_none_or(|max| max > wanted.0);
-        let sent = (!request.stream && is_open).then_some(wanted.0);
-        Cap { sent, lowered: None }
+        if request.stream || !is_open {
+            return Cap::default();
+        }
+        Cap { sent: Some(wanted.0), lowered: request.completion_tokens_max.map(|_| wanted.0) }
     }
 
     /// OpenAI's newer models know the newer name only; the others know the older one.
@@ -234,9 +241,14 @@ struct Cap {
     lowered: Option<i64>,
 }
 
+fn worst_case<'a>(price: &'a Price, request: &ChatRequest<'_>) -> WorstCase<'a> {
+    let searches = if request.has_fees { SEARCHES_MAX } else { 0 };
+    WorstCase::new(price, prompt_estimate(request), request.choices).with_searches(searches)
+}
+
 fn prompt_estimate(request: &ChatRequest<'_>) -> Tokens {
-    let tools = request.tools.map(serde_json::value::RawValue::get);
-    Tokens(estimate_prompt(request.messages.get(), tools))
+    let rest = Some(request.rest.as_str()).filter(|rest| !rest.is_empty());
+    Tokens(estimate_prompt(request.messages.get(), rest))
 }
 
 impl Admitted {

@@ -8,7 +8,7 @@ use crate::models::money::{NanoUsd, Tokens};
 use crate::models::price::Price;
 use crate::services::ledger::{Answer, Ledger};
 use crate::services::pricing::WorstCase;
-use crate::store::{Extension, LedgerOp, Outcome};
+use crate::store::{Extension, LedgerOp, Limit, Outcome};
 use futures::FutureExt;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -24,6 +24,8 @@ pub struct Allowance {
     /// Completion tokens that the hold pays for. `None`: as many as come.
     paid: Option<i64>,
     asked: Option<Answer>,
+    /// It was the key's budget that had no more.
+    is_keys: bool,
 }
 
 /// An extension that pays for fewer tokens than this is no use.
@@ -34,8 +36,9 @@ const ASK_AT: (i64, i64) = (3, 4);
 impl Allowance {
     #[must_use]
     pub fn new(price: Arc<Price>, prompt: Tokens, choices: i64, held: NanoUsd) -> Self {
+        let (cap, paid, asked) = (None, None, None);
         let mut allowance =
-            Self { price, prompt, choices, cap: None, step: held, paid: None, asked: None };
+            Self { price, prompt, choices, cap, step: held, paid, asked, is_keys: false };
         allowance.set(held);
         allowance
     }
@@ -80,7 +83,7 @@ impl Allowance {
         // At its last token too: what follows may be the end of the stream, which costs nothing.
         let is_paid = self.paid.is_none_or(|paid| used <= paid);
         let Some(asked) = &mut self.asked else {
-            return Poll::Ready(if is_paid { Ok(()) } else { Err(Error::InsufficientQuota) });
+            return Poll::Ready(if is_paid { Ok(()) } else { Err(self.refusal()) });
         };
         let answer = match asked.poll_unpin(cx) {
             // Paid for until now: the answer may come while the stream goes on.
@@ -94,7 +97,14 @@ impl Allowance {
         }
         // No more is to be had: what is paid for is still delivered.
         self.step = NanoUsd::ZERO;
-        Poll::Ready(if is_paid { Ok(()) } else { Err(Error::InsufficientQuota) })
+        if let Ok(Ok(Outcome::Refused { by: Limit::Key, .. })) = answer {
+            self.is_keys = true;
+        }
+        Poll::Ready(if is_paid { Ok(()) } else { Err(self.refusal()) })
+    }
+
+    fn refusal(&self) -> Error {
+        if self.is_keys { Error::KeyBudget } else { Error::InsufficientQuota }
     }
 
     /// There is no more to be had.

@@ -4,7 +4,7 @@
 //! without asking the store; a store that cannot answer is a 503, never a 401.
 
 use crate::error::Error;
-use crate::models::account::{Account, ApiKey};
+use crate::models::account::{Account, ApiKey, KeyBudget};
 use crate::models::ids::AccountId;
 use crate::models::ledger::sha256_hex;
 use crate::models::timestamp::Timestamp;
@@ -20,6 +20,8 @@ pub struct Principal {
     pub account_id: AccountId,
     /// Of the account.
     pub plan: Option<String>,
+    /// The key has a budget of its own.
+    pub has_key_limits: bool,
     pub key: Arc<ApiKey>,
 }
 
@@ -75,7 +77,8 @@ impl Auth {
         let found = tokio::time::timeout(self.wait, look_up)
             .await
             .map_err(|_| Error::Database("no answer in time".to_owned()))??;
-        Ok(found.map(|(key, account): (ApiKey, Account)| Principal {
+        Ok(found.map(|(key, account, budget): (ApiKey, Account, KeyBudget)| Principal {
+            has_key_limits: budget.has_limits(),
             account_id: account.id,
             plan: account.plan,
             key: Arc::new(key),

@@ -9,7 +9,7 @@ mod drain;
 use crate::config::UpstreamKind;
 use crate::error::Error;
 use crate::models::money::{NanoUsd, Tokens};
-use crate::models::openai::answer::Answer;
+use crate::models::openai::answer;
 use crate::models::openai::request::ChatRequest;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::Ending;
@@ -159,9 +159,10 @@ impl Exchange {
         poll_noted(live.unwrap_or(&mut self.noting), cx)
     }
 
-    /// The exchange has ended well: what was read is charged.
+    /// The exchange has ended: what was read is charged.
     pub fn complete(&mut self) {
-        self.conclude(Ending::Completed);
+        let has_failed = self.live.as_deref().is_some_and(|live| live.tap.judge.reading.has_failed);
+        self.conclude(if has_failed { Ending::UpstreamFailed } else { Ending::Completed });
     }
 
     /// The account cannot pay for more: what was delivered is charged.
@@ -171,7 +172,8 @@ impl Exchange {
 
     /// The upstream failed: what the client had got is charged, if anything.
     pub fn break_off(&mut self) {
-        let got = self.live.as_deref().is_some_and(|live| live.open.first_byte_at.is_some());
+        let got =
+            self.live.as_deref().is_some_and(|live| live.tap.judge.reading.is_worth_something());
         if got {
             self.conclude(Ending::UpstreamFailed);
         } else {
@@ -197,6 +199,12 @@ impl Exchange {
     fn live(&mut self) -> Result<&mut Live, Error> {
         let ended = || Error::Internal("the exchange has ended".to_owned());
         self.live.as_deref_mut().ok_or_else(ended)
+    }
+
+    /// Whether the books of this exchange are closed.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.live.is_none()
     }
 
     /// The upstream's body, for the meter to poll; the exchange stays open.
@@ -247,7 +255,11 @@ impl Exchange {
         let Some(live) = self.live.as_deref_mut() else { return };
         // The beginning of something after it: bytes are bytes.
         out.extend(live.tap.rest());
-        if live.tap.judge.reading.has_failed { self.break_off() } else { self.complete() }
+        if live.tap.judge.reading.has_failed {
+            self.break_off();
+        } else {
+            self.complete();
+        }
     }
 }
 
@@ -381,16 +393,19 @@ impl Live {
     fn read_document(&mut self, document: &[u8]) -> Result<Option<Bytes>, Error> {
         let text =
             std::str::from_utf8(document).map_err(|_| not_a_completion("not valid UTF-8"))?;
-        if !text.trim_start().starts_with('{') {
-            return Err(not_a_completion("not a JSON object"));
+        let judge = &mut self.tap.judge;
+        let is_completion = answer::read(text, |answer| {
+            let is_error = answer.choices.0.is_empty() && answer.error.is_some();
+            if !is_error {
+                judge.reading.take(answer);
+            }
+            !is_error
+        });
+        match is_completion {
+            Some(true) => {}
+            Some(false) => return Err(not_a_completion("an error in the body")),
+            None => return Err(not_a_completion("not a JSON object")),
         }
-        let answer: Answer<'_> =
-            serde_json::from_str(text).map_err(|_| not_a_completion("not JSON"))?;
-        if answer.choices.0.is_empty() && answer.error.is_some() {
-            return Err(not_a_completion("an error in the body"));
-        }
-        let reading = &mut self.tap.judge.reading;
-        reading.take(&answer);
         Ok(self.tap.judge.charge().and_then(|charge| tap::plain(text, charge)).map(Bytes::from))
     }
 

@@ -10,6 +10,7 @@ use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, Used};
 use crate::services::pricing;
 use crate::services::settle::Settler;
+use crate::services::upstream::Found;
 use crate::store::{Correction, LedgerOp, Store, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,9 +34,14 @@ impl LateTruths {
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut sweeps = tokio::time::interval(SWEEP_EVERY);
         loop {
+            let work = async {
+                tokio::select! {
+                    _ = looks.tick() => self.round().await,
+                    _ = sweeps.tick() => self.store.sweep(Timestamp::now()).await,
+                }
+            };
             let done = tokio::select! {
-                _ = looks.tick() => self.round().await,
-                _ = sweeps.tick() => self.store.sweep(Timestamp::now()).await,
+                done = work => done,
                 () = stop.cancelled() => return,
             };
             if let Err(error) = done {
@@ -52,7 +58,7 @@ impl LateTruths {
             .await?;
         for lookup in due {
             match self.settler.upstream.look_up_once(&lookup.generation_id).await {
-                Ok(Some(found)) => self.correct(lookup, found.reported, now).await?,
+                Ok(Some(found)) => self.correct(lookup, found, now).await?,
                 Ok(None) => {}
                 Err(error) => tracing::debug!("a late look-up failed: {error}"),
             }
@@ -63,15 +69,17 @@ impl LateTruths {
     async fn correct(
         &self,
         lookup: PendingLookup,
-        reported: Reported,
+        found: Found,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let Some(record) = self.store.usage_record(lookup.request_id).await? else {
             return Ok(());
         };
         let Some(price) = self.store.price(&record.price_id).await? else { return Ok(()) };
-        let Reported { tokens, cost_pico } = reported;
-        let used = Used { tokens, cost_pico, ..record.used() };
+        let Reported { tokens, cost_pico } = found.reported;
+        let before = record.used();
+        let has_failed = before.has_failed || found.finish_reason.as_deref() == Some("error");
+        let used = Used { tokens, cost_pico, has_failed, ..before };
         let Ok(charge) = pricing::charge(&price, &used) else { return Ok(()) };
         let correction = UsageCorrection {
             request_id: record.id,

@@ -8,7 +8,8 @@
 use crate::models::ids::AccountId;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
-use crate::store::{LedgerOp, Outcome, Store, StoreError};
+use crate::models::usage::{Ending, UsageCorrection, UsageSource};
+use crate::store::{Correction, LedgerOp, Outcome, Store, StoreError};
 use moka::sync::Cache;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,6 +103,14 @@ impl Ledger {
         let _ = self.sender.try_send(Queued { op, answer: None });
     }
 
+    /// Counts a hold that is on its way, so that a burst does not see the same money many times.
+    pub fn expect_hold(&self, account: AccountId, amount: NanoUsd) {
+        if let Some(snapshot) = self.snapshots.get(&account) {
+            let available = snapshot.available.minus(amount).unwrap_or(NanoUsd::ZERO);
+            self.snapshots.insert(account, Snapshot { available, ..snapshot });
+        }
+    }
+
     #[must_use]
     pub fn snapshot(&self, account: AccountId) -> Option<Snapshot> {
         self.snapshots.get(&account)
@@ -132,9 +141,11 @@ impl Writer {
             let (ops, answers): (Vec<_>, Vec<_>) =
                 queued.drain(..).map(|queued| (queued.op, queued.answer)).unzip();
             let outcomes = self.commit(&ops).await;
+            self.abandon_lost(&ops, &outcomes).await;
             for ((op, answer), outcome) in ops.iter().zip(answers).zip(outcomes) {
                 self.remember(op, &outcome);
                 report(op, &outcome);
+                self.correct_takeover(op, &outcome).await;
                 if let Some(answer) = answer {
                     // Who asked may have gone; its settlement follows in the queue.
                     let _ = answer.send(outcome);
@@ -197,12 +208,60 @@ impl Writer {
         }
     }
 
+    /// Another process took our hold for a dead one's and settled it by an estimate: we know the
+    /// truth, and put it right by a correction.
+    async fn correct_takeover(&self, op: &LedgerOp, outcome: &Result<Outcome, Failed>) {
+        let (LedgerOp::Settle(settlement), Ok(Outcome::AlreadySettled)) = (op, outcome) else {
+            return;
+        };
+        let truth = &settlement.record;
+        let settled = self.store.usage_record(truth.id).await;
+        let Ok(Some(settled)) = settled else { return };
+        if settled.ending != Ending::Killed || settled.source != UsageSource::Estimated {
+            return;
+        }
+        let correction = Correction {
+            api_key_id: truth.api_key_id,
+            charged_nusd: settled.charge_nusd,
+            correction: UsageCorrection {
+                request_id: truth.id,
+                account_id: truth.account_id,
+                generation_id: truth.generation_id.clone().unwrap_or_default(),
+                prompt_tokens: truth.prompt_tokens,
+                completion_tokens: truth.completion_tokens,
+                upstream_cost_pusd: truth.upstream_cost_pusd,
+                charge_nusd: truth.charge_nusd,
+                difference_nusd: NanoUsd::ZERO,
+                created_at: Timestamp::now(),
+            },
+        };
+        // Its own failure is in the log, and the estimate stands.
+        let _ = self.commit(&[LedgerOp::Correct(Box::new(correction))]).await;
+    }
+
+    /// A hold whose settlement was lost must not be kept alive by our renewing its lease.
+    async fn abandon_lost(&self, ops: &[LedgerOp], outcomes: &[Result<Outcome, Failed>]) {
+        for (op, outcome) in ops.iter().zip(outcomes) {
+            let lost = match (op, outcome) {
+                (LedgerOp::Settle(settlement), Err(Failed)) => settlement.record.id,
+                (LedgerOp::Abandon(request), _) => *request,
+                _ => continue,
+            };
+            if let Err(error) = self.store.abandon_hold(lost).await {
+                tracing::error!(request.id = %lost, "a hold without a settlement: {error}");
+            }
+        }
+    }
+
     fn remember(&self, op: &LedgerOp, outcome: &Result<Outcome, Failed>) {
         let account = match op {
             LedgerOp::Place(placement) => placement.hold.account_id,
             LedgerOp::Extend(extension) => extension.account_id,
             LedgerOp::Settle(settlement) => settlement.record.account_id,
-            LedgerOp::Note(_) | LedgerOp::Correct(_) | LedgerOp::Enter(_) => return,
+            LedgerOp::Note(_)
+            | LedgerOp::Correct(_)
+            | LedgerOp::Enter(_)
+            | LedgerOp::Abandon(_) => return,
         };
         let Ok(
             Outcome::Placed { available, .. }
@@ -249,5 +308,6 @@ fn name(op: &LedgerOp) -> &'static str {
         LedgerOp::Settle(_) => "settle",
         LedgerOp::Correct(_) => "correct",
         LedgerOp::Enter(_) => "enter",
+        LedgerOp::Abandon(_) => "abandon",
     }
 }

@@ -29,6 +29,9 @@ pub struct Meter {
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
+/// How long the upstream's last bytes are waited for after `[DONE]`.
+const AFTER_DONE: Duration = Duration::from_secs(2);
+
 impl Meter {
     /// A body that reads the exchange's; `idle` is the longest silence of the upstream, `stop` ends
     /// the stream with an error event because the process ends.
@@ -52,12 +55,21 @@ impl Meter {
         match self.exchange.frame(&data, &mut self.out) {
             Ok(false) => {}
             // The end of the books; the upstream's last bytes still pass.
-            Ok(true) => self.exchange.done(&mut self.out),
+            Ok(true) => {
+                self.exchange.done(&mut self.out);
+                self.idle = self.idle.min(AFTER_DONE);
+                self.idle_check.as_mut().reset(tokio::time::Instant::now() + self.idle);
+            }
             Err(error) => self.fail(&error),
         }
     }
 
     fn fail(&mut self, error: &Error) {
+        if self.exchange.is_over() {
+            // The answer is whole: an upstream that does not hang up changes nothing.
+            self.upstream = None;
+            return;
+        }
         tracing::warn!(error.code = error.code(), "a stream broke off: {error}");
         self.upstream = None;
         self.out.push_back(error_event(error));
@@ -106,9 +118,18 @@ impl Body for Meter {
             if let Some(bytes) = this.out.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            if let Err(error) = ready!(this.exchange.poll_paid(cx)) {
-                this.cut_off(&error);
-                continue;
+            match this.exchange.poll_paid(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    this.cut_off(&error);
+                    continue;
+                }
+                // The database does not answer: the stream may have to end before it does.
+                Poll::Pending => {
+                    ready!(this.stop.as_mut().poll(cx));
+                    this.fail(&Error::ShuttingDown);
+                    continue;
+                }
             }
             let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
             match Pin::new(upstream).poll_frame(cx) {

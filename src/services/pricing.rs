@@ -24,6 +24,9 @@ pub fn charge(price: &Price, used: &Used) -> Result<NanoUsd, OutOfRange> {
     terms.markup_ppm.apply(pico)
 }
 
+/// $0.02 a search.
+const WEB_SEARCH_USUAL: PicoUsd = PicoUsd(20_000_000_000);
+
 /// A request's price at its worst, in two parts, so that what an account has can be turned into
 /// completion tokens.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +56,14 @@ impl<'a> WorstCase<'a> {
             fixed_pico: prompt_rate.times(prompt.0) + fee.times(1),
             token_pico: completion_rate.times(choices),
         }
+    }
+
+    /// With so many searches on top; at OpenRouter's usual price where the model names none.
+    #[must_use]
+    pub fn with_searches(mut self, searches: i64) -> Self {
+        let named = self.price.terms.rates.web_search;
+        self.fixed_pico += named.unwrap_or(WEB_SEARCH_USUAL).times(searches);
+        self
     }
 
     /// The amount that covers so many completion tokens of every choice.

@@ -20,7 +20,13 @@ pub struct Reading {
     pub has_failed: bool,
     /// Something passed that could not be read, so the count may be short.
     pub has_unreadable: bool,
+    /// The choices that were seen, and those that gave their reason to stop.
+    begun: Vec<u32>,
+    finished: Vec<u32>,
 }
+
+/// Choices looked after; OpenAI allows 128.
+const CHOICES_MAX: usize = 256;
 
 impl Reading {
     #[must_use]
@@ -34,7 +40,27 @@ impl Reading {
             counter: StreamCounter::new(tokenizer),
             has_failed: false,
             has_unreadable: false,
+            begun: Vec::new(),
+            finished: Vec::new(),
         }
+    }
+
+    /// Every choice that began has stopped.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        !self.finished.is_empty() && self.begun.iter().all(|index| self.finished.contains(index))
+    }
+
+    /// Every choice of this chunk had stopped before it.
+    #[must_use]
+    pub fn has_finished(&self, chunk: &Answer<'_>) -> bool {
+        chunk.choices.0.iter().all(|choice| self.finished.contains(&index_of(&choice.value)))
+    }
+
+    /// Whether the client got anything that is worth money.
+    #[must_use]
+    pub fn is_worth_something(&self) -> bool {
+        self.reported.is_some() || self.counter.tokens_so_far() > 0
     }
 
     /// Takes in a chunk or a whole completion.
@@ -56,8 +82,12 @@ impl Reading {
             self.finish_reason = Some(shortened(reason));
             self.has_failed |= reason == "error";
         }
-        let index = choice.index.0.and_then(|index| u32::try_from(index).ok()).unwrap_or(0);
-        self.take_delta(index, &choice.delta.value);
+        let index = index_of(choice);
+        note_index(&mut self.begun, index);
+        if choice.finish_reason.0.is_some() {
+            note_index(&mut self.finished, index);
+        }
+        self.take_delta(index, choice.said());
     }
 
     fn take_delta(&mut self, choice: u32, delta: &Delta<'_>) {
@@ -83,6 +113,16 @@ impl Reading {
             push(Field::ToolArguments(index), &call.function.value.arguments.0);
         }
         push(Field::FunctionArguments, &delta.function_call.value.arguments.0);
+    }
+}
+
+fn index_of(choice: &Choice<'_>) -> u32 {
+    choice.index.0.and_then(|index| u32::try_from(index).ok()).unwrap_or(0)
+}
+
+fn note_index(known: &mut Vec<u32>, index: u32) {
+    if !known.contains(&index) && known.len() < CHOICES_MAX {
+        known.push(index);
     }
 }
 

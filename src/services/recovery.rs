@@ -16,9 +16,9 @@ use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
 use crate::store::{LedgerOp, Settlement, Store, StoreError};
-use futures::StreamExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub struct Recovery {
@@ -26,20 +26,12 @@ pub struct Recovery {
     pub settler: Arc<Settler>,
     pub instance: InstanceId,
     pub lease: Duration,
-    /// Nobody else uses this store.
+    /// Nobody else uses this store: whoever left a hold is dead.
     pub is_alone: bool,
 }
 
-/// Since when this process has met the database at every round.
-struct Reached {
-    since: Instant,
-    last: Instant,
-}
-
-/// Orphans taken over at once.
-const ORPHANS_MAX: i64 = 100;
-/// Look-ups for them at the same time.
-const LOOKUPS_MAX: usize = 16;
+/// Orphans taken over, and looked up, at once.
+const ORPHANS_MAX: i64 = 64;
 
 impl Recovery {
     /// Renews and recovers until `stop`.
@@ -47,27 +39,33 @@ impl Recovery {
         // Three times in a lease: one lost renewal costs nothing.
         let mut ticks = tokio::time::interval(self.lease / 3);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut reached = Reached { since: Instant::now(), last: Instant::now() };
+        // After an outage of the database every lease has expired, those of the living too: they
+        // get as long as a lease to renew theirs before anybody takes them over.
+        let mut healthy_since = Instant::now();
+        let one_round = Arc::new(Semaphore::new(1));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
-            if let Err(error) = self.round(&mut reached).await {
+            let may_claim = self.is_alone || healthy_since.elapsed() >= self.lease;
+            let round = tokio::select! {
+                round = self.round(may_claim, &one_round) => round,
+                () = stop.cancelled() => return,
+            };
+            if let Err(error) = round {
                 tracing::warn!("leases and orphans: {error}");
+                healthy_since = Instant::now();
             }
         }
     }
 
-    async fn round(&self, reached: &mut Reached) -> Result<(), StoreError> {
+    async fn round(&self, may_claim: bool, one: &Arc<Semaphore>) -> Result<(), StoreError> {
         let now = Timestamp::now();
         self.store.renew_leases(self.instance, now.plus(self.lease)).await?;
-        // Where the database was away, nobody could renew: the others get the time to.
-        if !self.is_alone && !reached.for_a_lease(self.lease) {
-            return Ok(());
-        }
-        // The round may have waited long before it got here.
-        let now = Timestamp::now();
+        // The last round's orphans first: each may take as long as a look-up.
+        let permit = may_claim.then(|| one.clone().try_acquire_owned().ok()).flatten();
+        let Some(permit) = permit else { return Ok(()) };
         // Claimed under an id of their own, whose lease nobody renews: what is not settled by then
         // is found again. Long enough for the look-ups.
         let claim = InstanceId::generate();
@@ -82,26 +80,12 @@ impl Recovery {
         let settler = self.settler.clone();
         // Look-ups take a while; leases must go on being renewed meanwhile.
         let recover = async move {
-            futures::stream::iter(orphans)
-                .for_each_concurrent(LOOKUPS_MAX, |hold| settle(&store, &settler, hold))
-                .await;
+            let settled = orphans.into_iter().map(|hold| settle(&store, &settler, hold));
+            futures::future::join_all(settled).await;
+            drop(permit);
         };
         self.settler.tasks.spawn(recover);
         Ok(())
-    }
-}
-
-impl Reached {
-    /// Whether the database has been there for a whole lease, in which every process that lives
-    /// has renewed its own.
-    fn for_a_lease(&mut self, lease: Duration) -> bool {
-        let now = Instant::now();
-        // Rounds are a third of a lease apart.
-        if now.duration_since(self.last) >= lease {
-            self.since = now;
-        }
-        self.last = now;
-        now.duration_since(self.since) >= lease
     }
 }
 

@@ -59,7 +59,8 @@ pub struct OpenHold {
     /// Decimal dollars, from LiteLLM's header.
     pub cost_header: Option<String>,
     pub first_byte_at: Option<Timestamp>,
-    pub slot: Slot,
+    /// `None` when it has been used.
+    pub slot: Option<Slot>,
     pub settler: Arc<Settler>,
 }
 
@@ -78,7 +79,13 @@ impl Settler {
     #[must_use]
     pub fn look_up_plan(&self, record: &UsageRecord) -> Option<LookUpPlan> {
         let is_estimate = matches!(record.source, UsageSource::Counted | UsageSource::Estimated);
-        let may_ask = self.upstream.kind.has_lookup() && record.ending != Ending::CutOff;
+        // Where the policy is to charge what was counted, the upstream is not asked.
+        let is_counted = match record.ending {
+            Ending::CutOff => true,
+            Ending::ClientGone => self.disconnect == Disconnect::Count,
+            Ending::Completed | Ending::UpstreamFailed | Ending::Killed => false,
+        };
+        let may_ask = self.upstream.kind.has_lookup() && !is_counted;
         (is_estimate && may_ask && record.generation_id.is_some()).then(|| LookUpPlan {
             first_at: record.ended_at.plus(self.slow_lookup_every),
             give_up_at: record.ended_at.plus(self.slow_lookup),
@@ -226,8 +233,8 @@ impl OpenHold {
         // The request was parsed before it was admitted.
         match ChatRequest::parse(&self.request) {
             Ok(request) => {
-                let tools = request.tools.map(serde_json::value::RawValue::get);
-                count_prompt(&self.tokenizer, request.messages.get(), tools)
+                let rest = Some(request.rest.as_str()).filter(|rest| !rest.is_empty());
+                count_prompt(&self.tokenizer, request.messages.get(), rest)
             }
             Err(_) => Count { tokens: self.hold.prompt_tokens_estimate.0, estimated: true },
         }
@@ -238,10 +245,12 @@ impl OpenHold {
         self.cost_header.as_deref().and_then(parse_cost_pico).filter(|pico| *pico > 0)
     }
 
-    fn send(self, numbers: &Numbers, named: Named, ending: Ending) {
+    fn send(mut self, numbers: &Numbers, named: Named, ending: Ending) {
         let record = self.record(numbers, named, ending);
         let look_up = self.settler.look_up_plan(&record);
-        self.slot.send(LedgerOp::Settle(Box::new(Settlement { record, look_up })));
+        if let Some(slot) = self.slot.take() {
+            slot.send(LedgerOp::Settle(Box::new(Settlement { record, look_up })));
+        }
     }
 
     fn record(&self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {
@@ -320,6 +329,15 @@ impl OpenHold {
             generation_id: generation_id.map(str::to_owned),
             completion_tokens_seen,
         })
+    }
+}
+
+impl Drop for OpenHold {
+    /// Only when settling it panicked: recovery must find the hold.
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.send(LedgerOp::Abandon(self.hold.request_id));
+        }
     }
 }
 

@@ -8,7 +8,7 @@ mod rewrite;
 
 use crate::error::Error;
 use crate::models::money::NanoUsd;
-use crate::models::openai::answer::{Answer, Reported};
+use crate::models::openai::answer::{self, Answer, Reported};
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::Used;
@@ -96,7 +96,7 @@ impl Tap {
         if judge.reading.has_failed {
             return Finish::Failed;
         }
-        if judge.reading.finish_reason.is_none() {
+        if !judge.reading.is_finished() {
             out.push_back(error_event(&Error::UpstreamTruncated));
             return Finish::Failed;
         }
@@ -110,7 +110,8 @@ impl Tap {
     fn take_rest(&mut self, out: &mut VecDeque<Bytes>) {
         let rest = self.splitter.take_rest();
         let is_whole = data(&rest).is_some_and(|data| {
-            *data == *b"[DONE]" || serde_json::from_slice::<Answer<'_>>(&data).is_ok()
+            let text = std::str::from_utf8(&data).unwrap_or_default();
+            text == "[DONE]" || answer::read(text, |_| ()).is_some()
         });
         if !is_whole {
             return;
@@ -149,16 +150,25 @@ impl Judge {
     }
 
     fn chunk(&mut self, data: &[u8]) -> Verdict {
-        let Some((text, chunk)) = read(data) else {
+        let text = std::str::from_utf8(data).ok();
+        let verdict = text.and_then(|text| answer::read(text, |chunk| self.take(text, chunk)));
+        verdict.unwrap_or_else(|| {
             self.reading.has_unreadable = true;
-            return Verdict::Pass;
-        };
-        let is_finished = self.reading.finish_reason.is_some();
-        self.reading.take(&chunk);
+            Verdict::Pass
+        })
+    }
+
+    fn take(&mut self, text: &str, chunk: &Answer<'_>) -> Verdict {
+        let is_finished = self.reading.has_finished(chunk);
+        self.reading.take(chunk);
+        // Looked for in the text itself: a mended chunk's spans are not the text's.
+        if chunk.error.is_some_and(rewrite::is_operators) {
+            return rewrite::with_error(text).map_or(Verdict::Drop, Verdict::Replace);
+        }
         if !chunk.usage.given {
             return Verdict::Pass;
         }
-        self.usage(text, &chunk, is_finished)
+        self.usage(text, chunk, is_finished)
     }
 
     /// A chunk with usage in it.
@@ -195,11 +205,6 @@ impl Judge {
         let chunk = self.usage_chunk.take().filter(|_| self.shows_usage && !self.has_shown_usage);
         chunk.map(|chunk| rewrite::event(&chunk))
     }
-}
-
-fn read(data: &[u8]) -> Option<(&str, Answer<'_>)> {
-    let text = std::str::from_utf8(data).ok()?;
-    Some((text, serde_json::from_str(text).ok()?))
 }
 
 /// An error as OpenAI's SDKs recognise it within a stream: they raise it.

@@ -95,6 +95,7 @@ impl Needs {
                 (correction.account_id, *api_key_id, Some(correction.request_id))
             }
             LedgerOp::Enter(entry) => (entry.account_id, None, None),
+            LedgerOp::Abandon(_) => return,
         };
         self.accounts.insert(account);
         self.keys.extend(key);
@@ -163,6 +164,8 @@ impl Books {
             LedgerOp::Settle(settlement) => self.settle(settlement, now),
             LedgerOp::Correct(correction) => self.correct(correction, now),
             LedgerOp::Enter(entry) => self.enter(entry, now),
+            // Not of the books: the writer hands it to the store when the batch is done.
+            LedgerOp::Abandon(_) => Ok(Outcome::Abandoned),
         }
     }
 
@@ -199,7 +202,7 @@ impl Books {
             return Ok(Outcome::Refused { available, by });
         }
         payer.hold(amount)?;
-        let (available, _) = payer.available(now)?;
+        let available = payer.account.available(now)?;
 
         let hold = Hold { amount_nusd: amount, ..hold.clone() };
         self.keep(payer);
@@ -231,7 +234,7 @@ impl Books {
             return Ok(Outcome::Refused { available, by });
         }
         payer.hold(add)?;
-        let (available, _) = payer.available(now)?;
+        let available = payer.account.available(now)?;
         let amount = hold.amount_nusd.plus(add)?;
         self.keep(payer);
         self.change(Hold { amount_nusd: amount, ..hold });
@@ -264,7 +267,7 @@ impl Books {
         payer.release(hold.amount_nusd)?;
         // Never more than there is: what is missing is the operator's loss, and shown as such. A
         // key's budget does not make what was used free: the account's funds decide.
-        let funds = payer.account.available(now)?.max(NanoUsd::ZERO);
+        let funds = payer.account.funds(now)?.max(NanoUsd::ZERO);
         let charge = wanted.charge_nusd.min(funds);
         let record = UsageRecord {
             hold_nusd: hold.amount_nusd,
@@ -278,7 +281,7 @@ impl Books {
         } else {
             Some(post(&mut payer.account, charge_of(&record)?, now)?)
         };
-        let (available, _) = payer.available(now)?;
+        let available = payer.account.available(now)?;
 
         self.keep(payer);
         self.close(&hold, &record, now);
@@ -335,7 +338,7 @@ impl Books {
             return Ok(Outcome::NoAccount);
         };
         // Positive gives back. What it takes is bounded by what there is, as a charge is.
-        let funds = payer.account.available(now)?.max(NanoUsd::ZERO);
+        let funds = payer.account.funds(now)?.max(NanoUsd::ZERO);
         let difference = charged_nusd.minus(correction.charge_nusd)?;
         let difference = difference.max(NanoUsd::ZERO.minus(funds)?);
         payer.spend(NanoUsd::ZERO.minus(difference)?)?;

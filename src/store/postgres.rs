@@ -14,7 +14,7 @@ use super::table::{
     ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLDS, KEY_BUDGETS, LEDGER_ENTRIES, Table,
     USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql, price_rows,
 };
-use super::{BillingEvent, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
+use super::{BillingEvent, KnownKey, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
 use crate::models::account::{Account, ApiKey, KeyBudget};
 use crate::models::hold::{Hold, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
@@ -114,22 +114,21 @@ impl Store for PostgresStore {
         self.page(&KEY_BUDGETS, "api_key_id", after.map(|id| id.0)).await
     }
 
-    async fn key_by_hash(
-        &self,
-        secret_hash: &str,
-    ) -> Result<Option<(ApiKey, Account)>, StoreError> {
-        let row: Option<(String, String)> = sqlx::query_as(
-            "SELECT row_to_json(k)::text, row_to_json(a)::text \
-             FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.secret_hash = $1",
+    async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError> {
+        let row: Option<(String, String, String)> = sqlx::query_as(
+            "SELECT row_to_json(k)::text, row_to_json(a)::text, row_to_json(b)::text \
+             FROM api_keys k JOIN accounts a ON a.id = k.account_id \
+             JOIN key_budgets b ON b.api_key_id = k.id WHERE k.secret_hash = $1",
         )
         .bind(secret_hash)
         .fetch_optional(&self.pool)
         .await
         .map_err(classify)?;
-        let Some((key, account)) = row else {
+        let Some((key, account, budget)) = row else {
             return Ok(None);
         };
-        Ok(Some((serde_json::from_str(&key)?, serde_json::from_str(&account)?)))
+        let budget = serde_json::from_str(&budget)?;
+        Ok(Some((serde_json::from_str(&key)?, serde_json::from_str(&account)?, budget)))
     }
 
     async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError> {
@@ -220,6 +219,18 @@ impl Store for PostgresStore {
         .await
         .map_err(classify)?;
         parse(&rows)
+    }
+
+    async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE holds SET owner = '00000000-0000-0000-0000-000000000000', \
+             lease_expires_at = 'epoch' WHERE request_id = $1",
+        )
+        .bind(request.0)
+        .execute(&self.pool)
+        .await
+        .map_err(classify)?;
+        Ok(())
     }
 
     async fn expire_leases_of_others(&self, _owner: InstanceId) -> Result<(), StoreError> {

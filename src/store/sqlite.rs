@@ -14,7 +14,7 @@ use super::table::{
     ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLDS, KEY_BUDGETS, LEDGER_ENTRIES, LOOKUPS, Table,
     USAGE_CORRECTIONS, USAGE_RECORDS, price_rows, sqlite as sql,
 };
-use super::{BillingEvent, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
+use super::{BillingEvent, KnownKey, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
 use crate::models::account::{Account, ApiKey, KeyBudget};
 use crate::models::hold::{Hold, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
@@ -126,15 +126,15 @@ impl Store for SqliteStore {
         self.page(&KEY_BUDGETS, "api_key_id", text(after)).await
     }
 
-    async fn key_by_hash(
-        &self,
-        secret_hash: &str,
-    ) -> Result<Option<(ApiKey, Account)>, StoreError> {
+    async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError> {
         let statement = sql::select(&API_KEYS, "WHERE secret_hash = ?1");
         let Some(key) = self.one::<ApiKey>(statement, secret_hash.to_owned()).await? else {
             return Ok(None);
         };
-        Ok(self.account(key.account_id).await?.map(|account| (key, account)))
+        let account = self.account(key.account_id).await?;
+        let budget = sql::select(&KEY_BUDGETS, "WHERE api_key_id = ?1");
+        let budget = self.one(budget, key.id.to_string()).await?;
+        Ok(account.zip(budget).map(|(account, budget)| (key, account, budget)))
     }
 
     async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError> {
@@ -222,6 +222,17 @@ impl Store for SqliteStore {
         .map_err(classify)?;
         let mut conn = self.writer.acquire().await.map_err(classify)?;
         select(&mut conn, &self.sql.load_holds, serde_json::to_string(&claimed)?).await
+    }
+
+    async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE holds SET owner = ?3, lease_expires_at = ?2 WHERE request_id = ?1")
+            .bind(request.to_string())
+            .bind(Timestamp::from_unix_seconds(0).to_string())
+            .bind(uuid::Uuid::nil().to_string())
+            .execute(&self.writer)
+            .await
+            .map_err(classify)?;
+        Ok(())
     }
 
     async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError> {

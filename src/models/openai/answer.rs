@@ -30,8 +30,10 @@ pub struct Answer<'a> {
 #[serde(default)]
 pub struct Choice<'a> {
     pub index: Int,
-    #[serde(borrow, alias = "message")]
-    pub delta: Object<Delta<'a>>,
+    #[serde(borrow)]
+    delta: Object<Delta<'a>>,
+    #[serde(borrow)]
+    message: Object<Delta<'a>>,
     #[serde(borrow)]
     pub finish_reason: Text<'a>,
 }
@@ -84,7 +86,7 @@ pub struct Usage<'a> {
     cache_read_input_tokens: Int,
     cache_creation_input_tokens: Int,
     cache_creation: Object<CacheCreation>,
-    #[serde(alias = "server_tool_use")]
+    server_tool_use: Object<ServerTools>,
     server_tool_use_details: Object<ServerTools>,
     #[serde(borrow)]
     pub cost: Option<&'a RawValue>,
@@ -98,8 +100,8 @@ pub struct Usage<'a> {
 #[expect(clippy::struct_field_names, reason = "the wire's names")]
 struct PromptDetails {
     cached_tokens: Int,
-    #[serde(alias = "cache_creation_tokens")]
     cache_write_tokens: Int,
+    cache_creation_tokens: Int,
     audio_tokens: Int,
 }
 
@@ -131,6 +133,50 @@ struct CostDetails<'a> {
     upstream_inference_cost: Option<&'a RawValue>,
 }
 
+/// Reads an answer and hands it over; `None` when it is no JSON object.
+///
+/// A text cut in the middle of a surrogate pair (`\\ud83d` alone) is no valid string to a strict
+/// parser, and the whole answer would go unread over it: then it is read again with U+FFFD there.
+pub fn read<T>(text: &str, use_it: impl FnOnce(&Answer<'_>) -> T) -> Option<T> {
+    if !text.trim_start().starts_with('{') {
+        return None;
+    }
+    if let Ok(answer) = serde_json::from_str(text) {
+        return Some(use_it(&answer));
+    }
+    let mended = without_lone_surrogates(text);
+    serde_json::from_str(&mended).ok().map(|answer| use_it(&answer))
+}
+
+fn without_lone_surrogates(text: &str) -> String {
+    let unit = |at: usize| {
+        let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let mut mended = String::with_capacity(text.len());
+    let mut from = 0;
+    while let Some(at) = text[from..].find('\\').map(|found| from + found) {
+        mended.push_str(&text[from..at]);
+        let length = match (unit(at), unit(at + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
+            (Some(0xd800..=0xdfff), _) => {
+                mended.push_str("\\ufffd");
+                from = at + 6;
+                continue;
+            }
+            (Some(_), _) => 6,
+            // Another escape; its second character is ASCII in valid JSON.
+            (None, _) => 2,
+        };
+        let end = (at + length).min(text.len());
+        let Some(kept) = text.get(at..end) else { break };
+        mended.push_str(kept);
+        from = end;
+    }
+    mended.push_str(&text[from..]);
+    mended
+}
+
 /// What the upstream says it used and charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reported {
@@ -143,6 +189,15 @@ pub struct Reported {
 const TOKENS_PLAUSIBLE_MAX: i64 = 100_000_000;
 /// A thousand dollars for one call is a fault as well.
 const COST_PLAUSIBLE_PICO_MAX: i128 = 1_000_000_000_000_000;
+
+impl<'a> Choice<'a> {
+    /// The piece of a stream, or the message of a whole answer. Two fields, because one with two
+    /// names is a fault where both are given, and would cost the whole chunk.
+    #[must_use]
+    pub fn said(&self) -> &Delta<'a> {
+        if self.delta.given { &self.delta.value } else { &self.message.value }
+    }
+}
 
 impl Answer<'_> {
     /// The usage, when there is one that can be believed.
@@ -165,7 +220,8 @@ impl Usage<'_> {
         let details = &self.prompt_tokens_details.value;
         let mut rest = prompt;
         let cached = part(either(details.cached_tokens, self.cache_read_input_tokens), &mut rest);
-        let written = either(details.cache_write_tokens, self.cache_creation_input_tokens);
+        let written = either(details.cache_write_tokens, details.cache_creation_tokens);
+        let written = either(written, self.cache_creation_input_tokens);
         let mut written = part(written, &mut rest);
         let long_lived = self.cache_creation.value.ephemeral_1h_input_tokens;
         let cache_write_1h = part(long_lived, &mut written);
@@ -183,8 +239,11 @@ impl Usage<'_> {
             reasoning: Tokens(part(details.reasoning_tokens, &mut rest)),
             audio_completion: Tokens(part(details.audio_tokens, &mut rest)),
             image_completion: Tokens(part(details.image_tokens, &mut rest)),
-            web_searches: plausible(self.server_tool_use_details.value.web_search_requests)
-                .unwrap_or(0),
+            web_searches: plausible(either(
+                self.server_tool_use_details.value.web_search_requests,
+                self.server_tool_use.value.web_search_requests,
+            ))
+            .unwrap_or(0),
         }
     }
 
@@ -264,6 +323,18 @@ mod tests {
         ] {
             assert_eq!(reported(usage), None, "{usage}");
         }
+    }
+
+    #[test]
+    fn a_cut_surrogate_pair_does_not_cost_the_answer() {
+        let text = r#"{"id":"a\\\"b","choices":[{"delta":{"content":"x\ud83d\ude00\ud83d"}}]}"#;
+        let content = read(text, |answer| {
+            answer.choices.0[0].value.said().content.0.as_deref().map(str::to_owned)
+        });
+        assert_eq!(content.unwrap().unwrap(), "x\u{1f600}\u{fffd}");
+        assert_eq!(read("[1]", |_| ()), None);
+        assert_eq!(read("{", |_| ()), None);
+        assert_eq!(read(r#"{"a":"\"#, |_| ()), None);
     }
 
     #[test]

@@ -2,10 +2,14 @@
 //!
 //! Members not named here pass to the upstream unseen. Messages are only held as text.
 
+use super::lenient::Text;
 use super::splice::Edits;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
 /// Why a request is refused: a message for its sender and the member it is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,7 +23,10 @@ pub struct Invalid {
 pub struct ChatRequest<'a> {
     pub model: Cow<'a, str>,
     pub messages: &'a RawValue,
-    pub tools: Option<&'a RawValue>,
+    /// The text of all else that a model may read: tools, functions, schemas.
+    pub rest: String,
+    /// Searches and the like may be charged on top of tokens.
+    pub has_fees: bool,
     pub stream: bool,
     /// Whether the client asked for the usage chunk.
     pub include_usage: bool,
@@ -30,34 +37,136 @@ pub struct ChatRequest<'a> {
     raw: Members<'a>,
 }
 
-/// Presence matters, `null` included: a member is replaced where it stands.
-#[derive(Debug, Default, Deserialize)]
+/// The members as they stand in the body; presence matters, `null` included: a member is replaced
+/// where it stands.
+#[derive(Debug, Default)]
 struct Members<'a> {
-    #[serde(borrow, default, deserialize_with = "present")]
     model: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     messages: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    tools: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     stream: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     stream_options: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     max_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     max_completion_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     n: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     user: Option<&'a RawValue>,
+    /// Everything else that a model may read: tools, functions, schemas.
+    rest: Vec<&'a RawValue>,
+    has_fees: bool,
 }
+
+/// Would change the model, its price, or whose upstream is called, behind admission's back.
+/// OpenRouter's `models` bills the model that answered; LiteLLM takes the others from clients.
+const REFUSED: &[&str] = &[
+    "models",
+    "preset",
+    "fallbacks",
+    "context_window_fallbacks",
+    "content_policy_fallbacks",
+    "model_list",
+    "api_base",
+    "api_key",
+    "base_url",
+    "extra_body",
+    "user_config",
+];
+/// Bring fees on top of tokens: they are held for.
+const WITH_FEES: &[&str] = &["plugins", "web_search_options"];
+/// Steer the call; no model reads them.
+const UNREAD: &[&str] =
+    &["metadata", "provider", "logit_bias", "reasoning", "trace", "cache_control", "stop"];
+/// Members of a body; no real request comes near.
+const MEMBERS_MAX: usize = 256;
 
 #[derive(Debug, Default, Deserialize)]
 struct StreamOptions<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     include_usage: Option<&'a RawValue>,
 }
+
+/// The names and values of an object, in their order.
+struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PairsVisitor<'a>(PhantomData<&'a ()>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for PairsVisitor<'a> {
+            type Value = Pairs<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<'a>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(name) = map.next_key::<Text<'a>>()? {
+                    if pairs.len() == MEMBERS_MAX {
+                        return Err(A::Error::custom("too many members"));
+                    }
+                    pairs.push((name.0.unwrap_or_default(), map.next_value()?));
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(PairsVisitor(PhantomData))
+    }
+}
+
+impl<'a> Members<'a> {
+    fn read(body: &'a str) -> Result<Self, Invalid> {
+        let Pairs(pairs) = serde_json::from_str(body).map_err(|error| {
+            invalid(&format!("We could not parse the JSON body: {error}"), None)
+        })?;
+        let mut members = Self::default();
+        for (name, value) in pairs {
+            members.take(&name, value)?;
+        }
+        Ok(members)
+    }
+
+    /// Names are told apart by case, as JSON has it, but an upstream in another language may not do
+    /// so: a name that differs from one of ours by case only is refused.
+    fn take(&mut self, name: &str, value: &'a RawValue) -> Result<(), Invalid> {
+        let lower = name.to_ascii_lowercase();
+        if REFUSED.contains(&lower.as_str()) {
+            return Err(invalid(&format!("The parameter '{name}' is not supported here."), None));
+        }
+        if let Some((param, slot)) = self.slot(&lower) {
+            if name != lower {
+                return Err(invalid(&format!("Unknown parameter: '{name}'."), Some(param)));
+            }
+            if slot.replace(value).is_some() {
+                return Err(invalid(&format!("Duplicate parameter: '{name}'."), Some(param)));
+            }
+            return Ok(());
+        }
+        self.has_fees |= WITH_FEES.contains(&lower.as_str()) && value.get() != "null";
+        // Numbers and words are settings; what a model reads comes as objects, lists or long texts.
+        let is_text = value.get().starts_with(['{', '[']) || value.get().len() > SETTING_BYTES_MAX;
+        if is_text && !UNREAD.contains(&lower.as_str()) {
+            self.rest.push(value);
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, name: &str) -> Option<(&'static str, &mut Option<&'a RawValue>)> {
+        Some(match name {
+            "model" => ("model", &mut self.model),
+            "messages" => ("messages", &mut self.messages),
+            "stream" => ("stream", &mut self.stream),
+            "stream_options" => ("stream_options", &mut self.stream_options),
+            "max_tokens" => ("max_tokens", &mut self.max_tokens),
+            "max_completion_tokens" => ("max_completion_tokens", &mut self.max_completion_tokens),
+            "n" => ("n", &mut self.n),
+            "user" => ("user", &mut self.user),
+            _ => return None,
+        })
+    }
+}
+
+/// A setting's value is no longer than this.
+const SETTING_BYTES_MAX: usize = 64;
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
@@ -80,13 +189,12 @@ impl<'a> ChatRequest<'a> {
         if !body.trim_start().starts_with('{') {
             return Err(invalid("The request body must be a JSON object.", None));
         }
-        let raw: Members<'a> = serde_json::from_str(body).map_err(|error| {
-            invalid(&format!("We could not parse the JSON body: {error}"), None)
-        })?;
+        let raw = Members::read(body)?;
         Ok(Self {
             model: model(raw.model)?,
             messages: messages(raw.messages)?,
-            tools: raw.tools,
+            rest: raw.rest.iter().map(|raw| raw.get()).collect::<Vec<_>>().join(" "),
+            has_fees: raw.has_fees,
             stream: optional(raw.stream, "stream", "a boolean")?.unwrap_or(false),
             include_usage: include_usage(raw.stream_options)?,
             completion_tokens_max: completion_tokens_max(&raw)?,
@@ -293,7 +401,11 @@ mod tests {
             (r#"{"model":"m","messages":[{}],"n":0}"#, Some("n")),
             (r#"{"model":"m","messages":[{}],"n":1e3}"#, Some("n")),
             (r#"{"model":"m","messages":[{}],"max_tokens":-1}"#, Some("max_tokens")),
-            (r#"{"model":"m","model":"n","messages":[{}]}"#, None),
+            (r#"{"model":"m","model":"n","messages":[{}]}"#, Some("model")),
+            (r#"{"model":"m","Model":"n","messages":[{}]}"#, Some("model")),
+            (r#"{"model":"m","messages":[{}],"MAX_TOKENS":9}"#, Some("max_tokens")),
+            (r#"{"model":"m","messages":[{}],"models":["x"]}"#, None),
+            (r#"{"model":"m","messages":[{}],"Api_Base":"x"}"#, None),
             ("[]", None),
             (r#"{"model":"#, None),
             ("", None),

@@ -3,6 +3,7 @@
 //! Invariant: the operator's cost never reaches the client; every member that is not named here
 //! stays byte for byte.
 
+use crate::error::Error;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Answer;
 use crate::models::openai::splice::Edits;
@@ -17,6 +18,8 @@ struct Members<'a> {
     usage: Option<&'a RawValue>,
     #[serde(borrow, default)]
     choices: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -80,10 +83,45 @@ fn show_price(text: &str, usage: &RawValue, charge: Option<NanoUsd>, edits: &mut
     }
 }
 
+/// Statuses that are about the operator's key or credit, not about the request.
+const OPERATORS_CODES: &[&str] = &["401", "402", "403"];
+/// What addresses and accounts of the operator look like in a message.
+const OPERATORS_WORDS: &[&str] = &["://", "org-", "proj_", "sk-", "api_key", "api key"];
+
+/// Whether an error in a stream tells of the operator's account rather than of the request.
+pub fn is_operators(error: &RawValue) -> bool {
+    /// The code comes as a number or as text.
+    #[derive(Deserialize)]
+    struct Code<'a> {
+        #[serde(borrow, default)]
+        code: Option<&'a RawValue>,
+    }
+
+    let code = serde_json::from_str::<Code<'_>>(error.get()).ok().and_then(|error| error.code);
+    let code = code.map(|code| code.get().trim_matches('"')).unwrap_or_default();
+    let text = error.get().to_ascii_lowercase();
+    OPERATORS_CODES.contains(&code) || OPERATORS_WORDS.iter().any(|word| text.contains(word))
+}
+
+/// The chunk with an error in its place that tells nothing of the operator.
+pub fn with_error(text: &str) -> Option<Bytes> {
+    let error = serde_json::from_str::<Members<'_>>(text).ok()?.error?;
+    let ours = Error::UpstreamFailed {
+        status: axum::http::StatusCode::OK,
+        reason: "an error in the stream",
+        retry_after: None,
+    };
+    let envelope = ours.envelope();
+    let inner = envelope.strip_prefix("{\"error\":")?.strip_suffix('}')?;
+    let mut edits = Edits::default();
+    edits.replace(text, error, inner.to_owned());
+    Some(event(&edits.apply(text)))
+}
+
 /// Whether a chunk brings nothing that a client would read.
 pub fn is_without_text(chunk: &Answer<'_>) -> bool {
     chunk.choices.0.iter().all(|choice| {
-        let delta = &choice.value.delta.value;
+        let delta = choice.value.said();
         let texts = [&delta.content, &delta.refusal, &delta.reasoning, &delta.reasoning_content];
         texts.iter().all(|text| text.0.as_deref().is_none_or(str::is_empty))
             && delta.tool_calls.0.is_empty()

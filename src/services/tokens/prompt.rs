@@ -353,7 +353,7 @@ fn value_behind_key(behind: &[u8]) -> Option<u8> {
 fn is_media_data(parent: &[u8], key: &[u8]) -> bool {
     matches!(
         (parent, key),
-        (b"input_audio" | b"source", b"data")
+        (b"input_audio", b"data")
             | (b"image_url" | b"video_url", b"url")
             | (_, b"file_data" | b"image_url" | b"video_url")
     )

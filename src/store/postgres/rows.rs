@@ -65,22 +65,21 @@ pub fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
     }
 }
 
-/// Classes of errors after which the same statement may succeed: connection, resources, operator,
-/// serialization, locks, a server that is read-only for now.
+/// Only an error in the data itself (classes 22 and 23) is final: whatever else is the matter, a
+/// connection, a role, a disk, may be mended while the statement waits.
 /// <https://www.postgresql.org/docs/15/errcodes-appendix.html>
 pub fn classify(error: sqlx::Error) -> StoreError {
-    let transient = match &error {
-        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
-            ["08", "53", "57", "40", "55"].iter().any(|class| code.starts_with(class))
-                || code == "25006"
-        }),
+    let is_final = match &error {
+        sqlx::Error::Database(inner) => {
+            inner.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+        }
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        _ => false,
+        | sqlx::Error::WorkerCrashed => false,
+        _ => true,
     };
-    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
+    if is_final { StoreError::Refused(error) } else { StoreError::Unavailable(error) }
 }

@@ -60,19 +60,20 @@ pub fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
     }
 }
 
-/// Busy, locked, out of memory, read-only, I/O error, disk full: the same statement may succeed
-/// later. The low byte of the code is its class. <https://www.sqlite.org/rescode.html>
+/// Only an error in the data itself is final (too big, a constraint, a type, a parameter): whatever
+/// else is the matter may be mended while the statement waits. The low byte of the code is its
+/// class. <https://www.sqlite.org/rescode.html>
 pub fn classify(error: sqlx::Error) -> StoreError {
-    let transient = match &error {
+    let is_final = match &error {
         sqlx::Error::Database(inner) => inner
             .code()
             .and_then(|code| code.parse::<i32>().ok())
-            .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 7 | 8 | 10 | 13)),
+            .is_some_and(|code| matches!(code & 0xff, 18 | 19 | 20 | 25)),
         sqlx::Error::Io(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        _ => false,
+        | sqlx::Error::WorkerCrashed => false,
+        _ => true,
     };
-    if transient { StoreError::Unavailable(error) } else { StoreError::Refused(error) }
+    if is_final { StoreError::Refused(error) } else { StoreError::Unavailable(error) }
 }
