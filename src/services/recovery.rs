@@ -33,6 +33,26 @@ pub struct Recovery {
 /// Orphans taken over, and looked up, at once.
 const ORPHANS_MAX: i64 = 64;
 
+/// Since when this process has met the database at every round, and when it last did.
+struct Reached {
+    since: Instant,
+    last: Instant,
+}
+
+impl Reached {
+    /// The database is there. Whether it has been for a whole lease, in which every process that
+    /// lives has renewed its own. An outage need not be an error: a database that was silent makes
+    /// a round late, by so much that others may have been too late.
+    fn for_a_lease(&mut self, lease: Duration) -> bool {
+        let now = Instant::now();
+        if now.duration_since(self.last) >= lease / 3 * 2 {
+            self.since = now;
+        }
+        self.last = now;
+        now.duration_since(self.since) >= lease
+    }
+}
+
 impl Recovery {
     /// Renews and recovers until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
@@ -41,28 +61,28 @@ impl Recovery {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // After an outage of the database every lease has expired, those of the living too: they
         // get as long as a lease to renew theirs before anybody takes them over.
-        let mut healthy_since = Instant::now();
+        let mut reached = Reached { since: Instant::now(), last: Instant::now() };
         let one_round = Arc::new(Semaphore::new(1));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
-            let may_claim = self.is_alone || healthy_since.elapsed() >= self.lease;
             let round = tokio::select! {
-                round = self.round(may_claim, &one_round) => round,
+                round = self.round(&mut reached, &one_round) => round,
                 () = stop.cancelled() => return,
             };
             if let Err(error) = round {
                 tracing::warn!("leases and orphans: {error}");
-                healthy_since = Instant::now();
+                reached.since = Instant::now();
             }
         }
     }
 
-    async fn round(&self, may_claim: bool, one: &Arc<Semaphore>) -> Result<(), StoreError> {
+    async fn round(&self, reached: &mut Reached, one: &Arc<Semaphore>) -> Result<(), StoreError> {
         let now = Timestamp::now();
         self.store.renew_leases(self.instance, now.plus(self.lease)).await?;
+        let may_claim = reached.for_a_lease(self.lease) || self.is_alone;
         // The last round's orphans first: each may take as long as a look-up.
         let permit = may_claim.then(|| one.clone().try_acquire_owned().ok()).flatten();
         let Some(permit) = permit else { return Ok(()) };

@@ -5,7 +5,9 @@
 
 pub mod audit;
 pub mod books;
+pub mod cluster;
 pub mod process;
+pub mod proxy;
 pub mod setup;
 pub mod store;
 pub mod wait;
@@ -19,6 +21,7 @@ use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::Upstream;
 use books::{Books, UsageRecord};
 use process::{Ended, Environment, Process};
+use proxy::Proxy;
 pub use setup::{Kind, Setup, UPSTREAM_KEY};
 use store::Database;
 pub use store::Store;
@@ -36,6 +39,8 @@ pub struct TestApp {
     pub environment: Environment,
     /// Set by the tests of refused holds, which may drop a call that had already left.
     pub drops_calls: bool,
+    /// Between the program and PostgreSQL, where the test asked for it.
+    pub proxy: Option<Proxy>,
     database: Database,
     stopped: bool,
     finished: bool,
@@ -91,6 +96,7 @@ impl TestApp {
             process,
             environment,
             drops_calls: false,
+            proxy: None,
             database,
             stopped: false,
             finished: false,

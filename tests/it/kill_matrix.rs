@@ -16,7 +16,7 @@ use crate::app::{Setup, Store, TestApp, both_stores, question, streamed};
 use crate::client::{Answered, Exchange};
 use crate::random::Random;
 use crate::upstream::catalog::OLD_MODEL;
-use crate::upstream::model::{Generation, Manner, Model, PROMPT_TOKENS};
+use crate::upstream::model::{Generation, Manner, Model, generation_of};
 
 both_stores!(a_killed_process_loses_and_doubles_nothing);
 
@@ -124,13 +124,6 @@ async fn call_until_killed(address: std::net::SocketAddr, request: Vec<u8>) -> V
     answers
 }
 
-/// The generation that an answer, or its beginning, is of.
-fn generation_of(got: &Answered) -> Option<String> {
-    let text = got.text();
-    let (_, rest) = text.split_once(r#""id":""#)?;
-    Some(rest.split_once('"')?.0.to_string())
-}
-
 fn check(
     records: &[UsageRecord],
     answers: &[Answered],
@@ -149,9 +142,9 @@ fn check(
             continue;
         };
         // A byte may be the beginning of an event, without the id.
-        let id = generation_of(got).or_else(|| record.generation_id.clone());
+        let id = generation_of(&got.text()).or_else(|| record.generation_id.clone());
         let truth = id.as_ref().and_then(|id| truths.get(id));
-        if !truth.is_some_and(|truth| is_true(record, truth)) {
+        if !truth.is_some_and(|truth| truth.is_told_by(record)) {
             wrong.push(format!("the client saw {}\n{truth:?}\n{record:#?}", got.text()));
         }
         seen.extend(id);
@@ -162,7 +155,7 @@ fn check(
         match own[..] {
             [] if seen.contains(id) => wrong.push(format!("seen and lost: {truth:?}")),
             [] => tally.unrecorded += 1,
-            [record] if is_true(record, truth) => {
+            [record] if truth.is_told_by(record) => {
                 tally.looked_up += usize::from(record.ending == "killed");
             }
             [record] => wrong.push(format!("{truth:?}\n{record:#?}")),
@@ -175,13 +168,4 @@ fn check(
     tally.unrecorded = tally.unrecorded.saturating_sub(tally.estimated);
     assert!(wrong.is_empty(), "{seed}: {} wrong; {tally}:\n{}", wrong.len(), wrong.join("\n"));
     tally
-}
-
-/// Tokens and charge are the upstream's; the default markup is a fifth.
-fn is_true(record: &UsageRecord, truth: &Generation) -> bool {
-    let tokens = (record.prompt_tokens, record.completion_tokens);
-    ["upstream", "lookup"].contains(&record.source.as_str())
-        && tokens == (PROMPT_TOKENS, truth.completion_tokens)
-        && record.charge_nusd == truth.cost_nusd() * 12 / 10
-        && record.shortfall_nusd == 0
 }

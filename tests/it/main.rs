@@ -15,6 +15,7 @@ mod upstream;
 
 mod bad_input;
 mod books;
+mod commit_lost;
 mod count;
 mod endings;
 mod env_example;

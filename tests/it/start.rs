@@ -170,7 +170,7 @@ async fn the_demo_is_for_one_machine_only() {
     let ended = refused(folder.path(), &port).await;
     assert!(ended.stderr.to_lowercase().contains("demo"), "PORT binds 0.0.0.0: {ended:?}");
 
-    let database = Database::create(Store::Postgres).await;
+    let database = Database::create(Store::Postgres, None).await;
     let mut shared = fresh();
     shared.insert("DATABASE_URL".to_string(), database.url.clone());
     let ended = refused(folder.path(), &shared).await;

@@ -1,7 +1,9 @@
 //! What a test may choose before the program starts: store, kind of upstream, environment, credit.
 
 use super::TestApp;
+use super::cluster::Cluster;
 use super::process::Environment;
+use super::proxy::Proxy;
 use super::store::{Database, Store};
 use crate::upstream::{Upstream, catalog};
 
@@ -31,6 +33,9 @@ pub struct Setup {
     environment: Environment,
     credit: &'static str,
     prices: Option<&'static str>,
+    /// The address of another PostgreSQL than that of the test command.
+    cluster: Option<String>,
+    proxied: bool,
 }
 
 impl Setup {
@@ -42,6 +47,8 @@ impl Setup {
             environment: Environment::new(),
             credit: "10",
             prices: None,
+            cluster: None,
+            proxied: false,
         };
         setup
             .env("TOLLGATE_LISTEN", "127.0.0.1:0")
@@ -78,6 +85,18 @@ impl Setup {
         self
     }
 
+    /// On PostgreSQL's server at this address.
+    pub fn cluster(mut self, cluster: &Cluster) -> Self {
+        self.cluster = Some(cluster.url());
+        self
+    }
+
+    /// With a wire to PostgreSQL that can be cut: `TestApp::proxy`.
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
     pub async fn start(self) -> TestApp {
         let models = match self.kind {
             Kind::OpenRouter => catalog::openrouter_models(),
@@ -89,9 +108,17 @@ impl Setup {
 
     /// With an upstream that the test has prepared, or whose address it has replaced.
     pub async fn start_with(mut self, upstream: Upstream) -> TestApp {
-        let database = Database::create(self.store).await;
+        let database = Database::create(self.store, self.cluster.as_deref()).await;
+        let mut url = database.url.clone();
+        let mut proxy = None;
+        if self.proxied {
+            let server = url.split(['@', '/']).nth(3).expect("postgres://user@host:port/database");
+            let wire = Proxy::start(server).await;
+            url = url.replace(server, &wire.address().to_string());
+            proxy = Some(wire);
+        }
         let environment = &mut self.environment;
-        environment.insert("DATABASE_URL".to_string(), database.url.clone());
+        environment.insert("DATABASE_URL".to_string(), url);
         environment.insert("UPSTREAM_KIND".to_string(), self.kind.name().to_string());
         environment.entry("UPSTREAM_BASE_URL".to_string()).or_insert_with(|| upstream.url());
         if let Some(toml) = self.prices {
@@ -99,6 +126,8 @@ impl Setup {
             std::fs::write(&path, toml).expect("the test's own folder");
             environment.insert("TOLLGATE_PRICES".to_string(), path.display().to_string());
         }
-        TestApp::launch(upstream, database, self.environment, self.credit).await
+        let mut app = TestApp::launch(upstream, database, self.environment, self.credit).await;
+        app.proxy = proxy;
+        app
     }
 }

@@ -42,45 +42,57 @@ pub struct Database {
     /// The test's files: the SQLite database, price tables, and the program's working directory.
     pub folder: TempDir,
     name: String,
+    /// Any address of its server.
+    cluster: String,
 }
 
 impl Database {
-    pub async fn create(store: Store) -> Self {
+    /// On the server of the test command, or on that at `cluster`.
+    pub async fn create(store: Store, cluster: Option<&str>) -> Self {
+        let cluster = match (store, cluster) {
+            (Store::Sqlite, _) => String::new(),
+            (Store::Postgres, Some(cluster)) => cluster.to_string(),
+            (Store::Postgres, None) => test_cluster(),
+        };
         let folder = tempfile::tempdir().expect("a temporary folder");
         let name = format!("tollgate_{}", Uuid::now_v7().simple());
         let url = match store {
             Store::Sqlite => format!("sqlite://{}", folder.path().join("books.db").display()),
             Store::Postgres => {
-                cluster_execute(&format!("CREATE DATABASE {name}")).await;
-                cluster_url(&name)
+                execute(&cluster, &format!("CREATE DATABASE {name}")).await;
+                database_url(&cluster, &name)
             }
         };
-        Self { url, store, folder, name }
+        Self { url, store, folder, name, cluster }
     }
 
     /// Gives the cluster its room back. A failed test leaves its database for whoever looks.
     pub async fn drop_database(&self) {
         if self.store == Store::Postgres {
-            cluster_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await;
+            let drop = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+            execute(&self.cluster, &drop).await;
         }
     }
 }
 
-fn cluster_url(database: &str) -> String {
-    let Ok(cluster) = std::env::var(CLUSTER_VARIABLE) else {
-        panic!("{CLUSTER_VARIABLE} is not set: run tests/run.sh, which starts a PostgreSQL");
-    };
-    let base = cluster.rsplit_once('/').map_or(cluster.as_str(), |(base, _)| base);
+fn test_cluster() -> String {
+    std::env::var(CLUSTER_VARIABLE).unwrap_or_else(|_| {
+        panic!("{CLUSTER_VARIABLE} is not set: run tests/run.sh, which starts a PostgreSQL")
+    })
+}
+
+fn database_url(cluster: &str, database: &str) -> String {
+    let base = cluster.rsplit_once('/').map_or(cluster, |(base, _)| base);
     format!("{base}/{database}")
 }
 
-async fn cluster_execute(statement: &str) {
-    let cluster: PgPool = PgPoolOptions::new()
+async fn execute(cluster: &str, statement: &str) {
+    let pool: PgPool = PgPoolOptions::new()
         .max_connections(1)
-        .connect(&cluster_url("postgres"))
+        .connect(&database_url(cluster, "postgres"))
         .await
-        .expect("the cluster of tests/run.sh accepts connections");
+        .expect("the cluster of the test accepts connections");
     let statement = AssertSqlSafe(statement.to_string());
-    sqlx::query(statement).execute(&cluster).await.expect("a statement on the test cluster");
-    cluster.close().await;
+    sqlx::query(statement).execute(&pool).await.expect("a statement on the test cluster");
+    pool.close().await;
 }

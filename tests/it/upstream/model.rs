@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::answer::{DONE, event};
 use super::http::{self, Request};
 use super::{CHAT, catalog, chunk};
+use crate::app::books::UsageRecord;
 
 /// The model's price, in nano-USD a token: `openai/gpt-4` of the catalogue.
 pub const PROMPT_NUSD: i64 = 30_000;
@@ -82,6 +83,15 @@ impl Generation {
         PROMPT_TOKENS * PROMPT_NUSD + self.completion_tokens * COMPLETION_NUSD
     }
 
+    /// Tokens and charge of this record are the upstream's; the default markup is a fifth.
+    pub fn is_told_by(&self, record: &UsageRecord) -> bool {
+        let tokens = (record.prompt_tokens, record.completion_tokens);
+        ["upstream", "lookup"].contains(&record.source.as_str())
+            && tokens == (PROMPT_TOKENS, self.completion_tokens)
+            && record.charge_nusd == self.cost_nusd() * 12 / 10
+            && record.shortfall_nusd == 0
+    }
+
     fn cost_text(&self) -> String {
         let cost = self.cost_nusd();
         format!("{}.{:09}", cost / 1_000_000_000, cost % 1_000_000_000)
@@ -117,11 +127,16 @@ impl Generation {
     }
 }
 
+/// The generation that an answer, or its beginning, is of.
+pub fn generation_of(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once(r#""id":""#)?;
+    Some(rest.split_once('"')?.0.to_string())
+}
+
 struct State {
     manner: Manner,
     generations: BTreeMap<String, Generation>,
     chats: Vec<Value>,
-    lookups: usize,
 }
 
 struct Shared(Mutex<State>);
@@ -150,7 +165,7 @@ impl Model {
     pub async fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket");
-        let state = State { manner, generations: BTreeMap::new(), chats: Vec::new(), lookups: 0 };
+        let state = State { manner, generations: BTreeMap::new(), chats: Vec::new() };
         let shared = Arc::new(Shared(Mutex::new(state)));
         let accepting = tokio::spawn(accept(listener, shared.clone())).abort_handle();
         Self { shared, address, accepting }
@@ -173,11 +188,6 @@ impl Model {
     /// The bodies of all chat completions so far.
     pub fn chats(&self) -> Vec<Value> {
         self.shared.state().chats.clone()
-    }
-
-    /// How often `GET /generation` was asked.
-    pub fn lookups(&self) -> usize {
-        self.shared.state().lookups
     }
 }
 
@@ -325,7 +335,6 @@ async fn generation(stream: &TcpStream, shared: &Shared, request: &Request) -> i
     let id = request.target.split_once("id=").map(|(_, id)| id).unwrap_or_default();
     let found = {
         let mut state = shared.state();
-        state.lookups += 1;
         let generation = state.generations.get_mut(id).filter(|generation| generation.is_over);
         match generation {
             Some(generation) if generation.not_found == 0 => Some(generation.looked_up()),

@@ -1,0 +1,105 @@
+//! A wire between the program and its PostgreSQL that can lose the answer to a COMMIT: the
+//! transaction stands, and the program is not told.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+
+pub struct Proxy {
+    address: SocketAddr,
+    wire: Arc<Wire>,
+    accepting: AbortHandle,
+}
+
+struct Wire {
+    server: String,
+    /// Answers to COMMIT that are to be lost.
+    to_lose: AtomicUsize,
+    lost: AtomicUsize,
+}
+
+/// PostgreSQL's simple query, as it stands on the wire.
+const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
+
+impl Proxy {
+    /// In front of the server at `host:port`.
+    pub async fn start(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        let address = listener.local_addr().expect("a bound socket");
+        let wire = Arc::new(Wire {
+            server: server.to_string(),
+            to_lose: AtomicUsize::new(0),
+            lost: AtomicUsize::new(0),
+        });
+        let accepting = tokio::spawn(accept(listener, wire.clone())).abort_handle();
+        Self { address, wire, accepting }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The answers to the next `count` COMMITs do not arrive; their connections break.
+    pub fn lose(&self, count: usize) {
+        self.wire.to_lose.fetch_add(count, Ordering::SeqCst);
+    }
+
+    pub fn lost(&self) -> usize {
+        self.wire.lost.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, wire: Arc<Wire>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        let wire = wire.clone();
+        connections.spawn(async move { relay(client, &wire).await });
+    }
+}
+
+async fn relay(mut client: TcpStream, wire: &Wire) {
+    let Ok(mut server) = TcpStream::connect(&wire.server).await else { return };
+    let (mut asked, mut told) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    loop {
+        let passed = tokio::select! {
+            read = client.read(&mut asked) => match read {
+                Ok(read @ 1..) => {
+                    let bytes = &asked[..read];
+                    let is_sent = server.write_all(bytes).await;
+                    if bytes.ends_with(COMMIT) && wire.loses() {
+                        // It is committed when the server says so.
+                        let _ = server.read(&mut told).await;
+                        wire.lost.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
+                    is_sent
+                }
+                _ => return,
+            },
+            read = server.read(&mut told) => match read {
+                Ok(read @ 1..) => client.write_all(&told[..read]).await,
+                _ => return,
+            },
+        };
+        if passed.is_err() {
+            return;
+        }
+    }
+}
+
+impl Wire {
+    fn loses(&self) -> bool {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
+    }
+}
