@@ -149,6 +149,15 @@ impl Upstream {
         self.wait(&format!("{count} chat completions"), |state| chats(state) >= count).await;
     }
 
+    /// Waits until the client of this chat call, counted from 0, has gone.
+    pub async fn wait_for_chat_gone(&self, number: usize) {
+        self.wait(&format!("the client of chat {number} to go"), |state| {
+            let mut chats = state.calls.iter().filter(|call| call.request.path() == CHAT);
+            chats.nth(number).is_some_and(|call| call.gone)
+        })
+        .await;
+    }
+
     /// Waits until `count` chat completions were hung up on by the gateway.
     pub async fn wait_for_gone(&self, count: usize) {
         let what = format!("{count} hang-ups on the upstream");

@@ -145,7 +145,7 @@ async fn gone_clients_are_looked_up(store: Store) {
         app.upstream.generation(2, gone.answer.generation(12, 5, 0.0001));
         gone.play(&app).await;
         if ![BeforeHead, AfterUsage, AfterDone].contains(&moment) {
-            app.upstream.wait_for_gone(number.min(3)).await;
+            app.upstream.wait_for_chat_gone(number).await;
         }
         gone.gate.open();
         let record = app.records(number + 1).await.remove(number);

@@ -345,13 +345,11 @@ async fn generation(stream: &TcpStream, shared: &Shared, request: &Request) -> i
             None => None,
         }
     };
-    match found {
-        Some(text) => json_answer(stream, 200, &[], &text).await,
-        None => {
-            let error = r#"{"error":{"code":404,"message":"not yet, or never"}}"#;
-            json_answer(stream, 404, &[], error).await
-        }
+    if let Some(text) = found {
+        return json_answer(stream, 200, &[], &text).await;
     }
+    let error = r#"{"error":{"code":404,"message":"not yet, or never"}}"#;
+    json_answer(stream, 404, &[], error).await
 }
 
 async fn json_answer(
