@@ -188,7 +188,7 @@ async fn follow_changes(app: &App) {
 async fn serve(
     app: Arc<App>,
     background: CancellationToken,
-    writer: tokio::task::JoinHandle<()>,
+    mut writer: tokio::task::JoinHandle<()>,
     leave_signals: LeaveSignals,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::bind(app.config.server.listen)
@@ -207,7 +207,11 @@ async fn serve(
     let router = routes::router(app.clone());
     let serving = server::serve(listener, router, signals.clone(), connections.clone());
     let serving = tokio::spawn(serving);
-    leave_signals.wait().await;
+    tokio::select! {
+        () = leave_signals.wait() => {}
+        // Without it nothing can be charged: better no server than one that serves for nothing.
+        _ = &mut writer => bail!("the ledger writer has ended"),
+    }
     leave(app, signals, connections).await;
     background.cancel();
     serving.await?;

@@ -108,6 +108,10 @@ impl Catalog {
     /// The upstream's or the store's.
     pub async fn refresh(&self) -> Result<(), Error> {
         let offers = sources::fetch(&self.upstream).await?;
+        if offers.is_empty() {
+            // An upstream in trouble; the list before it is worth more.
+            return Err(Error::UpstreamUnavailable("an empty model list".to_owned()));
+        }
         let listing = self.list(offers)?;
         let prices: Vec<_> = listing.models.values().flat_map(|model| model.prices()).collect();
         self.store.put_prices(&prices, Timestamp::now()).await?;

@@ -147,7 +147,8 @@ impl Upstream {
             .await
             .map_err(|_| Error::UpstreamTimeout("waiting for an answer"))?
             .map_err(|error| Error::UpstreamUnavailable(cause(&error)))?;
-        if answer.headers().contains_key(CONTENT_ENCODING) {
+        let encoding = answer.headers().get(CONTENT_ENCODING);
+        if encoding.is_some_and(|encoding| encoding != "identity") {
             let status = answer.status();
             let reason = "compressed though not asked";
             return Err(Error::UpstreamFailed { status, reason, retry_after: None });
