@@ -5,8 +5,9 @@
 
 use super::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use super::money::{NanoUsd, Tokens};
+use super::openai::answer::Reported;
 use super::timestamp::Timestamp;
-use super::usage::flag;
+use super::usage::{Ending, UsageRecord, UsageSource, flag};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,56 @@ pub struct IdempotencyKey {
 }
 
 impl Hold {
+    /// The usage record that closes it, with the upstream's numbers and not priced yet.
+    #[must_use]
+    pub fn closed(
+        &self,
+        ending: Ending,
+        source: UsageSource,
+        reported: Reported,
+        ended_at: Timestamp,
+    ) -> UsageRecord {
+        let Reported { tokens, cost_pico } = reported;
+        UsageRecord {
+            id: self.request_id,
+            account_id: self.account_id,
+            api_key_id: self.api_key_id,
+            upstream: self.upstream.clone(),
+            model: self.model.clone(),
+            model_served: None,
+            provider: None,
+            generation_id: self.generation_id.clone(),
+            streamed: self.streamed,
+            ending,
+            finish_reason: None,
+            upstream_status: None,
+            source,
+            prompt_tokens: tokens.prompt,
+            cached_tokens: tokens.cached,
+            cache_write_tokens: tokens.cache_write,
+            cache_write_1h_tokens: tokens.cache_write_1h,
+            audio_prompt_tokens: tokens.audio_prompt,
+            completion_tokens: tokens.completion,
+            reasoning_tokens: tokens.reasoning,
+            audio_completion_tokens: tokens.audio_completion,
+            image_completion_tokens: tokens.image_completion,
+            web_searches: tokens.web_searches,
+            counted_prompt_tokens: None,
+            counted_completion_tokens: None,
+            counter: None,
+            counter_exact: false,
+            upstream_cost_pusd: cost_pico.and_then(|pico| i64::try_from(pico).ok()),
+            charge_nusd: NanoUsd::ZERO,
+            shortfall_nusd: NanoUsd::ZERO,
+            hold_nusd: self.amount_nusd,
+            price_id: self.price_id.clone(),
+            attempts: 1,
+            started_at: self.placed_at,
+            first_byte_at: None,
+            ended_at,
+        }
+    }
+
     /// Under which name its idempotency key is kept.
     #[must_use]
     pub fn idempotency_id(&self) -> Option<String> {

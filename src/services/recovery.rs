@@ -7,11 +7,10 @@
 
 use crate::models::hold::Hold;
 use crate::models::ids::InstanceId;
-use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Reported;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource, Used};
+use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
@@ -122,68 +121,27 @@ async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
             return;
         }
     };
-    let record = record(hold, found, price.as_ref());
+    let record = record(&hold, found, price.as_ref());
     let look_up = settler.look_up_plan(&record);
     let settlement = Settlement { record, look_up };
     settler.ledger.note(LedgerOp::Settle(Box::new(settlement)));
 }
 
-fn record(hold: Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecord {
+fn record(hold: &Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecord {
     let source = if found.is_some() { UsageSource::Lookup } else { UsageSource::Estimated };
-    let (reported, model, provider, finish_reason) = match found {
-        Some(Found { reported, model, provider, finish_reason }) => {
-            (reported, model, provider, finish_reason)
-        }
-        None => (estimate(&hold), None, None, None),
-    };
-    let used = Used {
-        tokens: reported.tokens,
-        cost_pico: reported.cost_pico,
-        has_failed: finish_reason.as_deref() == Some("error"),
-        at: hold.placed_at,
-    };
-    let charge = price
-        .and_then(|price| pricing::charge(price, &used).ok())
+    let reported = found.as_ref().map_or_else(|| estimate(hold), |found| found.reported);
+    let mut record = hold.closed(Ending::Killed, source, reported, Timestamp::now());
+    record.counted_completion_tokens = Some(hold.completion_tokens_seen);
+    if let Some(Found { model, provider, finish_reason, .. }) = found {
+        record.model_served = model;
+        record.provider = provider;
+        record.finish_reason = finish_reason;
+    }
+    record.charge_nusd = price
+        .and_then(|price| pricing::charge(price, &record.used()).ok())
         // Without a price, what was set aside is the best that is known.
         .unwrap_or(hold.amount_nusd);
-    UsageRecord {
-        id: hold.request_id,
-        account_id: hold.account_id,
-        api_key_id: hold.api_key_id,
-        upstream: hold.upstream,
-        model: hold.model,
-        model_served: model,
-        provider,
-        generation_id: hold.generation_id,
-        streamed: hold.streamed,
-        ending: Ending::Killed,
-        finish_reason,
-        upstream_status: None,
-        source,
-        prompt_tokens: reported.tokens.prompt,
-        cached_tokens: reported.tokens.cached,
-        cache_write_tokens: reported.tokens.cache_write,
-        cache_write_1h_tokens: reported.tokens.cache_write_1h,
-        audio_prompt_tokens: reported.tokens.audio_prompt,
-        completion_tokens: reported.tokens.completion,
-        reasoning_tokens: reported.tokens.reasoning,
-        audio_completion_tokens: reported.tokens.audio_completion,
-        image_completion_tokens: reported.tokens.image_completion,
-        web_searches: reported.tokens.web_searches,
-        counted_prompt_tokens: None,
-        counted_completion_tokens: Some(hold.completion_tokens_seen),
-        counter: None,
-        counter_exact: false,
-        upstream_cost_pusd: reported.cost_pico.and_then(|pico| i64::try_from(pico).ok()),
-        charge_nusd: charge,
-        shortfall_nusd: NanoUsd::ZERO,
-        hold_nusd: hold.amount_nusd,
-        price_id: hold.price_id,
-        attempts: 1,
-        started_at: hold.placed_at,
-        first_byte_at: None,
-        ended_at: Timestamp::now(),
-    }
+    record
 }
 
 /// The prompt was sent; of the answer, what was noted before the process died.

@@ -7,12 +7,12 @@
 
 use crate::config::Disconnect;
 use crate::models::hold::Hold;
-use crate::models::money::{NanoUsd, Tokens, parse_cost_pico};
+use crate::models::money::{Tokens, parse_cost_pico};
 use crate::models::openai::answer::Reported;
 use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource, Used};
+use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
 use crate::services::ledger::{Answer, Ledger, Slot};
 use crate::services::pricing;
 use crate::services::reading::Reading;
@@ -67,8 +67,7 @@ pub struct OpenHold {
 /// The numbers of a record.
 struct Numbers {
     source: UsageSource,
-    tokens: TokenUsage,
-    cost_pico: Option<i128>,
+    reported: Reported,
     counted_prompt: Option<Count>,
     counted_completion: Option<Count>,
 }
@@ -146,8 +145,7 @@ impl OpenHold {
     pub fn void(self, ending: Ending) {
         let numbers = Numbers {
             source: UsageSource::None,
-            tokens: TokenUsage::default(),
-            cost_pico: None,
+            reported: Reported { tokens: TokenUsage::default(), cost_pico: None },
             counted_prompt: None,
             counted_completion: None,
         };
@@ -221,8 +219,10 @@ impl OpenHold {
         };
         let numbers = Numbers {
             source,
-            tokens: reported.tokens,
-            cost_pico: reported.cost_pico.or_else(|| self.cost_from_header()),
+            reported: Reported {
+                cost_pico: reported.cost_pico.or_else(|| self.cost_from_header()),
+                ..reported
+            },
             counted_prompt,
             counted_completion: Some(completion),
         };
@@ -254,62 +254,27 @@ impl OpenHold {
     }
 
     fn record(&self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {
-        let charge = match numbers.source {
-            UsageSource::None => NanoUsd::ZERO,
-            // A price beyond the type's range is a fault; the hold is the most that can be owed.
-            _ => pricing::charge(&self.price, &self.used(numbers, &named, ending))
-                .unwrap_or(self.hold.amount_nusd),
-        };
         let counted = numbers.counted_completion.or(numbers.counted_prompt);
-        UsageRecord {
-            id: self.hold.request_id,
-            account_id: self.hold.account_id,
-            api_key_id: self.hold.api_key_id,
-            upstream: self.hold.upstream.clone(),
-            model: self.hold.model.clone(),
+        let closed = self.hold.closed(ending, numbers.source, numbers.reported, Timestamp::now());
+        let mut record = UsageRecord {
             model_served: named.model,
             provider: named.provider,
             generation_id: named.generation_id.or_else(|| self.hold.generation_id.clone()),
-            streamed: self.hold.streamed,
-            ending,
             finish_reason: named.finish_reason,
             upstream_status: self.upstream_status.map(|status| i64::from(status.as_u16())),
-            source: numbers.source,
-            prompt_tokens: numbers.tokens.prompt,
-            cached_tokens: numbers.tokens.cached,
-            cache_write_tokens: numbers.tokens.cache_write,
-            cache_write_1h_tokens: numbers.tokens.cache_write_1h,
-            audio_prompt_tokens: numbers.tokens.audio_prompt,
-            completion_tokens: numbers.tokens.completion,
-            reasoning_tokens: numbers.tokens.reasoning,
-            audio_completion_tokens: numbers.tokens.audio_completion,
-            image_completion_tokens: numbers.tokens.image_completion,
-            web_searches: numbers.tokens.web_searches,
             counted_prompt_tokens: numbers.counted_prompt.map(|count| Tokens(count.tokens)),
             counted_completion_tokens: numbers.counted_completion.map(|count| Tokens(count.tokens)),
             counter: counted.map(|_| self.tokenizer.vocabulary.name().to_owned()),
             counter_exact: self.tokenizer.exact && counted.is_some_and(|count| !count.estimated),
-            upstream_cost_pusd: numbers.cost_pico.and_then(|pico| i64::try_from(pico).ok()),
-            charge_nusd: charge,
-            shortfall_nusd: NanoUsd::ZERO,
-            hold_nusd: self.hold.amount_nusd,
-            price_id: self.hold.price_id.clone(),
-            attempts: 1,
-            started_at: self.hold.placed_at,
             first_byte_at: self.first_byte_at,
-            ended_at: Timestamp::now(),
+            ..closed
+        };
+        if record.source != UsageSource::None {
+            // A price beyond the type's range is a fault; the hold is the most that can be owed.
+            record.charge_nusd =
+                pricing::charge(&self.price, &record.used()).unwrap_or(self.hold.amount_nusd);
         }
-    }
-
-    /// As [`UsageRecord::used`] will say it again when the books are verified.
-    fn used(&self, numbers: &Numbers, named: &Named, ending: Ending) -> Used {
-        Used {
-            tokens: numbers.tokens,
-            cost_pico: numbers.cost_pico,
-            has_failed: ending == Ending::UpstreamFailed
-                || named.finish_reason.as_deref() == Some("error"),
-            at: self.hold.placed_at,
-        }
+        record
     }
 
     /// Writes down what recovery would need: best effort.

@@ -4,7 +4,8 @@ use super::*;
 use crate::models::account::{AccountKind, KeyLimits, NewAccount};
 use crate::models::ids::InstanceId;
 use crate::models::money::Tokens;
-use crate::models::usage::{Ending, UsageSource};
+use crate::models::openai::answer::Reported;
+use crate::models::usage::{Ending, TokenUsage, UsageSource};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -183,43 +184,13 @@ fn record(
     charge: i64,
     is_void: bool,
 ) -> UsageRecord {
+    let source = if is_void { UsageSource::None } else { UsageSource::Upstream };
+    let tokens = TokenUsage { prompt: Tokens(1), completion: Tokens(1), ..TokenUsage::default() };
+    let reported = Reported { tokens, cost_pico: None };
+    let hold = hold(account_id, api_key_id, id, 0, None);
     UsageRecord {
-        id,
-        account_id,
-        api_key_id,
-        upstream: "openai".to_owned(),
-        model: "m".to_owned(),
-        model_served: None,
-        provider: None,
-        generation_id: None,
-        streamed: true,
-        ending: Ending::Completed,
-        finish_reason: None,
-        upstream_status: None,
-        source: if is_void { UsageSource::None } else { UsageSource::Upstream },
-        prompt_tokens: Tokens(1),
-        cached_tokens: Tokens(0),
-        cache_write_tokens: Tokens(0),
-        cache_write_1h_tokens: Tokens(0),
-        audio_prompt_tokens: Tokens(0),
-        completion_tokens: Tokens(1),
-        reasoning_tokens: Tokens(0),
-        audio_completion_tokens: Tokens(0),
-        image_completion_tokens: Tokens(0),
-        web_searches: 0,
-        counted_prompt_tokens: None,
-        counted_completion_tokens: None,
-        counter: None,
-        counter_exact: false,
-        upstream_cost_pusd: None,
         charge_nusd: NanoUsd(if is_void { 0 } else { charge }),
-        shortfall_nusd: NanoUsd::ZERO,
-        hold_nusd: NanoUsd::ZERO,
-        price_id: "p".to_owned(),
-        attempts: 1,
-        started_at: now(),
-        first_byte_at: None,
-        ended_at: now(),
+        ..hold.closed(Ending::Completed, source, reported, now())
     }
 }
 
