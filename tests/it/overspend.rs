@@ -178,7 +178,7 @@ impl Site {
 async fn an_obedient_upstream_spends_a_dollar_to_its_end(store: Store) {
     let manner =
         Manner { tokens: 150, spread: 200, pause: Duration::from_millis(1), ..Manner::obedient() };
-    let site = Site::open(store, Manner { tokens: 1, spread: 1, ..manner }).await;
+    let site = Site::open(store, Manner { tokens: 1, spread: 1, ..manner.clone() }).await;
     let floor = site.floor().await;
     site.model.behave(manner);
     let streams = if store == Store::Sqlite { 100 } else { 150 };

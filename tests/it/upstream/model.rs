@@ -16,6 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::answer::{DONE, event};
 use super::http::{self, Request};
+use super::script::Gate;
 use super::{CHAT, catalog, chunk};
 use crate::app::books::UsageRecord;
 
@@ -25,8 +26,19 @@ pub const COMPLETION_NUSD: i64 = 60_000;
 /// What the upstream says that every prompt was.
 pub const PROMPT_TOKENS: i64 = 12;
 
+/// Where it waits for the test.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stall {
+    Head,
+    FirstToken,
+    /// After so many tokens.
+    Tokens(i64),
+    Usage,
+    Done,
+}
+
 /// How it behaves; may be changed at any time for the calls to come.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Manner {
     /// Honours `max_tokens`.
     pub obeys: bool,
@@ -44,9 +56,18 @@ pub struct Manner {
     pub provider: &'static str,
     /// `GET /generation` says 404 so often before it tells.
     pub not_found: u32,
+    pub stall: Option<(Stall, Gate)>,
 }
 
 impl Manner {
+    async fn stall(&self, at: Stall) {
+        if let Some((place, gate)) = &self.stall
+            && *place == at
+        {
+            gate.passed().await;
+        }
+    }
+
     pub fn obedient() -> Self {
         Self {
             obeys: true,
@@ -59,6 +80,7 @@ impl Manner {
             stops: false,
             provider: "OpenAI",
             not_found: 0,
+            stall: None,
         }
     }
 }
@@ -227,7 +249,7 @@ async fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
 /// Begins a generation, whose truth is kept from here on.
 fn begin(shared: &Shared, body: &Value) -> (Generation, Manner, i64) {
     let mut state = shared.state();
-    let manner = state.manner;
+    let manner = state.manner.clone();
     let number = i64::try_from(state.chats.len()).expect("few");
     state.chats.push(body.clone());
     let cap = ["max_tokens", "max_completion_tokens"].iter().find_map(|name| body[*name].as_i64());
@@ -257,8 +279,9 @@ async fn chat(stream: &TcpStream, shared: &Shared, request: &Request) -> io::Res
     let id = &generation.id;
     let speak = async {
         tokio::time::sleep(manner.head_after).await;
+        manner.stall(Stall::Head).await;
         if body["stream"] == json!(true) {
-            speak(stream, shared, id, manner, says).await
+            speak(stream, shared, id, &manner, says).await
         } else {
             shared.change(id, |generation| generation.completion_tokens = says);
             tokio::time::sleep(manner.pause).await;
@@ -289,7 +312,7 @@ async fn speak(
     stream: &TcpStream,
     shared: &Shared,
     id: &str,
-    manner: Manner,
+    manner: &Manner,
     says: i64,
 ) -> io::Result<()> {
     let head = format!(
@@ -298,7 +321,9 @@ async fn speak(
     write(stream, head.as_bytes()).await?;
     let word =
         r#"[{"index":0,"delta":{"role":"assistant","content":" the"},"finish_reason":null}]"#;
-    for _ in 0..says {
+    manner.stall(Stall::FirstToken).await;
+    for said in 0..says {
+        manner.stall(Stall::Tokens(said)).await;
         shared.change(id, |generation| generation.completion_tokens += 1);
         write(stream, &chunk(chunk_text(id, manner, word, "").as_bytes())).await?;
         if !manner.pause.is_zero() {
@@ -307,15 +332,17 @@ async fn speak(
     }
     let stop = r#"[{"index":0,"delta":{"content":""},"finish_reason":"stop"}]"#;
     write(stream, &chunk(chunk_text(id, manner, stop, "").as_bytes())).await?;
+    manner.stall(Stall::Usage).await;
     if manner.tells_usage {
         let usage = format!(r#","usage":{}"#, shared.generation(id).usage_text());
         write(stream, &chunk(chunk_text(id, manner, "[]", &usage).as_bytes())).await?;
     }
+    manner.stall(Stall::Done).await;
     write(stream, &chunk(DONE.as_bytes())).await?;
     write(stream, b"0\r\n\r\n").await
 }
 
-fn chunk_text(id: &str, manner: Manner, choices: &str, usage: &str) -> String {
+fn chunk_text(id: &str, manner: &Manner, choices: &str, usage: &str) -> String {
     let (provider, model) = (manner.provider, catalog::OLD_MODEL);
     event(&format!(
         r#"{{"id":"{id}","provider":"{provider}","model":"{model}","object":"chat.completion.chunk","created":1764000000,"choices":{choices}{usage}}}"#
@@ -348,8 +375,7 @@ async fn generation(stream: &TcpStream, shared: &Shared, request: &Request) -> i
     if let Some(text) = found {
         return json_answer(stream, 200, &[], &text).await;
     }
-    let error = r#"{"error":{"code":404,"message":"not yet, or never"}}"#;
-    json_answer(stream, 404, &[], error).await
+    json_answer(stream, 404, &[], r#"{"error":{"code":404,"message":"not yet, or never"}}"#).await
 }
 
 async fn json_answer(
