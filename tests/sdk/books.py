@@ -94,8 +94,8 @@ class Books:
         assert account["balance_nusd"] == sum(entry["amount_nusd"] for entry in entries)
         assert account["balance_nusd"] >= 0, "more was spent than there was"
         charges = {e["request_id"]: -e["amount_nusd"] for e in entries if e["kind"] == "charge"}
-        charged = {r["id"]: r["charge_nusd"] for r in records if r["charge_nusd"]}
-        assert charges == charged, "every charge has its one entry, and the other way round"
+        charged = {r["id"]: r["charge_nusd"] for r in records}
+        assert charges == charged, "every record has its one entry, and the other way round"
         assert all(record["shortfall_nusd"] == 0 for record in records)
         sql = "SELECT * FROM billing_events WHERE account_id = ?"
         assert self.database.rows(sql, self.account) == [], "no sink is configured"
