@@ -91,8 +91,7 @@ impl Upstream {
         })
     }
 
-    /// Asks the upstream something. `path` follows the base, or the base without `/v1` when it
-    /// begins with `..`.
+    /// Asks the upstream something. `path` follows the base.
     async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Error> {
         let request = self.request(Method::GET, path, Bytes::new())?;
         let answer = self.send(request, QUESTION_WAIT).await?;

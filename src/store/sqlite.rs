@@ -8,11 +8,11 @@ mod rows;
 
 use super::books::Changes;
 use batch::Sql;
-use rows::{classify, parse, select, unique, write_rows};
+use rows::{classify, select, unique, write_rows};
 
 use super::table::{
     ACCOUNTS, API_KEYS, BILLING_EVENTS, HOLDS, KEY_BUDGETS, LEDGER_ENTRIES, LOOKUPS, Table,
-    USAGE_CORRECTIONS, USAGE_RECORDS, price_rows, sqlite as sql,
+    USAGE_CORRECTIONS, USAGE_RECORDS, parse, price_rows, sqlite as sql,
 };
 use super::{BillingEvent, KnownKey, LedgerOp, Outcome, PAGE_ROWS_MAX, Store, StoreError};
 use crate::models::account::{Account, ApiKey, KeyBudget};

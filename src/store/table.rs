@@ -3,7 +3,9 @@
 //! A batch of rows goes in as one JSON array in one parameter; rows come out as JSON texts. The
 //! column lists are held against the structs by a test.
 
+use super::StoreError;
 use crate::models::price::Price;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
 /// A table and its columns, in the order of its struct.
@@ -216,6 +218,11 @@ pub const BILLING_EVENTS: Table = Table {
         "created_at",
     ],
 };
+
+/// Rows as they come from either database.
+pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
+    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
+}
 
 /// Prices as rows: id, model, plan, terms.
 pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, &str, String)> {

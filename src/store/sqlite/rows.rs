@@ -2,6 +2,7 @@
 
 use crate::models::ids::RequestId;
 use crate::store::StoreError;
+use crate::store::table::parse;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::AssertSqlSafe;
@@ -30,10 +31,6 @@ pub async fn select<T: DeserializeOwned>(
         .await
         .map_err(classify)?;
     parse(&rows)
-}
-
-pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
-    rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
 }
 
 pub async fn write_rows<'a, T: Serialize + 'a>(
