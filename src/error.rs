@@ -22,6 +22,12 @@ pub enum Error {
     Invalid(Invalid),
     #[error("unknown URL")]
     UnknownUrl,
+    #[error("there is no such {0}")]
+    NotFound(&'static str),
+    #[error("exists already: {0}")]
+    Exists(&'static str),
+    #[error("the caller's role does not allow this")]
+    Forbidden,
     #[error("method not allowed")]
     MethodNotAllowed { allow: &'static str },
     #[error("the content type is not JSON")]
@@ -101,15 +107,19 @@ impl Error {
             Self::Invalid(_) | Self::BodyIncomplete | Self::ModelNotPriced { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            Self::UnknownUrl | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
+            Self::UnknownUrl | Self::NotFound(_) | Self::UnknownModel { .. } => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::ModelNotAllowed { .. } | Self::Suspended => StatusCode::FORBIDDEN,
+            Self::ModelNotAllowed { .. } | Self::Suspended | Self::Forbidden => {
+                StatusCode::FORBIDDEN
+            }
             Self::InsufficientQuota | Self::KeyBudget | Self::UpstreamRateLimited { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            Self::Repeated => StatusCode::CONFLICT,
+            Self::Repeated | Self::Exists(_) => StatusCode::CONFLICT,
             Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -132,6 +142,9 @@ impl Error {
             | Self::WrongKey
             | Self::Invalid(_)
             | Self::UnknownUrl
+            | Self::NotFound(_)
+            | Self::Exists(_)
+            | Self::Forbidden
             | Self::MethodNotAllowed { .. }
             | Self::NotJson
             | Self::BodyTooLarge { .. }
@@ -164,6 +177,9 @@ impl Error {
             Self::MissingKey | Self::Invalid(_) | Self::UpstreamRejected { .. } => return None,
             Self::WrongKey => "invalid_api_key",
             Self::UnknownUrl => "unknown_url",
+            Self::NotFound(_) => "not_found",
+            Self::Exists(_) => "already_exists",
+            Self::Forbidden => "insufficient_permissions",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::NotJson => "unsupported_media_type",
             Self::BodyTooLarge { .. } => "request_too_large",
@@ -220,6 +236,9 @@ impl Error {
             Self::WrongKey => "Incorrect API key provided.".to_owned(),
             Self::Invalid(invalid) => invalid.message.clone(),
             Self::UnknownUrl => "Unknown request URL. Please check the URL for typos.".to_owned(),
+            Self::NotFound(what) => format!("There is no such {what}."),
+            Self::Exists(what) => format!("There is {what} already."),
+            Self::Forbidden => "You have insufficient permissions for this operation.".to_owned(),
             Self::MethodNotAllowed { allow } => {
                 format!("Not allowed to use this method here; allowed: {allow}.")
             }

@@ -3,9 +3,13 @@
 //! Invariant: nothing here does I/O or knows the time. Depends on no other module of the crate.
 
 pub mod account;
+pub mod audit;
 pub mod hold;
+pub mod identity;
 pub mod ids;
+pub mod key;
 pub mod ledger;
+pub mod limits;
 pub mod money;
 pub mod openai;
 pub mod price;

@@ -13,6 +13,7 @@ pub mod admission;
 pub mod allowance;
 pub mod auth;
 pub mod catalog;
+pub mod directory;
 pub mod exchange;
 pub mod ledger;
 pub mod meter;

@@ -2,12 +2,11 @@
 
 use super::{Output, print};
 use crate::models::account::{self, AccountKind, NewAccount};
-use crate::models::ids::AccountId;
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
-use crate::models::timestamp::Timestamp;
 use crate::services::catalog::OperatorTable;
-use crate::store::{Entry, LedgerOp, Outcome, Store};
+use crate::services::directory::{self, OPERATOR};
+use crate::store::{Entry, Store};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
@@ -79,7 +78,9 @@ pub async fn run_account(
             };
             let stripe_customer_id = stripe_customer;
             let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id };
-            say!("{}", create(store, new, credit).await?);
+            let account = directory::create_account(store, OPERATOR, new, credit).await?;
+            store.announce_change().await?;
+            say!("{}", account.id);
             Ok(())
         }
         Account::Show { account, output } => show(&find(store, &account).await?, output),
@@ -93,37 +94,18 @@ pub async fn run_credit(command: Credit, store: &dyn Store) -> anyhow::Result<()
         bail!("a credit is more than zero");
     }
     let account = find(store, &account).await?;
-    say!("{}", grant(store, account.id, usd, reason).await?);
-    Ok(())
-}
-
-/// Makes an account, with credit where there is some.
-pub async fn create(
-    store: &dyn Store,
-    new: NewAccount,
-    credit: Option<NanoUsd>,
-) -> anyhow::Result<AccountId> {
-    let account = account::Account::open(new, Timestamp::now());
-    store.create_account(&account).await?;
-    if let Some(credit) = credit.filter(|credit| *credit > NanoUsd::ZERO) {
-        grant(store, account.id, credit, "opening credit".to_owned()).await?;
-    }
-    Ok(account.id)
-}
-
-async fn grant(
-    store: &dyn Store,
-    account_id: AccountId,
-    amount_nusd: NanoUsd,
-    reason: String,
-) -> anyhow::Result<NanoUsd> {
-    let entry = Entry { account_id, kind: EntryKind::Credit, amount_nusd, reason };
-    let outcomes = store.commit(&[LedgerOp::Enter(entry)], Timestamp::now()).await?;
+    let entry = Entry {
+        account_id: account.id,
+        kind: EntryKind::Credit,
+        amount_nusd: usd,
+        reason,
+        reference: None,
+        audit: None,
+    };
+    let balance = directory::enter(store, OPERATOR, entry).await?;
     store.announce_change().await?;
-    match outcomes.as_slice() {
-        [Outcome::Entered { balance }] => Ok(*balance),
-        other => bail!("the credit was not entered: {other:?}"),
-    }
+    say!("{}", balance.context("the credit was entered before")?);
+    Ok(())
 }
 
 /// The account of a name or id.

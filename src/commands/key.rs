@@ -2,14 +2,13 @@
 
 use super::account::{find, usd};
 use super::{Output, print};
-use crate::models::account::{ApiKey, KeyBudget, KeyLimits};
-use crate::models::ids::{AccountId, ApiKeyId};
+use crate::models::ids::ApiKeyId;
+use crate::models::key::{ApiKey, KeyLimits};
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
-use crate::services::auth::NewSecret;
 use crate::services::catalog::OperatorTable;
+use crate::services::directory::{self, NewKey, OPERATOR};
 use crate::store::Store;
-use anyhow::bail;
 use clap::Subcommand;
 
 #[derive(Subcommand)]
@@ -60,7 +59,10 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
                 month: budget_month.or(plan.month),
                 total: budget.or(plan.total),
             };
-            say!("{}", create(store, account.id, name, models, limits).await?);
+            let new = NewKey { models, ..NewKey::plain(account.id, &name, limits) };
+            let (_, secret) = directory::create_key(store, OPERATOR, new).await?;
+            store.announce_change().await?;
+            say!("{}", secret.text);
         }
         Key::List { account, output } => {
             let account = find(store, &account).await?;
@@ -69,47 +71,15 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
             }
         }
         Key::Revoke { id } => {
-            if !store.revoke_key(id, Timestamp::now()).await? {
-                bail!("there is no key {id}");
-            }
+            directory::revoke_key(store, OPERATOR, id).await?;
             store.announce_change().await?;
         }
     }
     Ok(())
 }
 
-/// Makes a key; the secret is not to be had again.
-pub async fn create(
-    store: &dyn Store,
-    account_id: AccountId,
-    name: String,
-    models: Option<String>,
-    limits: KeyLimits,
-) -> anyhow::Result<String> {
-    let secret = NewSecret::generate()?;
-    let now = Timestamp::now();
-    let key = ApiKey {
-        id: ApiKeyId::generate(),
-        account_id,
-        name,
-        secret_hash: secret.hash,
-        hint: secret.hint,
-        models,
-        created_at: now,
-        expires_at: None,
-        revoked_at: None,
-    };
-    store.create_key(&key, &KeyBudget::open(key.id, limits, now)).await?;
-    store.announce_change().await?;
-    Ok(secret.text)
-}
-
 fn show(key: &ApiKey, output: Output) -> anyhow::Result<()> {
-    // Not even the hash leaves: nobody needs it who may not have the table.
-    let mut row = serde_json::to_value(key)?;
-    if let Some(members) = row.as_object_mut() {
-        members.remove("secret_hash");
-    }
+    let row = directory::shown(key);
     print(&row, output, || {
         let state = if key.is_usable(Timestamp::now()) { "active" } else { "ended" };
         let models = key.models.as_deref().unwrap_or("all models");

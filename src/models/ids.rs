@@ -55,3 +55,11 @@ id!(
     /// One running Tollgate process: the owner of holds.
     InstanceId
 );
+id!(
+    /// A user of Supabase: its `sub`.
+    UserId
+);
+id!(
+    /// An entry of the audit log.
+    AuditId
+);

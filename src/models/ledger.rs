@@ -22,6 +22,10 @@ pub struct LedgerEntry {
     pub request_id: Option<RequestId>,
     pub record_hash: Option<String>,
     pub reason: String,
+    /// What it is for outside the books; no two entries have the same. Not there in older entries,
+    /// whose hashes must stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
     pub created_at: Timestamp,
     pub previous_hash: String,
     pub hash: String,

@@ -140,7 +140,7 @@ impl Admission {
         request: &ChatRequest<'_>,
     ) -> Result<(Arc<Model>, Arc<Price>), Error> {
         let model = self.catalog.model(&request.model)?;
-        if !principal.key.allows(&model.id) {
+        if !principal.allows(&model.id) {
             return Err(Error::ModelNotAllowed { model: model.id.clone() });
         }
         match model.price(principal.plan.as_deref()) {
@@ -165,7 +165,7 @@ impl Admission {
         let hold = Hold {
             request_id: caller.id,
             account_id: caller.principal.account_id,
-            api_key_id: Some(caller.principal.key.id),
+            api_key_id: caller.principal.key_id(),
             amount_nusd: amount(wanted)?,
             owner: self.instance,
             lease_expires_at: now.plus(self.terms.lease),

@@ -3,33 +3,38 @@
 //! Invariants: a key is known by its SHA-256 only; a typing error is refused by the key's checksum
 //! without asking the store; a store that cannot answer is a 503, never a 401.
 
+mod secret;
+
 use crate::error::Error;
-use crate::models::account::{Account, ApiKey, KeyBudget};
-use crate::models::ids::AccountId;
+use crate::models::account::Account;
+use crate::models::identity::Role;
+use crate::models::ids::{AccountId, ApiKeyId, UserId};
+use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::ledger::sha256_hex;
 use crate::models::timestamp::Timestamp;
 use crate::store::Store;
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use moka::future::Cache;
+pub use secret::NewSecret;
+use secret::is_well_formed;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The account that pays for a request, and the key that asks.
+/// Who calls, and the account that pays.
 #[derive(Clone, Debug)]
 pub struct Principal {
     pub account_id: AccountId,
     /// Of the account.
     pub plan: Option<String>,
-    /// The key has a budget of its own.
+    pub role: Role,
+    pub caller: Caller,
+    /// The caller's key has a budget of its own.
     pub has_key_limits: bool,
-    pub key: Arc<ApiKey>,
 }
 
-/// A new key: the secret, shown once, and what is kept of it.
-pub struct NewSecret {
-    pub text: String,
-    pub hash: String,
-    pub hint: String,
+#[derive(Clone, Debug)]
+pub enum Caller {
+    Key(Arc<ApiKey>),
+    User(UserId),
 }
 
 pub struct Auth {
@@ -38,15 +43,10 @@ pub struct Auth {
     wait: Duration,
 }
 
-/// Begins every key, so that a scanner can recognise a leaked one.
-const PREFIX: &str = "sk-tg-";
-const SECRET_BYTES: usize = 32;
 /// Keys remembered, unknown ones included.
 const KNOWN_MAX: u64 = 100_000;
 /// A revoked key works no longer than this, should the news of it not arrive.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
-/// Longest key that is hashed at all.
-const KEY_BYTES_MAX: usize = 128;
 
 impl Auth {
     #[must_use]
@@ -67,9 +67,7 @@ impl Auth {
         // One look-up at a time for a key; a failed one is not remembered.
         let found = self.known.try_get_with_by_ref(&hash, self.look_up(&hash)).await;
         let principal = found.map_err(|error| Error::Database(error.to_string()))?;
-        principal
-            .filter(|principal| principal.key.is_usable(Timestamp::now()))
-            .ok_or(Error::WrongKey)
+        principal.filter(|principal| principal.is_usable(Timestamp::now())).ok_or(Error::WrongKey)
     }
 
     async fn look_up(&self, hash: &str) -> Result<Option<Principal>, Error> {
@@ -81,7 +79,8 @@ impl Auth {
             has_key_limits: budget.has_limits(),
             account_id: account.id,
             plan: account.plan,
-            key: Arc::new(key),
+            role: key.role,
+            caller: Caller::Key(Arc::new(key)),
         }))
     }
 
@@ -91,47 +90,37 @@ impl Auth {
     }
 }
 
-impl NewSecret {
-    /// # Errors
-    /// [`Error::Internal`] when the system gives no random bytes.
-    pub fn generate() -> Result<Self, Error> {
-        let mut secret = [0_u8; SECRET_BYTES];
-        SystemRandom::new()
-            .fill(&mut secret)
-            .map_err(|_| Error::Internal("no random bytes".to_owned()))?;
-        let text = format!("{PREFIX}{}", bs58::encode(secret).with_check().into_string());
-        let hash = sha256_hex(text.as_bytes());
-        let hint = format!("{}…{}", &text[..PREFIX.len() + 4], &text[text.len() - 4..]);
-        Ok(Self { text, hash, hint })
-    }
-}
-
-/// Whether prefix, length and checksum fit: says nothing about whether the key exists.
-fn is_well_formed(token: &str) -> bool {
-    token.len() <= KEY_BYTES_MAX
-        && token.strip_prefix(PREFIX).is_some_and(|encoded| {
-            let decoded = bs58::decode(encoded).with_check(None).into_vec();
-            decoded.is_ok_and(|secret| secret.len() == SECRET_BYTES)
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_key_is_well_formed_and_a_typo_is_not() {
-        let key = NewSecret::generate().unwrap();
-        assert!(is_well_formed(&key.text), "{}", key.text);
-        assert_eq!(key.hash, sha256_hex(key.text.as_bytes()));
-        assert!(!key.hint.contains(&key.text[PREFIX.len()..]));
-        for at in PREFIX.len()..key.text.len() {
-            let mut typo = key.text.clone().into_bytes();
-            typo[at] = if typo[at] == b'z' { b'y' } else { b'z' };
-            assert!(!is_well_formed(std::str::from_utf8(&typo).unwrap()), "typo at {at}");
+impl Principal {
+    #[must_use]
+    pub fn key_id(&self) -> Option<ApiKeyId> {
+        match &self.caller {
+            Caller::Key(key) => Some(key.id),
+            Caller::User(_) => None,
         }
-        for odd in ["", "sk-tg-", "sk-", "sk-tg-l0OI", "sk-tg-\u{e9}"] {
-            assert!(!is_well_formed(odd), "{odd}");
+    }
+
+    /// Whether the caller may ask for this model.
+    #[must_use]
+    pub fn allows(&self, model: &str) -> bool {
+        match &self.caller {
+            Caller::Key(key) => key.allows(model),
+            Caller::User(_) => true,
+        }
+    }
+
+    /// As the audit log names it.
+    #[must_use]
+    pub fn actor(&self) -> String {
+        match &self.caller {
+            Caller::Key(key) => format!("key:{}", key.id),
+            Caller::User(user) => format!("user:{user}"),
+        }
+    }
+
+    fn is_usable(&self, now: Timestamp) -> bool {
+        match &self.caller {
+            Caller::Key(key) => key.is_usable(now),
+            Caller::User(_) => true,
         }
     }
 }

@@ -5,13 +5,14 @@
 //! account, and a request is charged at most once. Pure: both stores load, let this decide, and
 //! write the changes down.
 
-use super::{
-    BillingEvent, Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome,
-};
+use super::outbox::BillingEvent;
+use super::{Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome};
 use super::{Placement, Settlement};
-use crate::models::account::{Account, AccountStatus, KeyBudget};
+use crate::models::account::{Account, AccountStatus};
+use crate::models::audit::AuditEntry;
 use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, RequestId};
+use crate::models::key::KeyBudget;
 use crate::models::ledger::{EntryKind, LedgerEntry, record_hash};
 use crate::models::money::{NanoUsd, OutOfRange};
 use crate::models::timestamp::Timestamp;
@@ -29,6 +30,8 @@ pub struct Books {
     /// Which of the batch's requests have a usage record, and which a correction.
     pub settled: BTreeSet<RequestId>,
     pub corrected: BTreeSet<RequestId>,
+    /// Which of the batch's references have an entry.
+    pub entered: BTreeSet<String>,
     /// Each billable usage record goes to each of these.
     pub sinks: Vec<String>,
     pub changes: Changes,
@@ -49,6 +52,7 @@ pub struct Changes {
     pub billing_events: Vec<BillingEvent>,
     pub lookups: Vec<PendingLookup>,
     pub corrections: Vec<UsageCorrection>,
+    pub audit: Vec<AuditEntry>,
 }
 
 /// The ids that a batch needs loaded.
@@ -60,6 +64,7 @@ pub struct Needs {
     pub idempotency: BTreeSet<String>,
     /// Corrections are rare: their table is only asked when there is one.
     pub corrections: BTreeSet<RequestId>,
+    pub references: BTreeSet<String>,
 }
 
 /// How long a used idempotency key is remembered after its request.
@@ -94,7 +99,10 @@ impl Needs {
                 self.corrections.insert(correction.request_id);
                 (correction.account_id, *api_key_id, Some(correction.request_id))
             }
-            LedgerOp::Enter(entry) => (entry.account_id, None, None),
+            LedgerOp::Enter(entry) => {
+                self.references.extend(entry.reference.clone());
+                (entry.account_id, None, None)
+            }
             LedgerOp::Abandon(_) => return,
         };
         self.accounts.insert(account);
@@ -346,6 +354,7 @@ impl Books {
             request: Some(request),
             record_hash: Some(record_hash(&correction)),
             reason: "the upstream's numbers came late".to_owned(),
+            reference: None,
         };
         let entry = post(&mut payer.account, posting, now)?;
         self.changes.ledger_entries.push(entry);
@@ -356,6 +365,9 @@ impl Books {
     }
 
     fn enter(&mut self, entry: &Entry, now: Timestamp) -> Result<Outcome, OutOfRange> {
+        if entry.reference.as_ref().is_some_and(|reference| self.entered.contains(reference)) {
+            return Ok(Outcome::AlreadyEntered);
+        }
         let Some(mut payer) = self.payer(entry.account_id, None, now) else {
             return Ok(Outcome::NoAccount);
         };
@@ -365,11 +377,14 @@ impl Books {
             request: None,
             record_hash: None,
             reason: entry.reason.clone(),
+            reference: entry.reference.clone(),
         };
-        let entry = post(&mut payer.account, posting, now)?;
+        let posted = post(&mut payer.account, posting, now)?;
         let balance = payer.account.balance_nusd;
         self.keep(payer);
-        self.changes.ledger_entries.push(entry);
+        self.changes.ledger_entries.push(posted);
+        self.changes.audit.extend(entry.audit.clone());
+        self.entered.extend(entry.reference.clone());
         Ok(Outcome::Entered { balance })
     }
 
@@ -405,6 +420,7 @@ struct Posting {
     request: Option<RequestId>,
     record_hash: Option<String>,
     reason: String,
+    reference: Option<String>,
 }
 
 fn charge_of(record: &UsageRecord) -> Result<Posting, OutOfRange> {
@@ -414,6 +430,7 @@ fn charge_of(record: &UsageRecord) -> Result<Posting, OutOfRange> {
         request: Some(record.id),
         record_hash: Some(record_hash(record)),
         reason: record.model.clone(),
+        reference: None,
     })
 }
 
@@ -434,6 +451,7 @@ fn post(
         request_id: posting.request,
         record_hash: posting.record_hash,
         reason: posting.reason,
+        reference: posting.reference,
         created_at: now,
         previous_hash: account.ledger_hash.clone(),
         hash: String::new(),

@@ -30,9 +30,25 @@ pub const ACCOUNTS: Table = Table {
         "ledger_seq",
         "ledger_hash",
         "stripe_customer_id",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "concurrent_requests",
         "created_at",
     ],
 };
+
+/// What an operator may change of an account.
+pub const ACCOUNT_SETTINGS: &[&str] = &[
+    "name",
+    "kind",
+    "status",
+    "plan",
+    "limit_nusd",
+    "stripe_customer_id",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+];
 
 /// What a batch of the ledger may change of an account.
 pub const ACCOUNT_BALANCES: &[&str] = &[
@@ -53,10 +69,36 @@ pub const API_KEYS: Table = Table {
         "secret_hash",
         "hint",
         "models",
+        "role",
+        "created_by",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "concurrent_requests",
         "created_at",
         "expires_at",
         "revoked_at",
+        "last_used_at",
     ],
+};
+
+/// What may be changed of a key.
+pub const KEY_SETTINGS: &[&str] = &[
+    "name",
+    "models",
+    "role",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+    "expires_at",
+    "revoked_at",
+];
+
+pub const MEMBERS: Table =
+    Table { name: "members", columns: &["user_id", "account_id", "created_at"] };
+
+pub const AUDIT_LOG: Table = Table {
+    name: "audit_log",
+    columns: &["id", "actor", "action", "subject", "account_id", "before", "after", "created_at"],
 };
 
 pub const KEY_BUDGETS: Table = Table {
@@ -77,6 +119,10 @@ pub const KEY_BUDGETS: Table = Table {
         "total_nusd",
     ],
 };
+
+/// What may be changed of a key's budget.
+pub const KEY_BUDGET_LIMITS: &[&str] =
+    &["day_limit_nusd", "week_limit_nusd", "month_limit_nusd", "total_limit_nusd"];
 
 /// What a batch of the ledger may change of a key's budget.
 pub const KEY_SPENDING: &[&str] = &[
@@ -197,6 +243,7 @@ pub const LEDGER_ENTRIES: Table = Table {
         "request_id",
         "record_hash",
         "reason",
+        "reference",
         "created_at",
         "previous_hash",
         "hash",

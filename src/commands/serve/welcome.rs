@@ -2,10 +2,11 @@
 //!
 //! Invariant: a key is made only for a fresh SQLite file, and shown once.
 
-use crate::commands::{account, key};
 use crate::config::DatabaseKind;
-use crate::models::account::{AccountKind, KeyLimits, NewAccount};
+use crate::models::account::{AccountKind, NewAccount};
+use crate::models::key::KeyLimits;
 use crate::models::money::NanoUsd;
+use crate::services::directory::{self, NewKey, OPERATOR};
 use crate::state::App;
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -44,8 +45,10 @@ async fn first_key(app: &App) -> anyhow::Result<Option<String>> {
         limit_nusd: None,
         stripe_customer_id: None,
     };
-    let account = account::create(store, new, Some(FIRST_CREDIT)).await?;
-    Ok(Some(key::create(store, account, "first".to_owned(), None, KeyLimits::default()).await?))
+    let account = directory::create_account(store, OPERATOR, new, Some(FIRST_CREDIT)).await?;
+    let new = NewKey::plain(account.id, "first", KeyLimits::default());
+    let (_, secret) = directory::create_key(store, OPERATOR, new).await?;
+    Ok(Some(secret.text))
 }
 
 fn print_first_steps(base: &str, key: &str, model: &str) -> anyhow::Result<()> {

@@ -4,7 +4,8 @@
 //! plan's accounts only; a price counts from its `effective_at` on.
 
 use crate::config::ConfigError;
-use crate::models::account::{AccountKind, KeyLimits, matches_pattern};
+use crate::models::account::AccountKind;
+use crate::models::key::{KeyLimits, matches_pattern};
 use crate::models::money::{Markup, NanoUsd, PicoUsd};
 use crate::models::price::Rates;
 use crate::models::timestamp::Timestamp;

@@ -2,8 +2,8 @@
 
 use super::Report;
 use super::holds::Held;
-use crate::models::account::KeyBudget;
 use crate::models::ids::ApiKeyId;
+use crate::models::key::KeyBudget;
 use crate::models::ledger::{EntryKind, LedgerEntry};
 use crate::models::money::NanoUsd;
 use crate::store::{Store, StoreError};

@@ -1,8 +1,9 @@
 //! Any order and repetition of operations keeps the books.
 
 use super::*;
-use crate::models::account::{AccountKind, KeyLimits, NewAccount};
+use crate::models::account::{AccountKind, NewAccount};
 use crate::models::ids::InstanceId;
+use crate::models::key::KeyLimits;
 use crate::models::money::Tokens;
 use crate::models::openai::answer::Reported;
 use crate::models::usage::{Ending, TokenUsage, UsageSource};
@@ -108,6 +109,8 @@ impl World {
                 kind: EntryKind::Credit,
                 amount_nusd: NanoUsd(amount),
                 reason: "test".to_owned(),
+                reference: None,
+                audit: None,
             }),
         }
     }
@@ -263,7 +266,22 @@ fn an_idempotency_key_is_free_again_when_nothing_was_used() {
 }
 
 #[test]
+fn a_reference_is_entered_once() {
+    let mut world = World::new(AccountKind::Prepaid, 10_000);
+    let LedgerOp::Enter(entry) = world.op(&Step::Credit { amount: 1_000 }) else { unreachable!() };
+    let payment = Entry { reference: Some("payment:1".to_owned()), ..entry };
+    let mut enter =
+        |entry: &Entry| world.books.decide(&LedgerOp::Enter(entry.clone()), now()).unwrap();
+    assert_eq!(enter(&payment), Outcome::Entered { balance: NanoUsd(1_000) });
+    assert_eq!(enter(&payment), Outcome::AlreadyEntered);
+    let other = Entry { reference: Some("payment:2".to_owned()), ..payment };
+    assert_eq!(enter(&other), Outcome::Entered { balance: NanoUsd(2_000) });
+}
+
+#[test]
 fn columns_are_the_members_of_their_structs_in_their_order() {
+    use crate::models::identity::Member;
+    use crate::models::ids::UserId;
     use crate::store::table;
     fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
         let text = serde_json::to_string(row).unwrap();
@@ -292,9 +310,14 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
         request: None,
         record_hash: None,
         reason: "r".to_owned(),
+        reference: Some("of a payment".to_owned()),
     };
     let entry = post(&mut chained, posting, now()).unwrap();
+    let audit = AuditEntry::new("a", "b", &1, now());
+    let member = Member { user_id: UserId::generate(), account_id: account, created_at: now() };
     for (table, members) in [
+        (&table::AUDIT_LOG, members(&audit)),
+        (&table::MEMBERS, members(&member)),
         (&table::ACCOUNTS, members(&chained)),
         (&table::KEY_BUDGETS, members(&world.books.budgets[&world.key])),
         (&table::HOLDS, members(&hold(account, key, id, 1, Some(1)))),

@@ -2,15 +2,17 @@
 //! written, one statement a table.
 
 use super::PostgresStore;
-use super::rows::{classify, ids, select, write_rows};
-use crate::models::account::{Account, KeyBudget};
+use super::rows::{classify, ids, select, texts, write_rows};
+use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
+use crate::models::key::KeyBudget;
 use crate::models::usage::UsageCorrection;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
-    ACCOUNT_BALANCES, ACCOUNTS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS, KEY_BUDGETS,
-    KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql,
+    ACCOUNT_BALANCES, ACCOUNTS, AUDIT_LOG, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
+    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS,
+    postgres as sql,
 };
 use crate::store::{LedgerOp, StoreError};
 use sqlx::PgConnection;
@@ -34,6 +36,7 @@ pub struct Sql {
     insert_usage: Arc<str>,
     insert_ledger: Arc<str>,
     insert_events: Arc<str>,
+    insert_audit: Arc<str>,
 }
 
 impl Sql {
@@ -58,6 +61,7 @@ impl Sql {
             insert_usage: sql::insert(&USAGE_RECORDS).into(),
             insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
             insert_events: sql::insert(&BILLING_EVENTS).into(),
+            insert_audit: sql::insert(&AUDIT_LOG).into(),
         }
     }
 }
@@ -95,6 +99,11 @@ impl PostgresStore {
         if !needs.corrections.is_empty() {
             let corrected = "SELECT request_id FROM usage_corrections WHERE request_id = ANY($1)";
             books.corrected = ids(conn, corrected, uuids(&needs.corrections)).await?;
+        }
+        if !needs.references.is_empty() {
+            let entered = "SELECT reference FROM ledger_entries WHERE reference = ANY($1)";
+            let among: Vec<String> = needs.references.into_iter().collect();
+            books.entered = texts(conn, entered, among).await?;
         }
         Ok(books)
     }
@@ -156,6 +165,7 @@ impl PostgresStore {
         }
         write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
         write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
-        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await
+        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await?;
+        write_rows(conn, &sql.insert_audit, changes.audit.iter()).await
     }
 }

@@ -21,6 +21,16 @@ pub async fn ids(
     Ok(found.into_iter().map(RequestId).collect())
 }
 
+pub async fn texts(
+    conn: &mut PgConnection,
+    statement: &'static str,
+    among: Vec<String>,
+) -> Result<BTreeSet<String>, StoreError> {
+    let found: Vec<String> =
+        sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
+    Ok(found.into_iter().collect())
+}
+
 pub async fn select<T, K>(
     conn: &mut PgConnection,
     statement: &Arc<str>,

@@ -2,14 +2,16 @@
 //! one statement a table.
 
 use super::SqliteStore;
-use super::rows::{classify, ids, select, write_rows};
-use crate::models::account::{Account, KeyBudget};
+use super::rows::{classify, ids, select, texts, write_rows};
+use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
+use crate::models::key::KeyBudget;
 use crate::models::usage::UsageCorrection;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
-    ACCOUNT_BALANCES, ACCOUNTS, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS, KEY_BUDGETS,
-    KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS, sqlite as sql,
+    ACCOUNT_BALANCES, ACCOUNTS, AUDIT_LOG, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
+    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS,
+    sqlite as sql,
 };
 use crate::store::{LedgerOp, StoreError};
 use sqlx::SqliteConnection;
@@ -32,6 +34,7 @@ pub struct Sql {
     insert_usage: Arc<str>,
     insert_ledger: Arc<str>,
     insert_events: Arc<str>,
+    insert_audit: Arc<str>,
 }
 
 impl Sql {
@@ -52,6 +55,7 @@ impl Sql {
             insert_usage: sql::insert(&USAGE_RECORDS).into(),
             insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
             insert_events: sql::insert(&BILLING_EVENTS).into(),
+            insert_audit: sql::insert(&AUDIT_LOG).into(),
         }
     }
 }
@@ -89,6 +93,12 @@ impl SqliteStore {
                              WHERE request_id IN (SELECT value FROM json_each(?1))";
             let among = serde_json::to_string(&needs.corrections)?;
             books.corrected = ids(conn, corrected, among).await?;
+        }
+        if !needs.references.is_empty() {
+            let entered = "SELECT reference FROM ledger_entries \
+                           WHERE reference IN (SELECT value FROM json_each(?1))";
+            let among = serde_json::to_string(&needs.references)?;
+            books.entered = texts(conn, entered, among).await?;
         }
         Ok(books)
     }
@@ -149,6 +159,7 @@ impl SqliteStore {
         }
         write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
         write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
-        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await
+        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await?;
+        write_rows(conn, &sql.insert_audit, changes.audit.iter()).await
     }
 }

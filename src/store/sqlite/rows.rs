@@ -15,9 +15,18 @@ pub async fn ids(
     statement: &'static str,
     among: String,
 ) -> Result<BTreeSet<RequestId>, StoreError> {
+    let found = texts(conn, statement, among).await?;
+    Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
+}
+
+pub async fn texts(
+    conn: &mut SqliteConnection,
+    statement: &'static str,
+    among: String,
+) -> Result<BTreeSet<String>, StoreError> {
     let found: Vec<String> =
         sqlx::query_scalar(statement).bind(among).fetch_all(conn).await.map_err(classify)?;
-    Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
+    Ok(found.into_iter().collect())
 }
 
 pub async fn select<T: DeserializeOwned>(

@@ -1,0 +1,26 @@
+//! Markup, prices, and the most an answer is assumed to be.
+
+use super::ConfigError;
+use super::reader::Reader;
+use crate::models::money::Markup;
+
+#[derive(Clone, Debug)]
+pub struct MoneyConfig {
+    pub markup: Markup,
+    /// TOML file of prices.
+    pub prices: Option<String>,
+    /// Assumed for the hold of a request without a cap of its own.
+    pub completion_tokens_max: i64,
+}
+
+impl MoneyConfig {
+    pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
+        let markup = env.text("TOLLGATE_MARKUP", "1.20");
+        Ok(Self {
+            markup: Markup::parse(&markup)
+                .ok_or_else(|| ConfigError("TOLLGATE_MARKUP is not a factor like 1.20".into()))?,
+            prices: env.optional("TOLLGATE_PRICES"),
+            completion_tokens_max: env.parsed("TOLLGATE_COMPLETION_TOKENS_MAX", "16384")?,
+        })
+    }
+}

@@ -1,0 +1,55 @@
+//! The audit log: who changed what, from what to what.
+//!
+//! Invariant: an entry is written in the transaction of its change.
+
+use super::ids::{AccountId, AuditId};
+use super::timestamp::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    pub id: AuditId,
+    /// `operator` (a command on the server), `key:…` or `user:…`.
+    pub actor: String,
+    /// As `key.create`.
+    pub action: String,
+    /// Id of what was changed.
+    pub subject: String,
+    pub account_id: Option<AccountId>,
+    /// JSON of the row before and after, without secrets. `None`: there was or is none.
+    pub before: Option<String>,
+    pub after: Option<String>,
+    pub created_at: Timestamp,
+}
+
+impl AuditEntry {
+    #[must_use]
+    pub fn new(actor: &str, action: &str, subject: &dyn ToString, now: Timestamp) -> Self {
+        Self {
+            id: AuditId::generate(),
+            actor: actor.to_owned(),
+            action: action.to_owned(),
+            subject: subject.to_string(),
+            account_id: None,
+            before: None,
+            after: None,
+            created_at: now,
+        }
+    }
+
+    #[must_use]
+    pub fn of_account(self, account: AccountId) -> Self {
+        Self { account_id: Some(account), ..self }
+    }
+
+    #[must_use]
+    pub fn from(self, before: &Value) -> Self {
+        Self { before: Some(before.to_string()), ..self }
+    }
+
+    #[must_use]
+    pub fn to(self, after: &Value) -> Self {
+        Self { after: Some(after.to_string()), ..self }
+    }
+}

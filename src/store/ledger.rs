@@ -1,0 +1,37 @@
+//! What changes the books, and who answers for an open hold.
+//!
+//! Invariant: one call is one transaction; a batch is decided by `books`.
+
+use crate::models::hold::Hold;
+use crate::models::ids::{InstanceId, RequestId};
+use crate::models::timestamp::Timestamp;
+use crate::store::{LedgerOp, Outcome, StoreError};
+use async_trait::async_trait;
+#[async_trait]
+pub trait LedgerStore: Send + Sync {
+    /// Changes the books: all of the batch in one transaction, or nothing. An operation that is
+    /// refused changes nothing and does not fail the batch.
+    async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Extends the lease of all holds of `owner`.
+    async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError>;
+
+    /// Takes over holds whose lease has expired, at most `limit` of them; none of `except`, whose
+    /// leases are only late.
+    async fn claim_orphans(
+        &self,
+        owner: InstanceId,
+        except: InstanceId,
+        now: Timestamp,
+        until: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Hold>, StoreError>;
+
+    /// Gives up a hold that could not be settled: recovery will find it.
+    async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError>;
+
+    /// Ends the leases of every other owner: only for a store that one process owns alone.
+    async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError>;
+
+    async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError>;
+}

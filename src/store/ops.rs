@@ -1,0 +1,141 @@
+//! What can be asked of the books, and what becomes of it.
+//!
+//! Invariant: an operation carries all that deciding it needs; an outcome says what was done.
+
+use crate::models::audit::AuditEntry;
+use crate::models::hold::Hold;
+use crate::models::ids::{AccountId, ApiKeyId, RequestId};
+use crate::models::ledger::EntryKind;
+use crate::models::money::{NanoUsd, Tokens};
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::{UsageCorrection, UsageRecord};
+
+/// One change of the books.
+#[derive(Clone, Debug)]
+pub enum LedgerOp {
+    /// Sets money aside: what is wanted, or what there is down to a floor, else refused.
+    Place(Placement),
+    /// Adds to a hold what is wanted, or what there is down to a floor.
+    Extend(Extension),
+    /// Writes down what recovery would need to know.
+    Note(Note),
+    /// Closes a hold with its usage record: charged, or voided with a charge of zero.
+    Settle(Box<Settlement>),
+    /// Puts a charge right by a new entry, when the truth comes late.
+    Correct(Box<Correction>),
+    /// Adds a credit or a correction.
+    Enter(Entry),
+    /// Its settlement was lost within this process: its hold is left to recovery.
+    Abandon(RequestId),
+}
+
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// Its amount is what is wanted.
+    pub hold: Hold,
+    /// Less than this is of no use.
+    pub floor_nusd: NanoUsd,
+}
+
+#[derive(Clone, Debug)]
+pub struct Extension {
+    pub request_id: RequestId,
+    pub account_id: AccountId,
+    pub api_key_id: Option<ApiKeyId>,
+    pub add_nusd: NanoUsd,
+    pub floor_nusd: NanoUsd,
+}
+
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    pub record: UsageRecord,
+    /// The numbers are an estimate, and the upstream may yet tell the truth.
+    pub look_up: Option<LookUpPlan>,
+}
+
+/// When an estimate is asked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookUpPlan {
+    pub first_at: Timestamp,
+    pub give_up_at: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+pub struct Correction {
+    pub api_key_id: Option<ApiKeyId>,
+    /// What the usage record was charged.
+    pub charged_nusd: NanoUsd,
+    /// `difference_nusd` is decided by the books.
+    pub correction: UsageCorrection,
+}
+
+#[derive(Clone, Debug)]
+pub struct Note {
+    pub request_id: RequestId,
+    pub account_id: AccountId,
+    pub generation_id: Option<String>,
+    pub completion_tokens_seen: Tokens,
+}
+
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub account_id: AccountId,
+    pub kind: EntryKind,
+    pub amount_nusd: NanoUsd,
+    pub reason: String,
+    /// What it is for outside the books: it is entered once.
+    pub reference: Option<String>,
+    pub audit: Option<AuditEntry>,
+}
+
+/// What became of one change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// What was set aside, and what is left. Also the answer to a repetition.
+    Placed {
+        amount: NanoUsd,
+        available: NanoUsd,
+    },
+    /// The hold's new amount.
+    Extended {
+        amount: NanoUsd,
+        available: NanoUsd,
+    },
+    /// There is less than the floor.
+    Refused {
+        available: NanoUsd,
+        by: Limit,
+    },
+    /// The idempotency key was used for another request.
+    Repeated,
+    Corrected {
+        difference: NanoUsd,
+    },
+    Noted,
+    Settled {
+        charge: NanoUsd,
+        available: NanoUsd,
+    },
+    /// The usage record was there before: nothing was changed.
+    AlreadySettled,
+    /// There is neither a hold nor a usage record of this id: nothing was changed.
+    NoHold,
+    Entered {
+        balance: NanoUsd,
+    },
+    /// There is an entry of this reference: nothing was changed.
+    AlreadyEntered,
+    NoAccount,
+    Abandoned,
+    /// The account is suspended.
+    Suspended,
+    /// A sum left the range of its type: nothing was changed.
+    OutOfRange,
+}
+
+/// What stood in the way of a hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    Account,
+    Key,
+}

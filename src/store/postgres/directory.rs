@@ -1,0 +1,203 @@
+//! Accounts, members and keys, on PostgreSQL.
+
+use crate::models::account::Account;
+use crate::models::audit::AuditEntry;
+use crate::models::identity::Member;
+use crate::models::ids::{AccountId, ApiKeyId, AuditId, UserId};
+use crate::models::key::{ApiKey, KeyBudget};
+use crate::models::timestamp::Timestamp;
+use crate::store::StoreError;
+use crate::store::directory::{DirectoryStore, KnownKey};
+use crate::store::postgres::PostgresStore;
+use crate::store::postgres::rows::{classify, select, unique};
+use crate::store::table::{
+    ACCOUNT_SETTINGS, ACCOUNTS, API_KEYS, AUDIT_LOG, KEY_BUDGET_LIMITS, KEY_BUDGETS, KEY_SETTINGS,
+    MEMBERS, postgres as sql,
+};
+use async_trait::async_trait;
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Postgres, Transaction};
+
+const ACCOUNT_NAME: &str = "an account of this name";
+const MEMBER: &str = "this member";
+const KEY: &str = "this key";
+
+#[async_trait]
+impl DirectoryStore for PostgresStore {
+    async fn create_account(
+        &self,
+        account: &Account,
+        audit: &AuditEntry,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.audited(audit).await?;
+        write(&mut tx, sql::insert(&ACCOUNTS), account, ACCOUNT_NAME).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn update_account(
+        &self,
+        account: &Account,
+        audit: &AuditEntry,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.audited(audit).await?;
+        let update = sql::update(&ACCOUNTS, "id", ACCOUNT_SETTINGS);
+        write(&mut tx, update, account, ACCOUNT_NAME).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError> {
+        self.one(sql::select(&ACCOUNTS, "WHERE id = $1"), id.0).await
+    }
+
+    async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError> {
+        self.one(sql::select(&ACCOUNTS, "WHERE name = $1"), name.to_owned()).await
+    }
+
+    async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError> {
+        self.page(&ACCOUNTS, "id", after.map(|id| id.0)).await
+    }
+
+    async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError> {
+        let mut tx = self.audited(audit).await?;
+        write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn remove_member(&self, user: UserId, audit: &AuditEntry) -> Result<bool, StoreError> {
+        let mut tx = self.audited(audit).await?;
+        let done = sqlx::query("DELETE FROM members WHERE user_id = $1")
+            .bind(user.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(classify)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        tx.commit().await.map_err(classify)?;
+        Ok(true)
+    }
+
+    async fn member(&self, user: UserId) -> Result<Option<(Member, Account)>, StoreError> {
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT row_to_json(m)::text, row_to_json(a)::text \
+             FROM members m JOIN accounts a ON a.id = m.account_id WHERE m.user_id = $1",
+        )
+        .bind(user.0)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(classify)?;
+        let Some((member, account)) = row else { return Ok(None) };
+        Ok(Some((serde_json::from_str(&member)?, serde_json::from_str(&account)?)))
+    }
+
+    async fn members_of(&self, account: AccountId) -> Result<Vec<Member>, StoreError> {
+        let statement = sql::select(&MEMBERS, "WHERE account_id = $1 ORDER BY user_id");
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        select(&mut conn, &statement.into(), account.0).await
+    }
+
+    async fn create_key(
+        &self,
+        key: &ApiKey,
+        budget: &KeyBudget,
+        audit: &AuditEntry,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.audited(audit).await?;
+        write(&mut tx, sql::insert(&API_KEYS), key, KEY).await?;
+        write(&mut tx, sql::insert(&KEY_BUDGETS), budget, KEY).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn update_key(
+        &self,
+        key: &ApiKey,
+        budget: &KeyBudget,
+        audit: &AuditEntry,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.audited(audit).await?;
+        write(&mut tx, sql::update(&API_KEYS, "id", KEY_SETTINGS), key, KEY).await?;
+        let limits = sql::update(&KEY_BUDGETS, "api_key_id", KEY_BUDGET_LIMITS);
+        write(&mut tx, limits, budget, KEY).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn key(&self, id: ApiKeyId) -> Result<Option<(ApiKey, KeyBudget)>, StoreError> {
+        let key = self.one(sql::select(&API_KEYS, "WHERE id = $1"), id.0).await?;
+        let budget = self.one(sql::select(&KEY_BUDGETS, "WHERE api_key_id = $1"), id.0).await?;
+        Ok(key.zip(budget))
+    }
+
+    async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError> {
+        let row: Option<(String, String, String)> = sqlx::query_as(
+            "SELECT row_to_json(k)::text, row_to_json(a)::text, row_to_json(b)::text \
+             FROM api_keys k JOIN accounts a ON a.id = k.account_id \
+             JOIN key_budgets b ON b.api_key_id = k.id WHERE k.secret_hash = $1",
+        )
+        .bind(secret_hash)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(classify)?;
+        let Some((key, account, budget)) = row else {
+            return Ok(None);
+        };
+        let budget = serde_json::from_str(&budget)?;
+        Ok(Some((serde_json::from_str(&key)?, serde_json::from_str(&account)?, budget)))
+    }
+
+    async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError> {
+        let statement = sql::select(&API_KEYS, "WHERE account_id = $1 ORDER BY id");
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        select(&mut conn, &statement.into(), account.0).await
+    }
+
+    async fn key_budgets_after(
+        &self,
+        after: Option<ApiKeyId>,
+    ) -> Result<Vec<KeyBudget>, StoreError> {
+        self.page(&KEY_BUDGETS, "api_key_id", after.map(|id| id.0)).await
+    }
+
+    async fn touch_keys(&self, used: &[(ApiKeyId, Timestamp)]) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE api_keys k SET last_used_at = u.at FROM \
+             (SELECT (r ->> 0)::uuid AS id, (r ->> 1)::timestamptz AS at \
+              FROM json_array_elements($1::json) r) u \
+             WHERE k.id = u.id AND (k.last_used_at IS NULL OR k.last_used_at < u.at)",
+        )
+        .bind(serde_json::to_string(used)?)
+        .execute(&self.pool)
+        .await
+        .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn audit_after(&self, after: Option<AuditId>) -> Result<Vec<AuditEntry>, StoreError> {
+        self.page(&AUDIT_LOG, "id", after.map(|id| id.0)).await
+    }
+}
+
+impl PostgresStore {
+    /// A transaction that begins with its entry in the audit log.
+    async fn audited(
+        &self,
+        audit: &AuditEntry,
+    ) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        write(&mut tx, sql::insert(&AUDIT_LOG), audit, "this audit entry").await?;
+        Ok(tx)
+    }
+}
+
+async fn write<T: Serialize>(
+    tx: &mut Transaction<'static, Postgres>,
+    statement: String,
+    row: &T,
+    what: &'static str,
+) -> Result<(), StoreError> {
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(serde_json::to_string(&[row])?)
+        .execute(&mut **tx)
+        .await
+        .map_err(|error| unique(error, what))?;
+    Ok(())
+}

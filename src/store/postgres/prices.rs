@@ -1,0 +1,50 @@
+//! Versions of prices, on PostgreSQL.
+
+use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
+use crate::store::StoreError;
+use crate::store::postgres::PostgresStore;
+use crate::store::postgres::rows::classify;
+use crate::store::prices::PriceStore;
+use crate::store::table::price_rows;
+use async_trait::async_trait;
+use std::sync::Arc;
+#[async_trait]
+impl PriceStore for PostgresStore {
+    async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
+        let rows = serde_json::to_string(&price_rows(prices))?;
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        sqlx::query(
+            "INSERT INTO prices (id, model, terms) SELECT r ->> 0, r ->> 1, r ->> 3 \
+             FROM json_array_elements($1::json) r ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(&rows)
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        // Another replica may write the same change at the same time.
+        sqlx::query(
+            "INSERT INTO price_changes (model, plan, effective_at, price_id) \
+             SELECT r ->> 1, r ->> 2, $2::timestamptz, r ->> 0 \
+             FROM json_array_elements($1::json) r WHERE r ->> 0 IS DISTINCT FROM \
+             (SELECT c.price_id FROM price_changes c WHERE c.model = r ->> 1 \
+              AND c.plan = r ->> 2 ORDER BY c.effective_at DESC LIMIT 1) \
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(&rows)
+        .bind(at.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn price(&self, id: &str) -> Result<Option<Price>, StoreError> {
+        let terms: Option<String> = sqlx::query_scalar("SELECT terms FROM prices WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(terms.map(|terms| serde_json::from_str(&terms)).transpose()?.map(Price::new))
+    }
+}

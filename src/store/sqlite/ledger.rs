@@ -1,0 +1,85 @@
+//! What changes the books, on SQLite.
+
+use crate::models::hold::Hold;
+use crate::models::ids::{InstanceId, RequestId};
+use crate::models::timestamp::Timestamp;
+use crate::store::books::Changes;
+use crate::store::ledger::LedgerStore;
+use crate::store::sqlite::rows::{classify, select};
+use crate::store::sqlite::{SqliteStore, text};
+use crate::store::table::HOLDS;
+use crate::store::{LedgerOp, Outcome, StoreError};
+use async_trait::async_trait;
+#[async_trait]
+impl LedgerStore for SqliteStore {
+    async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let books = self.load(&mut tx, batch).await?;
+        let (outcomes, changes) = books.apply(batch, now);
+        if changes != Changes::default() {
+            self.write(&mut tx, changes).await?;
+        }
+        tx.commit().await.map_err(classify)?;
+        Ok(outcomes)
+    }
+
+    async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError> {
+        sqlx::query("UPDATE holds SET lease_expires_at = ?2 WHERE owner = ?1")
+            .bind(owner.to_string())
+            .bind(until.to_string())
+            .execute(&self.writer)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn claim_orphans(
+        &self,
+        owner: InstanceId,
+        except: InstanceId,
+        now: Timestamp,
+        until: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Hold>, StoreError> {
+        let claimed: Vec<String> = sqlx::query_scalar(
+            "UPDATE holds SET owner = ?1, lease_expires_at = ?3 WHERE request_id IN \
+             (SELECT request_id FROM holds WHERE lease_expires_at < ?2 AND owner <> ?5 \
+              ORDER BY request_id LIMIT ?4) RETURNING request_id",
+        )
+        .bind(owner.to_string())
+        .bind(now.to_string())
+        .bind(until.to_string())
+        .bind(limit)
+        .bind(except.to_string())
+        .fetch_all(&self.writer)
+        .await
+        .map_err(classify)?;
+        let mut conn = self.writer.acquire().await.map_err(classify)?;
+        select(&mut conn, &self.sql.load_holds, serde_json::to_string(&claimed)?).await
+    }
+
+    async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE holds SET owner = ?3, lease_expires_at = ?2 WHERE request_id = ?1")
+            .bind(request.to_string())
+            .bind(Timestamp::from_unix_seconds(0).to_string())
+            .bind(uuid::Uuid::nil().to_string())
+            .execute(&self.writer)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE holds SET lease_expires_at = ?2 WHERE owner <> ?1")
+            .bind(owner.to_string())
+            .bind(Timestamp::from_unix_seconds(0).to_string())
+            .execute(&self.writer)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError> {
+        self.page(&HOLDS, "request_id", text(after)).await
+    }
+}

@@ -1,0 +1,48 @@
+//! Versions of prices, on SQLite.
+
+use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
+use crate::store::StoreError;
+use crate::store::prices::PriceStore;
+use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::rows::classify;
+use crate::store::table::price_rows;
+use async_trait::async_trait;
+use std::sync::Arc;
+#[async_trait]
+impl PriceStore for SqliteStore {
+    async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
+        let rows = serde_json::to_string(&price_rows(prices))?;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        sqlx::query(
+            "INSERT INTO prices (id, model, terms) SELECT value ->> 0, value ->> 1, value ->> 3 \
+             FROM json_each(?1) WHERE true ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(&rows)
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        sqlx::query(
+            "INSERT INTO price_changes (model, plan, effective_at, price_id) \
+             SELECT r.value ->> 1, r.value ->> 2, ?2, r.value ->> 0 FROM json_each(?1) r \
+             WHERE r.value ->> 0 IS NOT \
+             (SELECT c.price_id FROM price_changes c WHERE c.model = r.value ->> 1 \
+              AND c.plan = r.value ->> 2 ORDER BY c.effective_at DESC LIMIT 1)",
+        )
+        .bind(&rows)
+        .bind(at.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn price(&self, id: &str) -> Result<Option<Price>, StoreError> {
+        let terms: Option<String> = sqlx::query_scalar("SELECT terms FROM prices WHERE id = ?1")
+            .bind(id)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(classify)?;
+        Ok(terms.map(|terms| serde_json::from_str(&terms)).transpose()?.map(Price::new))
+    }
+}
