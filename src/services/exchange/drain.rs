@@ -11,6 +11,16 @@ use std::collections::VecDeque;
 /// Bytes read on at most for a client that has gone.
 const DRAIN_BYTES_MAX: usize = 64 << 20;
 
+/// How far an answer is read for a client that has gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReadOn {
+    /// It tells the usage at its end, or is billed in full whatever is done.
+    ToTheEnd,
+    /// Then it is cancelled and looked up.
+    ToItsName,
+    Nowhere,
+}
+
 impl Live {
     /// The client has gone. Decides, and hands over what takes time.
     pub(super) fn client_gone(mut self: Box<Self>) {
@@ -20,17 +30,16 @@ impl Live {
             Leg::NotCalled => self.open.void(Ending::ClientGone),
             Leg::Over => self.conclude_gone(),
             Leg::Calling(_) | Leg::Reading(_) => {
-                // A plain answer cannot be cancelled to any effect: it is billed in full.
-                let provider = self.tap.judge.reading.provider.as_deref();
-                let drains = !self.is_streamed || settler.disconnect(provider) == Disconnect::Drain;
-                let permit = drains.then(|| settler.drains.clone().try_acquire_owned().ok());
+                let goal = self.read_on();
+                let reads = goal != ReadOn::Nowhere;
+                let permit = reads.then(|| settler.drains.clone().try_acquire_owned().ok());
                 let Some(permit) = permit.flatten() else {
                     self.leg = Leg::Over;
                     self.conclude_gone();
                     return;
                 };
                 let task = async move {
-                    self.drain().await;
+                    self.drain(goal).await;
                     drop(permit);
                 };
                 settler.tasks.spawn_on(task, &settler.runtime);
@@ -38,10 +47,21 @@ impl Live {
         }
     }
 
-    /// Reads on to the usage, then settles.
-    async fn drain(mut self: Box<Self>) {
+    fn read_on(&self) -> ReadOn {
+        let reading = &self.tap.judge.reading;
+        match self.open.settler.disconnect(reading.provider.as_deref()) {
+            // A plain answer cannot be cancelled to any effect: it is billed in full.
+            _ if !self.is_streamed => ReadOn::ToTheEnd,
+            Disconnect::Drain => ReadOn::ToTheEnd,
+            Disconnect::Lookup if reading.generation_id.is_none() => ReadOn::ToItsName,
+            Disconnect::Lookup | Disconnect::Count | Disconnect::Auto => ReadOn::Nowhere,
+        }
+    }
+
+    /// Reads on as far as wanted, then settles.
+    async fn drain(mut self: Box<Self>, goal: ReadOn) {
         let settler = self.open.settler.clone();
-        let read = tokio::time::timeout(settler.drain_wait, self.read_to_end());
+        let read = tokio::time::timeout(settler.drain_wait, self.read_to(goal));
         let failure = tokio::select! {
             read = read => read.ok().and_then(Result::err),
             () = settler.stop.cancelled() => None,
@@ -51,7 +71,11 @@ impl Live {
             Some(_) if self.open.upstream_status.is_none() || !self.is_streamed => {
                 self.open.void(Ending::ClientGone);
             }
-            _ => self.conclude_gone(),
+            _ => {
+                // What has not been read is not wanted.
+                self.leg = Leg::Over;
+                self.conclude_gone();
+            }
         }
     }
 
@@ -61,7 +85,7 @@ impl Live {
         self.conclude(if has_failed { Ending::UpstreamFailed } else { Ending::ClientGone });
     }
 
-    async fn read_to_end(&mut self) -> Result<(), Error> {
+    async fn read_to(&mut self, goal: ReadOn) -> Result<(), Error> {
         let idle = self.open.settler.drain_wait;
         if matches!(self.leg, Leg::Calling(_)) {
             self.answered().await?;
@@ -71,9 +95,15 @@ impl Live {
         }
         let mut discarded = VecDeque::new();
         let mut bytes = 0_usize;
+        if goal == ReadOn::ToItsName && self.tap.judge.reading.generation_id.is_some() {
+            return Ok(());
+        }
         while let Some(frame) = self.next_frame(idle).await? {
             bytes = bytes.saturating_add(frame.len());
             if self.frame(&frame, &mut discarded)? || bytes > DRAIN_BYTES_MAX {
+                return Ok(());
+            }
+            if goal == ReadOn::ToItsName && self.tap.judge.reading.generation_id.is_some() {
                 return Ok(());
             }
             discarded.clear();
