@@ -2,6 +2,8 @@
 //!
 //! Invariant: a price that is missing, negative or unreadable is unknown, never zero.
 
+mod litellm;
+
 use crate::config::UpstreamKind;
 use crate::error::Error;
 use crate::models::money::PicoUsd;
@@ -10,7 +12,6 @@ use crate::services::upstream::Upstream;
 use async_openai::types::models::Model as WireModel;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::collections::HashMap;
 
 /// A model as its upstream offers it.
 pub struct Offer {
@@ -46,11 +47,13 @@ pub async fn fetch(upstream: &Upstream) -> Result<Vec<Offer>, Error> {
     let body = upstream.ask_list("/models").await?;
     let mut offers = listed(&body)?;
     if upstream.kind == UpstreamKind::LiteLlm {
-        let infos = model_infos(&upstream.ask_list("/model/info").await?)?;
+        let body = upstream.ask_list("/model/info").await?;
+        let infos = litellm::model_infos(&body)?;
         for offer in &mut offers {
             if let Some(info) = infos.get(&offer.id) {
                 offer.rates = info.rates();
-                offer.completion_tokens_max = info.max_output_tokens;
+                offer.overrides = offer.rates.map(|base| info.overrides(base)).unwrap_or_default();
+                offer.completion_tokens_max = info.completion_tokens_max();
             }
         }
     }
@@ -208,65 +211,6 @@ fn minutes(text: Option<&str>, default: u16) -> Option<u16> {
 
 fn dollars(text: Option<&str>) -> Option<PicoUsd> {
     text.and_then(PicoUsd::parse_usd)
-}
-
-// === LiteLLM's `GET /model/info` ===
-
-#[derive(Deserialize)]
-struct ModelInfos<'a> {
-    #[serde(borrow)]
-    data: Vec<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct NamedInfo {
-    model_name: String,
-    model_info: ModelInfo,
-}
-
-#[derive(Deserialize)]
-struct ModelInfo {
-    input_cost_per_token: Option<Box<RawValue>>,
-    output_cost_per_token: Option<Box<RawValue>>,
-    cache_read_input_token_cost: Option<Box<RawValue>>,
-    cache_creation_input_token_cost: Option<Box<RawValue>>,
-    cache_creation_input_token_cost_above_1hr: Option<Box<RawValue>>,
-    input_cost_per_audio_token: Option<Box<RawValue>>,
-    output_cost_per_audio_token: Option<Box<RawValue>>,
-    output_cost_per_reasoning_token: Option<Box<RawValue>>,
-    max_output_tokens: Option<i64>,
-}
-
-fn model_infos(body: &[u8]) -> Result<HashMap<String, ModelInfo>, Error> {
-    let unreadable = |error| Error::UpstreamUnavailable(format!("the model info: {error}"));
-    let infos: ModelInfos<'_> = serde_json::from_slice(body).map_err(unreadable)?;
-    let entries = infos.data.into_iter().take(MODELS_MAX);
-    let readable = entries.filter_map(|raw| serde_json::from_str::<NamedInfo>(raw.get()).ok());
-    Ok(readable.map(|named| (named.model_name, named.model_info)).collect())
-}
-
-impl ModelInfo {
-    /// LiteLLM writes 0 for models that its cost map does not know: zero for both is unknown, and
-    /// an operator whose models are free says so in the table.
-    fn rates(&self) -> Option<Rates> {
-        let read = |raw: &Option<Box<RawValue>>| {
-            raw.as_ref().and_then(|raw| PicoUsd::parse_usd(raw.get()))
-        };
-        let own = |raw| read(raw).filter(|rate| rate.0 > 0);
-        let prompt = read(&self.input_cost_per_token)?;
-        let completion = read(&self.output_cost_per_token)?;
-        (prompt.0 > 0 || completion.0 > 0).then(|| Rates {
-            prompt,
-            completion,
-            cache_read: own(&self.cache_read_input_token_cost),
-            cache_write: own(&self.cache_creation_input_token_cost),
-            cache_write_1h: own(&self.cache_creation_input_token_cost_above_1hr),
-            audio_prompt: own(&self.input_cost_per_audio_token),
-            audio_completion: own(&self.output_cost_per_audio_token),
-            reasoning: own(&self.output_cost_per_reasoning_token),
-            ..Rates::default()
-        })
-    }
 }
 
 #[cfg(test)]

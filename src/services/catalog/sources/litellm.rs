@@ -1,0 +1,131 @@
+//! Prices of a LiteLLM proxy: `GET /model/info`.
+//!
+//! Invariant: a price that is missing or unreadable is unknown, and so is one of zero for prompt
+//! and completion both; a price for long prompts that cannot be read makes the model's unknown.
+
+use super::{MODELS_MAX, OVERRIDES_MAX};
+use crate::error::Error;
+use crate::models::money::PicoUsd;
+use crate::models::price::{Override, Rates};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::collections::{BTreeSet, HashMap};
+
+#[derive(Deserialize)]
+struct ModelInfos<'a> {
+    #[serde(borrow)]
+    data: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct NamedInfo<'a> {
+    model_name: String,
+    #[serde(borrow)]
+    model_info: ModelInfo<'a>,
+}
+
+/// The members of one model's info, as they came: the long-prompt prices have the length in their
+/// names (`input_cost_per_token_above_200k_tokens`).
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub struct ModelInfo<'a>(#[serde(borrow)] HashMap<String, &'a RawValue>);
+
+pub fn model_infos(body: &[u8]) -> Result<HashMap<String, ModelInfo<'_>>, Error> {
+    let unreadable = |error| Error::UpstreamUnavailable(format!("the model info: {error}"));
+    let infos: ModelInfos<'_> = serde_json::from_slice(body).map_err(unreadable)?;
+    let entries = infos.data.into_iter().take(MODELS_MAX);
+    let readable = entries.filter_map(|raw| serde_json::from_str::<NamedInfo<'_>>(raw.get()).ok());
+    Ok(readable.map(|named| (named.model_name, named.model_info)).collect())
+}
+
+impl ModelInfo<'_> {
+    /// LiteLLM writes 0 for models that its cost map does not know: zero for both is unknown, and
+    /// an operator whose models are free says so in the table.
+    pub fn rates(&self) -> Option<Rates> {
+        let prompt = self.rate("input_cost_per_token", "")?;
+        let completion = self.rate("output_cost_per_token", "")?;
+        let is_known = prompt.0 > 0 || completion.0 > 0;
+        is_known.then(|| self.over(Rates { prompt, completion, ..Rates::default() }, ""))
+    }
+
+    /// Rates for prompts longer than a bound, from the lowest bound up.
+    pub fn overrides(&self, base: Rates) -> Vec<Override> {
+        let bounds: BTreeSet<i64> = self.0.keys().filter_map(|name| bound(name)).collect();
+        let rows = bounds.into_iter().take(OVERRIDES_MAX).scan(base, |below, bound| {
+            // What a bound does not name stays as it is below it.
+            let suffix = format!("_above_{}k_tokens", bound / 1_000);
+            *below = self.over(*below, &suffix);
+            let min_prompt_tokens = Some(bound);
+            Some(Override { min_prompt_tokens, utc_minutes: None, rates: *below })
+        });
+        rows.collect()
+    }
+
+    pub fn completion_tokens_max(&self) -> Option<i64> {
+        self.0.get("max_output_tokens")?.get().parse().ok()
+    }
+
+    fn over(&self, base: Rates, suffix: &str) -> Rates {
+        let own = |name| self.rate(name, suffix).filter(|rate| rate.0 > 0);
+        let an_hour = "cache_creation_input_token_cost_above_1hr";
+        Rates {
+            prompt: own("input_cost_per_token").unwrap_or(base.prompt),
+            completion: own("output_cost_per_token").unwrap_or(base.completion),
+            cache_read: own("cache_read_input_token_cost").or(base.cache_read),
+            cache_write: own("cache_creation_input_token_cost").or(base.cache_write),
+            cache_write_1h: own(an_hour).or(base.cache_write_1h),
+            audio_prompt: own("input_cost_per_audio_token").or(base.audio_prompt),
+            audio_completion: own("output_cost_per_audio_token").or(base.audio_completion),
+            reasoning: own("output_cost_per_reasoning_token").or(base.reasoning),
+            ..base
+        }
+    }
+
+    fn rate(&self, name: &str, suffix: &str) -> Option<PicoUsd> {
+        let raw = self.0.get(format!("{name}{suffix}").as_str())?;
+        PicoUsd::parse_usd(raw.get())
+    }
+}
+
+/// The prompt tokens of `…_above_200k_tokens`.
+fn bound(name: &str) -> Option<i64> {
+    let (_, length) = name.strip_suffix("k_tokens")?.rsplit_once("_above_")?;
+    length.parse::<i64>().ok()?.checked_mul(1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_prompts_have_their_own_rates() {
+        let body = br#"{"data":[{"model_name":"long","model_info":{
+            "input_cost_per_token":3e-06,"output_cost_per_token":1.5e-05,
+            "cache_read_input_token_cost":3e-07,
+            "input_cost_per_token_above_200k_tokens":6e-06,
+            "output_cost_per_token_above_200k_tokens":2.25e-05,
+            "input_cost_per_token_above_1000k_tokens":1.2e-05,
+            "input_cost_per_token_batches":1e-06,
+            "max_output_tokens":64000,"supports_vision":true,"key":"x"}}]}"#;
+        let infos = model_infos(body).unwrap();
+        let info = &infos["long"];
+        let base = info.rates().unwrap();
+        let [long, longer] = info.overrides(base)[..] else { panic!("two bounds") };
+        assert_eq!((base.prompt, base.cache_read), (PicoUsd(3_000_000), Some(PicoUsd(300_000))));
+        assert_eq!(long.min_prompt_tokens, Some(200_000));
+        let (prompt, completion) = (PicoUsd(6_000_000), PicoUsd(22_500_000));
+        assert_eq!(long.rates, Rates { prompt, completion, ..base });
+        assert_eq!(longer.min_prompt_tokens, Some(1_000_000));
+        assert_eq!(longer.rates, Rates { prompt: PicoUsd(12_000_000), ..long.rates });
+        assert_eq!(info.completion_tokens_max(), Some(64_000));
+    }
+
+    #[test]
+    fn zero_for_both_is_unknown() {
+        let body = br#"{"data":[{"model_name":"m","model_info":
+            {"input_cost_per_token":0,"output_cost_per_token":0,"max_output_tokens":null}}]}"#;
+        let infos = model_infos(body).unwrap();
+        assert!(infos["m"].rates().is_none());
+        assert!(infos["m"].completion_tokens_max().is_none());
+    }
+}
