@@ -4,13 +4,17 @@
 //! is bounded; after `drain` every connection ends with the answer it is giving.
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +24,12 @@ const CONNECTIONS_MAX: usize = 16_384;
 const HEAD_WAIT: Duration = Duration::from_secs(75);
 /// A request's head: headers of real clients are a few kilobytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// As much for HTTP/2, whose type is smaller.
+const HEAD_LIST_BYTES_MAX: u32 = 64 << 10;
+/// Requests of one HTTP/2 connection at once.
+const STREAMS_MAX: u32 = 256;
+/// For the answer to an HTTP/2 ping.
+const PING_WAIT: Duration = Duration::from_secs(20);
 /// After an accept that failed (no file descriptors left) others may have ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,12 +42,14 @@ pub struct Signals {
     pub abort: CancellationToken,
 }
 
-/// Serves until `drain`. Connections go on in `connections`.
+/// Serves until `drain`. Connections go on in `connections`; a client that takes nothing for
+/// `write_wait` has gone.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     signals: Signals,
     connections: TaskTracker,
+    write_wait: Duration,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -50,7 +62,7 @@ pub async fn serve(
         };
         let (router, signals) = (router.clone(), signals.clone());
         connections.spawn(async move {
-            serve_connection(stream, router, signals).await;
+            serve_connection(stream, router, signals, write_wait).await;
             drop(place);
         });
     }
@@ -71,15 +83,77 @@ async fn accept(
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, signals: Signals) {
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    signals: Signals,
+    write_wait: Duration,
+) {
     // Small events must leave at once, not with the next ones.
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT).max_buf_size(HEAD_BYTES_MAX);
+    let protocol = tokio::select! {
+        protocol = tokio::time::timeout(HEAD_WAIT, protocol(&stream)) => protocol,
+        () = signals.drain.cancelled() => return,
+    };
+    let Ok(Ok(protocol)) = protocol else { return };
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(write_wait));
+    let stream = TokioIo::new(Box::pin(stream));
     let service = TowerToHyperService::new(router);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    match protocol {
+        Protocol::Http1 => {
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new());
+            builder.header_read_timeout(HEAD_WAIT).max_buf_size(HEAD_BYTES_MAX);
+            let connection = builder.serve_connection(stream, service);
+            run(connection, signals, hyper::server::conn::http1::Connection::graceful_shutdown)
+                .await;
+        }
+        Protocol::Http2 => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
+            builder.max_header_list_size(HEAD_LIST_BYTES_MAX);
+            builder.keep_alive_interval(HEAD_WAIT).keep_alive_timeout(PING_WAIT);
+            let connection = builder.serve_connection(stream, service);
+            run(connection, signals, hyper::server::conn::http2::Connection::graceful_shutdown)
+                .await;
+        }
+    }
+}
+
+enum Protocol {
+    Http1,
+    /// With prior knowledge: the client begins with its preface.
+    Http2,
+}
+
+/// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A preface in pieces is looked at again after this.
+const PREFACE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Looks at the first bytes without taking them.
+async fn protocol(stream: &TcpStream) -> io::Result<Protocol> {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        if seen == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if !PREFACE.starts_with(&first[..seen]) {
+            return Ok(Protocol::Http1);
+        }
+        if seen == PREFACE.len() {
+            return Ok(Protocol::Http2);
+        }
+        tokio::time::sleep(PREFACE_PAUSE).await;
+    }
+}
+
+/// Runs a connection to its end.
+async fn run<C: Future>(connection: C, signals: Signals, drain: impl Fn(Pin<&mut C>)) {
     let mut connection = std::pin::pin!(connection);
     let mut is_draining = false;
     loop {
@@ -88,7 +162,7 @@ async fn serve_connection(stream: TcpStream, router: Router, signals: Signals) {
             _ = connection.as_mut() => return,
             () = signals.drain.cancelled(), if !is_draining => {
                 is_draining = true;
-                connection.as_mut().graceful_shutdown();
+                drain(connection.as_mut());
             }
             () = signals.abort.cancelled() => return,
         }

@@ -205,7 +205,8 @@ async fn serve(
     let signals = Signals::default();
     let connections = TaskTracker::new();
     let router = routes::router(app.clone());
-    let serving = server::serve(listener, router, signals.clone(), connections.clone());
+    let write_wait = app.config.server.write;
+    let serving = server::serve(listener, router, signals.clone(), connections.clone(), write_wait);
     let serving = tokio::spawn(serving);
     tokio::select! {
         () = leave_signals.wait() => {}

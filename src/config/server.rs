@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct ServerConfig {
     pub listen: SocketAddr,
     pub body_bytes_max: usize,
+    /// A client that takes nothing for this long has gone.
+    pub write: Duration,
     /// How long open streams may run on after SIGTERM.
     pub drain: Duration,
     /// Between readiness going off and the listener closing: load balancers notice in this time.
@@ -26,6 +28,7 @@ impl ServerConfig {
         Ok(Self {
             listen,
             body_bytes_max: env.parsed("TOLLGATE_BODY_BYTES_MAX", "33554432")?,
+            write: env.positive_seconds("TOLLGATE_WRITE_SECONDS", "60")?,
             drain: env.seconds("TOLLGATE_DRAIN_SECONDS", "30")?,
             shutdown_delay: env.seconds("TOLLGATE_SHUTDOWN_DELAY_SECONDS", "0")?,
         })

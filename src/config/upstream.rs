@@ -14,6 +14,10 @@ pub struct UpstreamConfig {
     pub connect: Duration,
     pub head: Duration,
     pub idle: Duration,
+    /// A stream may take this long in all.
+    pub stream: Duration,
+    /// Further attempts when a call fails before its first byte.
+    pub retries: u32,
     pub disconnect: Disconnect,
     pub disconnect_drain: Duration,
     pub lookup: Duration,
@@ -76,6 +80,8 @@ impl UpstreamConfig {
             connect: env.positive_seconds("TOLLGATE_UPSTREAM_CONNECT_SECONDS", "5")?,
             head: env.positive_seconds("TOLLGATE_UPSTREAM_HEAD_SECONDS", "300")?,
             idle: env.positive_seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,
+            stream: env.positive_seconds("TOLLGATE_STREAM_SECONDS", "3600")?,
+            retries: env.parsed("TOLLGATE_UPSTREAM_RETRIES", "2")?,
             disconnect: env.one_of("TOLLGATE_DISCONNECT", "auto", &policies)?,
             disconnect_drain: env.seconds("TOLLGATE_DISCONNECT_DRAIN_SECONDS", "120")?,
             lookup: env.seconds("TOLLGATE_LOOKUP_SECONDS", "300")?,

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`.
 
+use crate::config::UpstreamConfig;
 use crate::controllers::extract::{IdempotencyKey, JsonBody};
 use crate::error::Error;
 use crate::models::ids::RequestId;
@@ -7,7 +8,7 @@ use crate::models::openai::request::ChatRequest;
 use crate::services::admission::Caller;
 use crate::services::auth::Principal;
 use crate::services::exchange::{Exchange, Form};
-use crate::services::meter::Meter;
+use crate::services::meter::{Meter, MeterTerms};
 use crate::state::App;
 use axum::body::Body;
 use axum::extract::State;
@@ -46,7 +47,9 @@ pub async fn create(
 const COMPLETION_CAP: HeaderName = HeaderName::from_static("x-tollgate-completion-tokens-max");
 
 fn stream(app: &App, exchange: Exchange) -> Response {
-    let meter = Meter::new(exchange, app.config.upstream.idle, app.stop.clone());
+    let UpstreamConfig { idle, stream, .. } = app.config.upstream;
+    let terms = MeterTerms { idle, whole: stream };
+    let meter = Meter::new(exchange, terms, app.stop.clone());
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream; charset=utf-8"),
         (CACHE_CONTROL.as_str(), "no-cache"),

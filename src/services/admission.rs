@@ -113,6 +113,7 @@ impl Admission {
             tokenizer: self.vocabularies.for_model(&request.model),
             request: body.clone(),
             upstream_status: None,
+            attempts: 0,
             cost_header: None,
             first_byte_at: None,
             slot: Some(slot),

@@ -108,14 +108,26 @@ impl Exchange {
         Self { live: Some(Box::new(live)), noting: None }
     }
 
-    /// Calls the upstream and waits for its answer's head.
+    /// Calls the upstream and waits for its answer's head; again where that may help.
     ///
     /// # Errors
     /// What the upstream says, or that it says nothing.
     pub async fn call(&mut self, body: Bytes) -> Result<Form, Error> {
         let live = self.live()?;
-        live.leg = Leg::Calling(live.open.settler.upstream.chat(body));
-        live.answered().await
+        live.open.settler.upstream.retries.deposit();
+        loop {
+            live.open.attempts = live.open.attempts.saturating_add(1);
+            live.leg = Leg::Calling(live.open.settler.upstream.chat(body.clone()));
+            let error = match live.answered().await {
+                Ok(form) => return Ok(form),
+                Err(error) => error,
+            };
+            let Some(pause) = live.pause_after(&error) else { return Err(error) };
+            tracing::debug!(error.code = error.code(), "calling the upstream again: {error}");
+            // Nothing is under way: a client that leaves now has used nothing.
+            live.leg = Leg::NotCalled;
+            tokio::time::sleep(pause).await;
+        }
     }
 
     /// The whole of a plain answer, as the client gets it.
@@ -299,6 +311,12 @@ impl Live {
             .get(CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         Ok(if is_events && self.is_streamed { Form::Events } else { Form::Document })
+    }
+
+    fn pause_after(&self, error: &Error) -> Option<Duration> {
+        let open = &self.open;
+        let [.., chance] = *open.hold.request_id.0.as_bytes();
+        open.settler.upstream.retries.pause(open.attempts, error, chance)
     }
 
     fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {

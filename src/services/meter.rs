@@ -23,42 +23,74 @@ pub struct Meter {
     /// `None` when it has ended.
     upstream: Option<Incoming>,
     out: VecDeque<Bytes>,
-    idle: Duration,
-    idle_check: Pin<Box<Sleep>>,
+    terms: MeterTerms,
+    silence: Pin<Box<Sleep>>,
     last_frame_at: Instant,
+    /// When the client last got something, until the answer has begun.
+    quiet_since: Option<Instant>,
+    ends_at: Instant,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
+/// How long a stream may take.
+#[derive(Clone, Copy, Debug)]
+pub struct MeterTerms {
+    /// The upstream's longest silence.
+    pub idle: Duration,
+    /// In all.
+    pub whole: Duration,
+}
+
+/// What a silence of the upstream has come to.
+enum Silence {
+    /// The client should hear something: proxies give up on silent streams.
+    Quiet,
+    TooLong,
+}
+
+/// As OpenRouter sends them; every client passes over a comment.
+/// <https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes>
+const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
+/// The timer's next look is at least so far away.
+const TICK: Duration = Duration::from_millis(10);
 /// How long the upstream's last bytes are waited for after `[DONE]`.
 const AFTER_DONE: Duration = Duration::from_secs(2);
 
 impl Meter {
-    /// A body that reads the exchange's; `idle` is the longest silence of the upstream, `stop` ends
-    /// the stream with an error event because the process ends.
+    /// A body that reads the exchange's; `stop` ends the stream with an error event because the
+    /// process ends.
     #[must_use]
-    pub fn new(mut exchange: Exchange, idle: Duration, stop: CancellationToken) -> Self {
+    pub fn new(mut exchange: Exchange, terms: MeterTerms, stop: CancellationToken) -> Self {
+        let now = Instant::now();
         Self {
             upstream: exchange.take_body(),
             exchange,
             out: VecDeque::new(),
-            idle,
-            idle_check: Box::pin(tokio::time::sleep(idle)),
-            last_frame_at: Instant::now(),
+            terms,
+            silence: Box::pin(tokio::time::sleep(terms.idle.min(KEEP_ALIVE_EVERY))),
+            last_frame_at: now,
+            quiet_since: Some(now),
+            ends_at: now + terms.whole,
             stop: Box::pin(stop.cancelled_owned()),
         }
     }
 
     fn take(&mut self, frame: Frame<Bytes>) {
         self.last_frame_at = Instant::now();
+        if self.last_frame_at >= self.ends_at {
+            return self.fail(&Error::UpstreamTimeout("for the whole of a stream"));
+        }
         // Trailers are not for the client.
         let Ok(data) = frame.into_data() else { return };
+        self.quiet_since = None;
         match self.exchange.frame(&data, &mut self.out) {
             Ok(false) => {}
             // The end of the books; the upstream's last bytes still pass.
             Ok(true) => {
                 self.exchange.done(&mut self.out);
-                self.idle = self.idle.min(AFTER_DONE);
-                self.idle_check.as_mut().reset(tokio::time::Instant::now() + self.idle);
+                self.terms.idle = self.terms.idle.min(AFTER_DONE);
+                self.silence.as_mut().reset(tokio::time::Instant::now() + self.terms.idle);
             }
             Err(error) => self.fail(&error),
         }
@@ -89,15 +121,21 @@ impl Meter {
     }
 
     /// The timer is not moved with every frame: when it goes off, the rest is waited for.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Silence> {
         loop {
-            ready!(self.idle_check.as_mut().poll(cx));
-            let rest = self.idle.saturating_sub(self.last_frame_at.elapsed());
-            if rest.is_zero() {
-                return Poll::Ready(());
+            ready!(self.silence.as_mut().poll(cx));
+            let now = Instant::now();
+            let too_long = (self.last_frame_at + self.terms.idle).min(self.ends_at);
+            if now >= too_long {
+                return Poll::Ready(Silence::TooLong);
             }
-            let next = tokio::time::Instant::now() + rest;
-            self.idle_check.as_mut().reset(next);
+            let quiet = self.quiet_since.map(|since| since + KEEP_ALIVE_EVERY);
+            let next = quiet.map_or(too_long, |quiet| quiet.min(too_long));
+            self.silence.as_mut().reset(next.max(now + TICK).into());
+            if quiet.is_some_and(|quiet| now >= quiet) {
+                self.quiet_since = Some(now);
+                return Poll::Ready(Silence::Quiet);
+            }
         }
     }
 }
@@ -142,10 +180,12 @@ impl Body for Meter {
                 Poll::Pending if this.stop.as_mut().poll(cx).is_ready() => {
                     this.fail(&Error::ShuttingDown);
                 }
-                Poll::Pending => {
-                    ready!(this.poll_idle(cx));
-                    this.fail(&Error::UpstreamTimeout("between two frames"));
-                }
+                Poll::Pending => match ready!(this.poll_silence(cx)) {
+                    Silence::Quiet => this.out.push_back(KEEP_ALIVE),
+                    Silence::TooLong => {
+                        this.fail(&Error::UpstreamTimeout("between two frames"));
+                    }
+                },
             }
         }
     }

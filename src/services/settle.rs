@@ -56,6 +56,8 @@ pub struct OpenHold {
     /// The request as it came: its prompt is counted when nobody else does.
     pub request: Bytes,
     pub upstream_status: Option<StatusCode>,
+    /// Calls of the upstream so far.
+    pub attempts: u32,
     /// Decimal dollars, from LiteLLM's header.
     pub cost_header: Option<String>,
     pub first_byte_at: Option<Timestamp>,
@@ -266,6 +268,7 @@ impl OpenHold {
             counted_completion_tokens: numbers.counted_completion.map(|count| Tokens(count.tokens)),
             counter: counted.map(|_| self.tokenizer.vocabulary.name().to_owned()),
             counter_exact: self.tokenizer.exact && counted.is_some_and(|count| !count.estimated),
+            attempts: i64::from(self.attempts),
             first_byte_at: self.first_byte_at,
             ..closed
         };

@@ -6,6 +6,7 @@
 
 mod failure;
 mod lookup;
+mod retry;
 
 use crate::config::{Config, UpstreamConfig, UpstreamKind};
 use crate::error::Error;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use lookup::Found;
+use retry::Retries;
 
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -37,6 +39,7 @@ pub struct Upstream {
     head_wait: Duration,
     lookup_wait: Duration,
     lookup_first: Duration,
+    pub retries: Retries,
 }
 
 /// A call under way. It owns all it needs, so that it can outlive the client that caused it.
@@ -70,6 +73,7 @@ impl Upstream {
             head_wait: *head,
             lookup_wait: *lookup,
             lookup_first: *lookup_first,
+            retries: Retries::new(config.upstream.retries),
         })
     }
 

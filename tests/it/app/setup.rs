@@ -53,6 +53,7 @@ impl Setup {
         setup
             .env("TOLLGATE_LISTEN", "127.0.0.1:0")
             .env("UPSTREAM_API_KEY", UPSTREAM_KEY)
+            .env("TOLLGATE_UPSTREAM_RETRIES", "0")
             .env("TOLLGATE_LOOKUP_FIRST_MS", "20")
             .env("TOLLGATE_LOOKUP_SECONDS", "1")
     }
