@@ -77,6 +77,21 @@ impl Reading {
         self.has_failed |= answer.error.is_some_and(is_truthy);
     }
 
+    /// The choice and text of a chunk that is a piece of an answer's content and nothing else.
+    #[must_use]
+    pub fn only_text<'a>(&self, chunk: &'a Answer<'_>) -> Option<(u32, &'a str)> {
+        let [choice] = &chunk.choices.0[..] else { return None };
+        let choice = &choice.value;
+        let is_plain = !chunk.usage.given && chunk.error.is_none();
+        let content = choice.only_content().filter(|_| is_plain)?;
+        Some((index_of(choice), content))
+    }
+
+    /// Takes in a further piece of a choice's content, known from [`Reading::only_text`].
+    pub fn take_text(&mut self, choice: u32, text: &str) {
+        self.counter.push(Lane { choice, field: Field::Content }, text);
+    }
+
     fn take_choice(&mut self, choice: &Choice<'_>) {
         if let Some(reason) = &choice.finish_reason.0 {
             self.finish_reason = Some(shortened(reason));

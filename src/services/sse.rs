@@ -122,6 +122,9 @@ fn put(out: &mut VecDeque<Bytes>, bytes: Bytes) {
 /// The `data` of an event: its data lines, joined by newlines. `None` for comments and the like.
 #[must_use]
 pub fn data(event: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if let Some(value) = single_line(event) {
+        return Some(Cow::Borrowed(value));
+    }
     let mut data: Option<Cow<'_, [u8]>> = None;
     for line in lines(event) {
         let Some(value) = data_of(line) else { continue };
@@ -135,6 +138,12 @@ pub fn data(event: &[u8]) -> Option<Cow<'_, [u8]>> {
         }
     }
     data
+}
+
+/// Nearly every event is one line of data.
+fn single_line(event: &[u8]) -> Option<&[u8]> {
+    let line = event.strip_prefix(b"data: ")?.strip_suffix(b"\n\n")?;
+    memchr2(b'\n', b'\r', line).is_none().then_some(line)
 }
 
 fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -5,6 +5,7 @@
 //! the end: a missing `[DONE]`, or an error event where the upstream broke off. Pure: no I/O.
 
 mod rewrite;
+mod template;
 
 use crate::error::Error;
 use crate::models::money::NanoUsd;
@@ -18,6 +19,7 @@ use crate::services::sse::{Splitter, TooLong, Verdict, data, without_bom};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use template::Template;
 
 pub use rewrite::plain;
 
@@ -39,6 +41,8 @@ pub struct Judge {
     usage_chunk: Option<String>,
     pub is_done: bool,
     is_first: bool,
+    /// The latest chunk that was nothing but a piece of text.
+    template: Option<Template>,
 }
 
 /// How a body that ended had ended.
@@ -68,6 +72,7 @@ impl Tap {
             usage_chunk: None,
             is_done: false,
             is_first: true,
+            template: None,
         };
         Self { splitter: Splitter::default(), judge }
     }
@@ -127,11 +132,15 @@ impl Tap {
 impl Judge {
     fn event(&mut self, event: &[u8]) -> Verdict {
         let event = if std::mem::take(&mut self.is_first) { without_bom(event) } else { event };
+        if let Some((choice, text)) = self.templated(event) {
+            self.reading.take_text(choice, text);
+            return Verdict::Pass;
+        }
         let Some(data) = data(event) else {
             return Verdict::Pass;
         };
         if data.starts_with(b"{") {
-            return self.chunk(&data);
+            return self.chunk(event, &data);
         }
         if *data.trim_ascii() == *b"[DONE]" {
             return self.done(event);
@@ -139,6 +148,11 @@ impl Judge {
         // An array or a text is nobody's chunk; an empty event is a keep-alive.
         self.reading.has_unreadable |= !data.is_empty();
         Verdict::Pass
+    }
+
+    fn templated<'a>(&self, event: &'a [u8]) -> Option<(u32, &'a str)> {
+        let template = self.template.as_ref()?;
+        Some((template.choice, template.read(event)?))
     }
 
     fn done(&mut self, event: &[u8]) -> Verdict {
@@ -149,9 +163,16 @@ impl Judge {
         }
     }
 
-    fn chunk(&mut self, data: &[u8]) -> Verdict {
+    fn chunk(&mut self, event: &[u8], data: &[u8]) -> Verdict {
         let text = std::str::from_utf8(data).ok();
-        let verdict = text.and_then(|text| answer::read(text, |chunk| self.take(text, chunk)));
+        let verdict = text.and_then(|text| {
+            answer::read(text, |chunk| {
+                if let Some((choice, content)) = self.reading.only_text(chunk) {
+                    self.template = Template::learn(event, content, choice);
+                }
+                self.take(text, chunk)
+            })
+        });
         verdict.unwrap_or_else(|| {
             self.reading.has_unreadable = true;
             Verdict::Pass

@@ -197,6 +197,18 @@ impl<'a> Choice<'a> {
     pub fn said(&self) -> &Delta<'a> {
         if self.delta.given { &self.delta.value } else { &self.message.value }
     }
+
+    /// The content of a choice that says nothing else and goes on.
+    #[must_use]
+    pub fn only_content(&self) -> Option<&str> {
+        let Delta { content, refusal, reasoning, reasoning_content, tool_calls, function_call } =
+            self.said();
+        let says_more = [refusal, reasoning, reasoning_content].iter().any(|it| it.0.is_some())
+            || !tool_calls.0.is_empty()
+            || function_call.given
+            || self.finish_reason.0.is_some();
+        content.0.as_deref().filter(|_| !says_more)
+    }
 }
 
 impl Answer<'_> {
