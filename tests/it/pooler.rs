@@ -136,6 +136,20 @@ async fn use_until(stop: Arc<AtomicBool>, asked: Arc<AtomicUsize>, url: String) 
     }
 }
 
+/// Two that share a port and have a pool each, as PgBouncer is run on more than one processor.
+#[tokio::test]
+async fn poolers_side_by_side_are_refused() {
+    let mut fresh = Fresh::new().await;
+    let settings = "pool_mode = transaction\nso_reuseport = 1";
+    let mut first = fresh.behind(settings).await;
+    let mut second = PgBouncer::spawn(&fresh.database.url, settings, first.port());
+    assert!(second.accepts(&fresh.database.url).await && first.accepts(&fresh.database.url).await);
+    for _ in 0..4 {
+        fresh.assert_refused(&["migrate"]).await;
+    }
+    fresh.database.drop_database().await;
+}
+
 #[tokio::test]
 async fn session_mode_works() {
     let setup = Setup::new(Store::Postgres).pooled("pool_mode = session");

@@ -54,8 +54,12 @@ impl PgBouncer {
         url.replace(server_of(url), &format!("127.0.0.1:{}", self.port))
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Whether a connection comes about, rather than the end of the process.
-    async fn accepts(&mut self, url: &str) -> bool {
+    pub async fn accepts(&mut self, url: &str) -> bool {
         let url = self.url(url);
         eventually("PgBouncer accepts connections, or ends", async || {
             if self.child.try_wait().expect("a child of this process").is_some() {
