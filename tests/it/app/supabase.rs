@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use sqlx::error::DatabaseError;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::cluster::Cluster;
@@ -113,7 +114,7 @@ impl DataApi {
         match got {
             Ok(rows) => Got::Rows(rows.iter().map(|row| row.get(0)).collect()),
             Err(error) => {
-                let code = error.as_database_error().and_then(|error| error.code());
+                let code = error.as_database_error().and_then(DatabaseError::code);
                 let code = code.unwrap_or_else(|| panic!("{statement}: {error}"));
                 if code == "42501" { Got::Denied } else { Got::Failed(code.into_owned()) }
             }
