@@ -95,6 +95,8 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
     let store = open_store(&config).await?;
     if config.database.migrate || matches!(command, Command::Migrate) {
         store.migrate().await.context("applying migrations")?;
+    } else {
+        store.check().await?;
     }
     let store = store.as_ref();
     let table = OperatorTable::read(config.money.prices.as_deref())?;

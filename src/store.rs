@@ -75,7 +75,10 @@ pub const PAGE_ROWS_MAX: i64 = 1_000;
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store: LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore {
-    /// Applies pending migrations.
+    /// Refuses a way to the database on which the books would go wrong; free once it was good.
+    async fn check(&self) -> Result<(), StoreError>;
+
+    /// Checks, and applies pending migrations.
     async fn migrate(&self) -> Result<(), StoreError>;
 
     /// Answers when the database does.

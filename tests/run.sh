@@ -117,6 +117,7 @@ command -v cargo >/dev/null || { echo "missing: a Rust toolchain (https://rustup
 command -v cc >/dev/null || install "a C compiler" gcc libc6-dev
 command -v curl >/dev/null || install "curl" curl
 postgres_bin >/dev/null || install "PostgreSQL's server" postgresql
+command -v pgbouncer >/dev/null || [[ -x /usr/sbin/pgbouncer ]] || install "PgBouncer" pgbouncer
 python3 -c 'import venv, ensurepip' 2>/dev/null || install "Python with venv" python3 python3-venv
 
 step="PostgreSQL"

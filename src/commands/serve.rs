@@ -19,7 +19,7 @@ use crate::services::settle::Settler;
 use crate::services::tokens::Vocabularies;
 use crate::services::upstream::Upstream;
 use crate::state::App;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::{demo, log};
 use anyhow::{Context, bail};
 use secrecy::ExposeSecret;
@@ -35,6 +35,10 @@ use tokio_util::task::TaskTracker;
 
 /// Answers read on for clients that have gone, at once.
 const DRAINS_MAX: usize = 1_024;
+/// How long the start waits for a look at a database that it does not migrate.
+const CHECK_WAIT: Duration = Duration::from_secs(2);
+/// Before the next look at one that was away.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
 /// How long the start waits for the first model list before it serves without one.
 const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
 /// For error events to reach their clients after the deadline.
@@ -54,6 +58,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     let store = super::open_store(&config).await?;
     if config.database.migrate {
         store.migrate().await.context("applying migrations")?;
+    } else {
+        check(store.as_ref()).await?;
     }
     let base = upstream_base(&mut config).await?;
     let (app, writer) = build(config, store, &base).await?;
@@ -65,6 +71,25 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     serve(app, background, writer, leave_signals).await?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
+}
+
+/// A database that is away does not keep the server from its start: `unfit` looks again.
+async fn check(store: &dyn Store) -> anyhow::Result<()> {
+    match tokio::time::timeout(CHECK_WAIT, store.check()).await {
+        Ok(Err(error)) if !error.is_transient() => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Ends when the store turns out to be one that the books cannot be kept in.
+async fn unfit(store: &dyn Store) -> StoreError {
+    loop {
+        match store.check().await {
+            Ok(()) => return std::future::pending().await,
+            Err(error) if error.is_transient() => tokio::time::sleep(CHECK_PAUSE).await,
+            Err(error) => return error,
+        }
+    }
 }
 
 /// One server a SQLite file: the lock proves that the owner of an old hold is dead.
@@ -212,6 +237,7 @@ async fn serve(
         () = leave_signals.wait() => {}
         // Without it nothing can be charged: better no server than one that serves for nothing.
         _ = &mut writer => bail!("the ledger writer has ended"),
+        error = unfit(app.store.as_ref()) => return Err(error.into()),
     }
     leave(app, signals, connections).await;
     background.cancel();

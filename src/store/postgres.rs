@@ -7,6 +7,7 @@ mod batch;
 mod directory;
 mod ledger;
 mod outbox;
+mod pooler;
 mod prices;
 mod records;
 mod rows;
@@ -22,11 +23,14 @@ use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{PgPool, Postgres};
 use std::time::Duration;
+use tokio::sync::OnceCell;
 
 pub struct PostgresStore {
     pool: PgPool,
     sinks: Vec<String>,
     sql: Sql,
+    /// Set once the connections are known to be sessions.
+    checked: OnceCell<()>,
 }
 
 /// Connections of one process: the ledger writer, look-ups and the listener. Small, because a
@@ -46,19 +50,28 @@ impl PostgresStore {
         let options: PgConnectOptions = url
             .parse()
             .map_err(|_| StoreError::Setup("DATABASE_URL is not a PostgreSQL address".into()))?;
+        // PgBouncer refuses the parameter, and there is no float that it could be for.
+        let options = options.application_name("tollgate").extra_float_digits(None);
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(options.application_name("tollgate"));
-        Ok(Self { pool, sinks, sql: Sql::new() })
+            .connect_lazy_with(options);
+        Ok(Self { pool, sinks, sql: Sql::new(), checked: OnceCell::new() })
     }
 }
 
 #[async_trait]
 impl Store for PostgresStore {
+    async fn check(&self) -> Result<(), StoreError> {
+        let check = || pooler::refuse_shared_sessions(&self.pool);
+        self.checked.get_or_try_init(check).await.copied()
+    }
+
     async fn migrate(&self) -> Result<(), StoreError> {
+        self.check().await?;
         sqlx::migrate!("migrations/postgres").run(&self.pool).await?;
-        self.ensure_partitions().await
+        self.ensure_partitions().await?;
+        self.grant_supabase().await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -103,6 +116,15 @@ impl Store for PostgresStore {
 impl PostgresStore {
     async fn ensure_partitions(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT tollgate_ensure_partitions(now())")
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    /// At each start, because the roles may have come since the last one.
+    async fn grant_supabase(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT tollgate_grant_supabase()")
             .execute(&self.pool)
             .await
             .map_err(classify)?;

@@ -6,10 +6,13 @@
 pub mod audit;
 pub mod books;
 pub mod cluster;
+pub mod pgbouncer;
 pub mod process;
+pub mod programs;
 pub mod proxy;
 pub mod setup;
 pub mod store;
+pub mod supabase;
 pub mod wait;
 
 use std::net::SocketAddr;
@@ -20,6 +23,7 @@ use serde_json::{Value, json};
 use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::Upstream;
 use books::{Books, UsageRecord};
+use pgbouncer::PgBouncer;
 use process::{Ended, Environment, Process};
 use proxy::Proxy;
 pub use setup::{Kind, Setup, UPSTREAM_KEY};
@@ -41,6 +45,8 @@ pub struct TestApp {
     pub drops_calls: bool,
     /// Between the program and PostgreSQL, where the test asked for it.
     pub proxy: Option<Proxy>,
+    /// The same, where the test asked for a pooler.
+    pub pooler: Option<PgBouncer>,
     database: Database,
     stopped: bool,
     finished: bool,
@@ -97,6 +103,7 @@ impl TestApp {
             environment,
             drops_calls: false,
             proxy: None,
+            pooler: None,
             database,
             stopped: false,
             finished: false,

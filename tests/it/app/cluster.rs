@@ -3,13 +3,13 @@
 //! Invariant: only the server that was started here is signalled, by its id and those of its
 //! children.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
+use super::programs::{as_user, folder_of, free_port, hand_over, run, unprivileged};
 use super::wait::eventually;
 
 pub struct Cluster {
@@ -24,15 +24,12 @@ impl Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let bin = programs();
         let user = unprivileged();
-        if let Some(user) = &user {
-            run(Command::new("chown").arg(user).arg(folder.path()));
-        }
+        hand_over(folder.path(), user.as_deref());
         let mut initdb = as_user(user.as_deref(), &bin.join("initdb"));
         initdb.arg("--pgdata").arg(folder.path().join("data"));
         initdb.args(["--username=tollgate", "--auth=trust", "--encoding=UTF8", "--no-locale"]);
         run(initdb.current_dir(folder.path()));
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let port = port.expect("a free port").port();
+        let port = free_port();
         let postmaster = spawn(&bin, folder.path(), port);
         let cluster = Self { folder, bin, port, postmaster };
         cluster.ready().await;
@@ -111,11 +108,6 @@ fn signal(name: &str, pids: &[u32]) {
     let _ = Command::new("kill").arg(format!("-{name}")).args(pids).stderr(Stdio::null()).status();
 }
 
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {output:?}");
-}
-
 fn spawn(bin: &Path, folder: &Path, port: u16) -> Child {
     let mut command = as_user(unprivileged().as_deref(), &bin.join("postgres"));
     let sockets = format!("unix_socket_directories={}", folder.display());
@@ -125,43 +117,11 @@ fn spawn(bin: &Path, folder: &Path, port: u16) -> Child {
     command.current_dir(folder).spawn().expect("PostgreSQL starts")
 }
 
-/// PostgreSQL refuses to run as root; `setpriv` becomes the program, so the id stays the same.
-fn as_user(user: Option<&str>, program: &Path) -> Command {
-    let Some(user) = user else { return Command::new(program) };
-    let mut command = Command::new("setpriv");
-    command.args([&format!("--reuid={user}"), &format!("--regid={}", group(user))]);
-    command.args(["--clear-groups", "--"]).arg(program);
-    command
-}
-
-fn unprivileged() -> Option<String> {
-    (said("id", &["-u"]) == "0").then(|| {
-        let known = Command::new("id").args(["-u", "postgres"]).output();
-        let user = if known.is_ok_and(|id| id.status.success()) { "postgres" } else { "nobody" };
-        user.to_string()
-    })
-}
-
-fn group(user: &str) -> String {
-    said("id", &["-g", user])
-}
-
-fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
-    String::from_utf8_lossy(&output.stdout).trim().to_string()
-}
-
 /// Debian keeps the server's programs out of the PATH.
 fn programs() -> PathBuf {
     let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut folders: Vec<PathBuf> =
         debian.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
     folders.sort();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    folders.extend(std::env::split_paths(&path));
-    let found = folders
-        .into_iter()
-        .find(|folder| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file()));
-    found.expect("PostgreSQL's server programs: tests/run.sh installs them")
+    folder_of(folders, &["initdb", "postgres"])
 }

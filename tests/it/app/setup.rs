@@ -2,9 +2,10 @@
 
 use super::TestApp;
 use super::cluster::Cluster;
+use super::pgbouncer::PgBouncer;
 use super::process::Environment;
 use super::proxy::Proxy;
-use super::store::{Database, Store};
+use super::store::{Database, Store, server_of};
 use crate::upstream::{Upstream, catalog};
 
 /// The key that the gateway shows to its upstream, and to nobody else.
@@ -36,6 +37,7 @@ pub struct Setup {
     /// The address of another PostgreSQL than that of the test command.
     cluster: Option<String>,
     proxied: bool,
+    pooled: Option<&'static str>,
 }
 
 impl Setup {
@@ -49,6 +51,7 @@ impl Setup {
             prices: None,
             cluster: None,
             proxied: false,
+            pooled: None,
         };
         setup
             .env("TOLLGATE_LISTEN", "127.0.0.1:0")
@@ -86,9 +89,20 @@ impl Setup {
         self
     }
 
-    /// On PostgreSQL's server at this address.
-    pub fn cluster(mut self, cluster: &Cluster) -> Self {
-        self.cluster = Some(cluster.url());
+    /// On a PostgreSQL of the test's own.
+    pub fn cluster(self, cluster: &Cluster) -> Self {
+        self.server(cluster.url())
+    }
+
+    /// On PostgreSQL's server at this address, as the user that it names.
+    pub fn server(mut self, url: String) -> Self {
+        self.cluster = Some(url);
+        self
+    }
+
+    /// With a pooler of these settings in front of PostgreSQL.
+    pub fn pooled(mut self, settings: &'static str) -> Self {
+        self.pooled = Some(settings);
         self
     }
 
@@ -113,10 +127,15 @@ impl Setup {
         let mut url = database.url.clone();
         let mut proxy = None;
         if self.proxied {
-            let server = url.split(['@', '/']).nth(3).expect("postgres://user@host:port/database");
-            let wire = Proxy::start(server).await;
-            url = url.replace(server, &wire.address().to_string());
+            let wire = Proxy::start(server_of(&url)).await;
+            url = url.replace(server_of(&url), &wire.address().to_string());
             proxy = Some(wire);
+        }
+        let mut pooler = None;
+        if let Some(settings) = self.pooled {
+            let between = PgBouncer::start(&url, settings).await;
+            url = between.url(&url);
+            pooler = Some(between);
         }
         let environment = &mut self.environment;
         environment.insert("DATABASE_URL".to_string(), url);
@@ -129,6 +148,7 @@ impl Setup {
         }
         let mut app = TestApp::launch(upstream, database, self.environment, self.credit).await;
         app.proxy = proxy;
+        app.pooler = pooler;
         app
     }
 }

@@ -81,6 +81,11 @@ fn test_cluster() -> String {
     })
 }
 
+/// Host and port of an address.
+pub fn server_of(url: &str) -> &str {
+    url.split(['@', '/']).nth(3).expect("postgres://user@host:port/database")
+}
+
 fn database_url(cluster: &str, database: &str) -> String {
     let base = cluster.rsplit_once('/').map_or(cluster, |(base, _)| base);
     format!("{base}/{database}")

@@ -1,0 +1,1 @@
+-- Row level security is PostgreSQL's: a SQLite file has one reader, and nothing is to be done here.
