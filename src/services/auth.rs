@@ -99,6 +99,14 @@ impl Principal {
         }
     }
 
+    #[must_use]
+    pub fn user_id(&self) -> Option<UserId> {
+        match &self.caller {
+            Caller::Key(_) => None,
+            Caller::User(user) => Some(*user),
+        }
+    }
+
     /// Whether the caller may ask for this model.
     #[must_use]
     pub fn allows(&self, model: &str) -> bool {
