@@ -28,7 +28,8 @@ use std::time::Duration;
 pub use lookup::Found;
 use retry::Retries;
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+/// The program's one kind of HTTP client.
+pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 pub struct Upstream {
     pub kind: UpstreamKind,
@@ -188,7 +189,9 @@ fn bearer(key: &str) -> Result<HeaderValue, Error> {
     Ok(value)
 }
 
-fn client(connect: Duration) -> HttpClient {
+/// A client that gives up connecting after `connect`. Follows no redirect.
+#[must_use]
+pub fn client(connect: Duration) -> HttpClient {
     let mut tcp = HttpConnector::new();
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
@@ -207,7 +210,7 @@ fn client(connect: Duration) -> HttpClient {
 }
 
 /// Kind of failure without the address it happened at.
-fn cause(error: &hyper_util::client::legacy::Error) -> String {
+pub fn cause(error: &hyper_util::client::legacy::Error) -> String {
     let what = if error.is_connect() { "connect" } else { "request" };
     let mut source = std::error::Error::source(error);
     let mut last = None;
