@@ -30,6 +30,7 @@ mod retry;
 mod start;
 mod stopping;
 mod stream;
+mod supabase;
 mod surface;
 mod tidy;
 mod tools;

@@ -5,10 +5,11 @@
 //! away. Whether a key was never there can only be told while it is not.
 
 use crate::error::Error;
-use crate::services::upstream::{HttpClient, cause, client};
-use axum::http::{StatusCode, Uri};
+use crate::services::http::{self, AGENT, HttpClient};
+use axum::http::header::USER_AGENT;
+use axum::http::{Request, StatusCode, Uri};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
@@ -67,7 +68,7 @@ impl Jwks {
         let url = url.parse().map_err(|_| Error::Internal("the keys' URL is none".to_owned()))?;
         Ok(Arc::new(Self {
             url,
-            client: client(CONNECT_WAIT),
+            client: http::client(CONNECT_WAIT),
             state: RwLock::default(),
             fetching: Mutex::default(),
         }))
@@ -144,7 +145,12 @@ impl Jwks {
     }
 
     async fn fetch(&self) -> Result<KeySet, String> {
-        let answer = self.client.get(self.url.clone()).await.map_err(|error| cause(&error))?;
+        let request = Request::get(self.url.clone())
+            .header(USER_AGENT, AGENT)
+            .body(Full::default())
+            .map_err(|_| "no request can be made of the URL".to_owned())?;
+        let answer = self.client.request(request).await;
+        let answer = answer.map_err(|error| http::cause(&error))?;
         if answer.status() != StatusCode::OK {
             return Err(format!("status {}", answer.status()));
         }

@@ -89,7 +89,7 @@ impl Tokens {
         }
         let key = self.key(&header).await?;
         let claims = decode::<Claims>(token, &key, &self.validation(header.alg));
-        self.user(claims.map_err(|fault| refusal(&fault))?.claims)
+        self.user(&claims.map_err(|fault| refusal(&fault))?.claims)
     }
 
     async fn key(&self, header: &Header) -> Result<DecodingKey, Error> {
@@ -114,7 +114,7 @@ impl Tokens {
         validation
     }
 
-    fn user(&self, claims: Claims) -> Result<User, Error> {
+    fn user(&self, claims: &Claims) -> Result<User, Error> {
         if claims.role != AUTHENTICATED {
             return Err(Error::WrongToken("its role"));
         }
@@ -157,4 +157,54 @@ fn refusal(fault: &Fault) -> Error {
         ErrorKind::Json(_) => "its claims",
         _ => "its form",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const SECRET: &str = "a secret of this test, long enough";
+
+    fn role(claims: &Value) -> Role {
+        let mut all = json!({
+            "iss": "me", "aud": "authenticated", "role": "authenticated",
+            "exp": 4_000_000_000_i64, "sub": Uuid::now_v7(),
+        });
+        for (name, value) in claims.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+        let token = jsonwebtoken::encode(&Header::default(), &all, &key).unwrap();
+        let tokens = Tokens::new(TokenConfig {
+            issuer: "me".to_owned(),
+            audience: "authenticated".to_owned(),
+            jwks_url: None,
+            secret: Some(SECRET.into()),
+            anonymous: false,
+        });
+        let user = futures::executor::block_on(tokens.unwrap().verify(&token));
+        user.unwrap().role
+    }
+
+    #[test]
+    fn a_role_is_what_the_server_wrote_and_never_what_the_user_did() {
+        for (claims, expected) in [
+            (json!({}), Role::User),
+            (json!({"app_metadata": {"role": "admin"}}), Role::Admin),
+            (json!({"app_metadata": {"role": "service"}}), Role::Service),
+            (json!({"user_role": "admin"}), Role::Admin),
+            (json!({"user_role": "service"}), Role::Service),
+            (json!({"app_metadata": {"role": "member"}, "user_role": "admin"}), Role::Admin),
+            (json!({"app_metadata": {"role": "service"}, "user_role": "admin"}), Role::Service),
+            (json!({"user_metadata": {"role": "admin", "user_role": "admin"}}), Role::User),
+            (json!({"app_metadata": {"role": ["admin"]}}), Role::User),
+            (json!({"app_metadata": "admin", "user_role": {"admin": true}}), Role::User),
+            (json!({"app_metadata": null, "user_role": null}), Role::User),
+            (json!({"user_role": "Admin"}), Role::User),
+            (json!({"roles": ["admin"], "is_admin": true}), Role::User),
+        ] {
+            assert_eq!(role(&claims), expected, "{claims}");
+        }
+    }
 }
