@@ -261,9 +261,7 @@ impl Error {
             Self::WrongToken(_) => "The access token is not valid.".to_owned(),
             Self::ExpiredToken => "The access token has expired. Please sign in again.".to_owned(),
             Self::NoAccount => "There is no account for this user here.".to_owned(),
-            Self::TooManyFailures { .. } => "Too many requests with a wrong key or token came \
-                from your address. Please try again later."
-                .to_owned(),
+            Self::TooManyFailures { .. } => "Too many failed attempts. Please wait.".to_owned(),
             Self::Invalid(invalid) => invalid.message.clone(),
             Self::UnknownUrl => "Unknown request URL. Please check the URL for typos.".to_owned(),
             Self::NotFound(what) => format!("There is no such {what}."),

@@ -57,7 +57,8 @@ struct Claims {
     /// Written by the server only.
     #[serde(default)]
     app_metadata: Value,
-    /// By the project's hook. <https://supabase.com/docs/guides/auth/auth-hooks/custom-access-token-hook>
+    /// By the project's hook.
+    /// <https://supabase.com/docs/guides/auth/auth-hooks/custom-access-token-hook>
     #[serde(default)]
     user_role: Value,
 }
