@@ -6,6 +6,7 @@
 
 mod billing;
 mod database;
+mod identity;
 mod log;
 mod money;
 mod reader;
@@ -14,6 +15,7 @@ mod upstream;
 
 pub use billing::BillingConfig;
 pub use database::{DatabaseConfig, DatabaseKind};
+pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
 pub use log::LogConfig;
 pub use money::MoneyConfig;
 use reader::Reader;
@@ -32,6 +34,7 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     pub money: MoneyConfig,
     pub billing: BillingConfig,
+    pub identity: IdentityConfig,
     pub log: LogConfig,
     shown: Vec<(&'static str, String)>,
 }
@@ -48,9 +51,10 @@ impl Config {
         let upstream = UpstreamConfig::read(&mut env)?;
         let money = MoneyConfig::read(&mut env)?;
         let billing = BillingConfig::read(&mut env);
+        let identity = IdentityConfig::read(&mut env)?;
         let log = LogConfig::read(&mut env)?;
         let shown = env.finish()?;
-        Ok(Self { server, database, upstream, money, billing, log, shown })
+        Ok(Self { server, database, upstream, money, billing, identity, log, shown })
     }
 
     /// What is in force, secrets masked.

@@ -3,6 +3,7 @@
 //! Invariant: no SQL, no prices, no sockets here.
 
 pub mod chat;
+pub mod client;
 pub mod extract;
 pub mod health;
 pub mod models;

@@ -10,13 +10,21 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use std::time::Duration;
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     // === who calls ===
     #[error("no API key was given")]
     MissingKey,
     #[error("the API key is not valid")]
     WrongKey,
+    #[error("the access token is not valid: {0}")]
+    WrongToken(&'static str),
+    #[error("the access token has expired")]
+    ExpiredToken,
+    #[error("the user has no account")]
+    NoAccount,
+    #[error("too many wrong keys and tokens from this address")]
+    TooManyFailures { retry_after: Duration },
     // === what is asked ===
     #[error("invalid request: {}", .0.message)]
     Invalid(Invalid),
@@ -56,6 +64,8 @@ pub enum Error {
     Overloaded,
     #[error("the database is unavailable: {0}")]
     Database(String),
+    #[error("the auth server's keys are not to be had")]
+    AuthServer,
     #[error("the model list is not there yet")]
     NoModels,
     #[error("this process is shutting down")]
@@ -103,7 +113,9 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::MissingKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::MissingKey | Self::WrongKey | Self::WrongToken(_) | Self::ExpiredToken => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::Invalid(_) | Self::BodyIncomplete | Self::ModelNotPriced { .. } => {
                 StatusCode::BAD_REQUEST
             }
@@ -113,16 +125,19 @@ impl Error {
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::ModelNotAllowed { .. } | Self::Suspended | Self::Forbidden => {
+            Self::ModelNotAllowed { .. } | Self::Suspended | Self::Forbidden | Self::NoAccount => {
                 StatusCode::FORBIDDEN
             }
-            Self::InsufficientQuota | Self::KeyBudget | Self::UpstreamRateLimited { .. } => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::InsufficientQuota
+            | Self::KeyBudget
+            | Self::TooManyFailures { .. }
+            | Self::UpstreamRateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Repeated | Self::Exists(_) => StatusCode::CONFLICT,
-            Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Overloaded
+            | Self::Database(_)
+            | Self::AuthServer
+            | Self::NoModels
+            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UpstreamRejected { status, .. } => *status,
             Self::UpstreamFailed { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE => {
@@ -140,6 +155,9 @@ impl Error {
         match self {
             Self::MissingKey
             | Self::WrongKey
+            | Self::WrongToken(_)
+            | Self::ExpiredToken
+            | Self::NoAccount
             | Self::Invalid(_)
             | Self::UnknownUrl
             | Self::NotFound(_)
@@ -156,9 +174,10 @@ impl Error {
             Self::InsufficientQuota | Self::KeyBudget => "insufficient_quota",
             Self::Repeated => "idempotency_error",
             Self::Suspended => "access_terminated",
-            Self::UpstreamRateLimited { .. } => "rate_limit_error",
+            Self::TooManyFailures { .. } | Self::UpstreamRateLimited { .. } => "rate_limit_error",
             Self::Overloaded
             | Self::Database(_)
+            | Self::AuthServer
             | Self::NoModels
             | Self::ShuttingDown
             | Self::Internal(_) => "server_error",
@@ -176,6 +195,10 @@ impl Error {
         Some(match self {
             Self::MissingKey | Self::Invalid(_) | Self::UpstreamRejected { .. } => return None,
             Self::WrongKey => "invalid_api_key",
+            Self::WrongToken(_) => "invalid_token",
+            Self::ExpiredToken => "token_expired",
+            Self::NoAccount => "no_account",
+            Self::TooManyFailures { .. } => "too_many_failures",
             Self::UnknownUrl => "unknown_url",
             Self::NotFound(_) => "not_found",
             Self::Exists(_) => "already_exists",
@@ -193,6 +216,7 @@ impl Error {
             Self::Suspended => "account_suspended",
             Self::Overloaded => "overloaded",
             Self::Database(_) => "database_unavailable",
+            Self::AuthServer => "auth_server_unavailable",
             Self::NoModels => "models_unavailable",
             Self::ShuttingDown => "shutting_down",
             Self::Internal(_) => "internal_error",
@@ -234,6 +258,10 @@ impl Error {
                 header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
                 .to_owned(),
             Self::WrongKey => "Incorrect API key provided.".to_owned(),
+            Self::WrongToken(_) => "The access token is not valid.".to_owned(),
+            Self::ExpiredToken => "The access token has expired. Please sign in again.".to_owned(),
+            Self::NoAccount => "There is no account for this user here.".to_owned(),
+            Self::TooManyFailures { .. } => "Too many failed attempts. Please wait.".to_owned(),
             Self::Invalid(invalid) => invalid.message.clone(),
             Self::UnknownUrl => "Unknown request URL. Please check the URL for typos.".to_owned(),
             Self::NotFound(what) => format!("There is no such {what}."),
@@ -265,8 +293,8 @@ impl Error {
                 .to_owned(),
             Self::Suspended => "This account is suspended.".to_owned(),
             Self::Overloaded => "Too many requests at once. Please try again later.".to_owned(),
-            Self::Database(_) => "A service that this one needs is unavailable. Please try \
-                again later."
+            Self::Database(_) | Self::AuthServer => "A service that this one needs is \
+                unavailable. Please try again later."
                 .to_owned(),
             Self::NoModels => {
                 "The list of models is not available yet. Please try again later.".to_owned()
@@ -305,7 +333,14 @@ impl Error {
                     HeaderValue::from_static("false"),
                 );
             }
-            Self::Overloaded | Self::Database(_) | Self::NoModels | Self::ShuttingDown => {
+            Self::TooManyFailures { retry_after } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
+            }
+            Self::Overloaded
+            | Self::Database(_)
+            | Self::AuthServer
+            | Self::NoModels
+            | Self::ShuttingDown => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_OURS.as_secs()));
             }
             Self::UpstreamRateLimited { retry_after: Some(retry_after) }

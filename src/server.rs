@@ -3,8 +3,12 @@
 //! Invariant: a connection that sends nothing, or half a head, is closed; the number of connections
 //! is bounded; after `drain` every connection ends with the answer it is giving.
 
+use crate::controllers::client::Peer;
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::future::Future;
@@ -13,7 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,12 +61,12 @@ pub async fn serve(
             accepted = accept(&listener, &places) => accepted,
             () = signals.drain.cancelled() => return,
         };
-        let Some((stream, place)) = accepted else {
+        let Some((stream, peer, place)) = accepted else {
             continue;
         };
         let (router, signals) = (router.clone(), signals.clone());
         connections.spawn(async move {
-            serve_connection(stream, router, signals, write_wait).await;
+            serve_connection(stream, peer, router, signals, write_wait).await;
             drop(place);
         });
     }
@@ -71,10 +75,10 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, place)),
+        Ok((stream, peer)) => Some((stream, Peer(peer.ip()), place)),
         Err(error) => {
             tracing::warn!("accepting a connection: {error}");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -85,6 +89,7 @@ async fn accept(
 
 async fn serve_connection(
     stream: TcpStream,
+    peer: Peer,
     router: Router,
     signals: Signals,
     write_wait: Duration,
@@ -101,7 +106,11 @@ async fn serve_connection(
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(write_wait));
     let stream = TokioIo::new(Box::pin(stream));
-    let service = TowerToHyperService::new(router);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.call(request)
+    });
     match protocol {
         Protocol::Http1 => {
             let mut builder = http1::Builder::new();

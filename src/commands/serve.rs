@@ -5,13 +5,15 @@
 
 mod welcome;
 
-use crate::config::{Config, DatabaseKind, UpstreamKind};
+use crate::config::{Config, DatabaseKind, SignupConfig, UpstreamKind};
+use crate::models::account::AccountKind;
 use crate::models::ids::InstanceId;
 use crate::routes;
 use crate::server::{self, Signals};
 use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
 use crate::services::catalog::Catalog;
+use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Ledger, Writer};
 use crate::services::recovery::Recovery;
@@ -141,10 +143,31 @@ async fn build(
         instance: InstanceId::generate(),
         terms: HoldTerms::of(&config),
     };
-    let auth = Auth::new(store.clone(), config.database.wait);
+    let signup = signup_terms(&config, &catalog)?;
+    let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait)?;
     let leaving = CancellationToken::new();
     let app = App { config, store, auth, catalog, admission, leaving, stop };
     Ok((Arc::new(app), writer))
+}
+
+/// What a first login gets, by the plan that is named for it.
+fn signup_terms(config: &Config, catalog: &Catalog) -> anyhow::Result<SignupTerms> {
+    let SignupConfig { is_open, plan, credit } = &config.identity.signup;
+    let found = match plan {
+        Some(name) => Some(
+            catalog
+                .plan(name)
+                .with_context(|| format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»"))?,
+        ),
+        None => None,
+    };
+    Ok(SignupTerms {
+        is_open: *is_open,
+        kind: found.map_or(AccountKind::Prepaid, |plan| plan.kind),
+        plan: plan.clone(),
+        limit_nusd: found.and_then(|plan| plan.limit_nusd),
+        credit: *credit,
+    })
 }
 
 fn settler(
@@ -172,6 +195,9 @@ fn settler(
 fn start_background(app: &Arc<App>, background: &CancellationToken) {
     let (catalog, stop) = (app.catalog.clone(), background.clone());
     tokio::spawn(async move { catalog.run(stop).await });
+
+    let (users, stop) = (app.clone(), background.clone());
+    tokio::spawn(async move { users.auth.run(stop).await });
 
     let recovery = Recovery {
         store: app.store.clone(),

@@ -1,8 +1,9 @@
 //! What handlers ask for: the request's id, who calls, and the body.
 //!
-//! Invariant: a handler that takes a [`Principal`] is only reached with a valid key, and a
+//! Invariant: a handler that takes a [`Principal`] is only reached with a valid key or token, and a
 //! [`JsonBody`] is whole, within its bound, and said to be JSON.
 
+use crate::controllers::client;
 use crate::error::Error;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::Invalid;
@@ -42,7 +43,9 @@ impl FromRequestParts<Arc<App>> for Principal {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
-        app.auth.principal(bearer(&parts.headers)?).await
+        let trusted = &app.config.identity.trusted_proxies;
+        let from = client::address(&parts.extensions, &parts.headers, trusted);
+        app.auth.principal(bearer(&parts.headers)?, from).await
     }
 }
 

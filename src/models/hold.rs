@@ -3,7 +3,7 @@
 //! Invariant: a hold row is open; a closed one is gone and its usage record says how it ended. It
 //! carries all that recovery needs when the process that placed it is dead.
 
-use super::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
+use super::ids::{AccountId, ApiKeyId, InstanceId, RequestId, UserId};
 use super::money::{NanoUsd, Tokens};
 use super::openai::answer::Reported;
 use super::timestamp::Timestamp;
@@ -15,6 +15,9 @@ pub struct Hold {
     pub request_id: RequestId,
     pub account_id: AccountId,
     pub api_key_id: Option<ApiKeyId>,
+    /// The user who asked, where it was not a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<UserId>,
     pub amount_nusd: NanoUsd,
     pub owner: InstanceId,
     pub lease_expires_at: Timestamp,
@@ -66,6 +69,7 @@ impl Hold {
             id: self.request_id,
             account_id: self.account_id,
             api_key_id: self.api_key_id,
+            user_id: self.user_id,
             upstream: self.upstream.clone(),
             model: self.model.clone(),
             model_served: None,

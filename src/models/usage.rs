@@ -3,7 +3,7 @@
 //! Invariant: cached and cache-write tokens are parts of the prompt's, reasoning tokens are part of
 //! the completion's; nothing ever adds a part to its whole.
 
-use super::ids::{AccountId, ApiKeyId, RequestId};
+use super::ids::{AccountId, ApiKeyId, RequestId, UserId};
 use super::money::{NanoUsd, Tokens};
 use super::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,10 @@ pub struct UsageRecord {
     pub id: RequestId,
     pub account_id: AccountId,
     pub api_key_id: Option<ApiKeyId>,
+    /// The user who asked, where it was not a key. Left out where there is none, so that the hashes
+    /// of older records stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<UserId>,
     pub upstream: String,
     pub model: String,
     pub model_served: Option<String>,

@@ -167,6 +167,7 @@ impl Admission {
             request_id: caller.id,
             account_id: caller.principal.account_id,
             api_key_id: caller.principal.key_id(),
+            user_id: caller.principal.user_id(),
             amount_nusd: amount(wanted)?,
             owner: self.instance,
             lease_expires_at: now.plus(self.terms.lease),

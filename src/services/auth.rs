@@ -1,10 +1,15 @@
-//! Who calls: an API key becomes a [`Principal`].
+//! Who calls: an API key or a user's access token becomes a [`Principal`].
 //!
 //! Invariants: a key is known by its SHA-256 only; a typing error is refused by the key's checksum
-//! without asking the store; a store that cannot answer is a 503, never a 401.
+//! without asking the store; what cannot be told because the store or the auth server does not
+//! answer is a 503, never a 401; a caller who is known goes on without them for a bounded time.
 
+mod failures;
+mod jwks;
 mod secret;
+mod tokens;
 
+use crate::config::IdentityConfig;
 use crate::error::Error;
 use crate::models::account::Account;
 use crate::models::identity::Role;
@@ -12,12 +17,17 @@ use crate::models::ids::{AccountId, ApiKeyId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::ledger::sha256_hex;
 use crate::models::timestamp::Timestamp;
+use crate::services::directory::{SignupTerms, sign_up};
 use crate::store::Store;
-use moka::future::Cache;
+use failures::Failures;
+use moka::{future, sync};
 pub use secret::NewSecret;
 use secret::is_well_formed;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokens::Tokens;
+use tokio_util::sync::CancellationToken;
 
 /// Who calls, and the account that pays.
 #[derive(Clone, Debug)]
@@ -39,54 +49,209 @@ pub enum Caller {
 
 pub struct Auth {
     store: Arc<dyn Store>,
-    known: Cache<String, Option<Principal>>,
+    users: Option<Users>,
+    /// What was told lately, also that there is nobody. By the hash of key or token.
+    known: future::Cache<String, Option<Known>>,
+    /// Who was there when the store was last asked: for when it cannot be.
+    last: sync::Cache<String, Known>,
+    failures: Failures,
     wait: Duration,
 }
 
-/// Keys remembered, unknown ones included.
+/// How users are told, and what those without an account get.
+struct Users {
+    tokens: Tokens,
+    signup: SignupTerms,
+}
+
+#[derive(Clone)]
+struct Known {
+    principal: Principal,
+    /// When a token ends.
+    until: Option<Timestamp>,
+}
+
+/// Keys and tokens remembered, unknown ones included.
 const KNOWN_MAX: u64 = 100_000;
 /// A revoked key works no longer than this, should the news of it not arrive.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 
 impl Auth {
-    #[must_use]
-    pub fn new(store: Arc<dyn Store>, wait: Duration) -> Self {
-        let known = Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build();
-        Self { store, known, wait }
+    /// # Errors
+    /// [`Error::Internal`] when tokens are configured in a way that cannot work.
+    pub fn new(
+        store: Arc<dyn Store>,
+        config: &IdentityConfig,
+        signup: SignupTerms,
+        wait: Duration,
+    ) -> Result<Self, Error> {
+        let tokens = config.tokens.clone().map(Tokens::new).transpose()?;
+        Ok(Self {
+            store,
+            users: tokens.map(|tokens| Users { tokens, signup }),
+            known: future::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build(),
+            last: sync::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(config.stale).build(),
+            failures: Failures::new(config.failures_per_minute),
+            wait,
+        })
     }
 
-    /// The principal of a bearer token.
+    /// Keeps the auth server's keys fresh until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let jwks = self.users.as_ref().and_then(|users| users.tokens.jwks.as_ref());
+        if let Some(jwks) = jwks {
+            jwks.run(stop).await;
+        }
+    }
+
+    /// The principal of a bearer token that came from an address.
     ///
     /// # Errors
-    /// [`Error::WrongKey`], or [`Error::Database`] when that cannot be told.
-    pub async fn principal(&self, token: &str) -> Result<Principal, Error> {
-        if !is_well_formed(token) {
-            return Err(Error::WrongKey);
+    /// Why it has none, or why that cannot be told.
+    pub async fn principal(&self, token: &str, from: IpAddr) -> Result<Principal, Error> {
+        let found = self.find(token, from).await;
+        if matches!(found, Err(Error::WrongKey | Error::WrongToken(_))) {
+            self.failures.count(from);
         }
-        let hash = sha256_hex(token.as_bytes());
-        // One look-up at a time for a key; a failed one is not remembered.
-        let found = self.known.try_get_with_by_ref(&hash, self.look_up(&hash)).await;
-        let principal = found.map_err(|error| Error::Database(error.to_string()))?;
-        principal.filter(|principal| principal.is_usable(Timestamp::now())).ok_or(Error::WrongKey)
+        found
     }
 
-    async fn look_up(&self, hash: &str) -> Result<Option<Principal>, Error> {
-        let look_up = self.store.key_by_hash(hash);
-        let found = tokio::time::timeout(self.wait, look_up)
-            .await
-            .map_err(|_| Error::Database("no answer in time".to_owned()))??;
-        Ok(found.map(|(key, account, budget): (ApiKey, Account, KeyBudget)| Principal {
-            has_key_limits: budget.has_limits(),
-            account_id: account.id,
-            plan: account.plan,
-            role: key.role,
-            caller: Caller::Key(Arc::new(key)),
+    async fn find(&self, token: &str, from: IpAddr) -> Result<Principal, Error> {
+        let credential = self.credential(token);
+        let hash = credential.is_some().then(|| sha256_hex(token.as_bytes()));
+        let known = match &hash {
+            Some(hash) => self.known.get(hash).await.flatten(),
+            None => None,
+        };
+        if let Some(known) = known {
+            return known.principal();
+        }
+        self.failures.check(from)?;
+        let (credential, hash) = credential.zip(hash).ok_or(Error::WrongKey)?;
+        // One look-up at a time for a key; a failed one is not remembered.
+        let look_up = self.look_up(&hash, &credential);
+        let found = self.known.try_get_with_by_ref(&hash, look_up).await;
+        match found.map_err(Arc::unwrap_or_clone)? {
+            Some(known) => known.principal(),
+            None => Err(credential.unknown()),
+        }
+    }
+
+    /// What the text is by its form, where it can be anything.
+    fn credential<'a>(&'a self, token: &'a str) -> Option<Credential<'a>> {
+        if is_well_formed(token) {
+            return Some(Credential::Key);
+        }
+        let users = self.users.as_ref().filter(|_| Tokens::has_form(token))?;
+        Some(Credential::Token(token, users))
+    }
+
+    /// Asks; when the store cannot answer, who was there a while ago still is.
+    async fn look_up(
+        &self,
+        hash: &String,
+        credential: &Credential<'_>,
+    ) -> Result<Option<Known>, Error> {
+        let asked = match credential {
+            Credential::Key => self.within(self.of_key(hash)).await,
+            Credential::Token(token, users) => self.of_token(token, users).await,
+        };
+        match asked {
+            Ok(Some(known)) => {
+                self.last.insert(hash.clone(), known.clone());
+                Ok(Some(known))
+            }
+            Err(Error::Database(reason)) => match self.last.get(hash) {
+                Some(known) => {
+                    tracing::warn!("a known caller goes on without the database: {reason}");
+                    Ok(Some(known))
+                }
+                None => Err(Error::Database(reason)),
+            },
+            Err(Error::AuthServer) => Err(Error::AuthServer),
+            told => {
+                self.last.invalidate(hash);
+                told
+            }
+        }
+    }
+
+    async fn of_key(&self, hash: &str) -> Result<Option<Known>, Error> {
+        let found = self.store.key_by_hash(hash).await?;
+        Ok(found.map(|(key, account, budget): (ApiKey, Account, KeyBudget)| {
+            let principal = Principal {
+                has_key_limits: budget.has_limits(),
+                account_id: account.id,
+                plan: account.plan,
+                role: key.role,
+                caller: Caller::Key(Arc::new(key)),
+            };
+            Known { principal, until: None }
         }))
     }
 
-    /// Forgets all keys: another process has changed some.
+    /// Proven first, so that nothing is asked of the store, or made in it, for anybody else.
+    async fn of_token(&self, token: &str, users: &Users) -> Result<Option<Known>, Error> {
+        let user = users.tokens.verify(token).await?;
+        let account = self.within(self.account_of(user.id, &users.signup)).await?;
+        Ok(account.map(|account| {
+            let principal = Principal {
+                has_key_limits: false,
+                account_id: account.id,
+                plan: account.plan,
+                role: user.role,
+                caller: Caller::User(user.id),
+            };
+            Known { principal, until: Some(user.until) }
+        }))
+    }
+
+    async fn account_of(
+        &self,
+        user: UserId,
+        signup: &SignupTerms,
+    ) -> Result<Option<Account>, Error> {
+        match self.store.member(user).await? {
+            Some((_, account)) => Ok(Some(account)),
+            None => sign_up(self.store.as_ref(), user, signup).await,
+        }
+    }
+
+    async fn within<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::time::timeout(self.wait, answer)
+            .await
+            .map_err(|_| Error::Database("no answer in time".to_owned()))?
+    }
+
+    /// Asks again for everybody: another process has changed some.
     pub fn forget(&self) {
         self.known.invalidate_all();
+    }
+}
+
+/// What a bearer token is.
+enum Credential<'a> {
+    Key,
+    Token(&'a str, &'a Users),
+}
+
+impl Credential<'_> {
+    fn unknown(&self) -> Error {
+        match self {
+            Self::Key => Error::WrongKey,
+            Self::Token(..) => Error::NoAccount,
+        }
+    }
+}
+
+impl Known {
+    /// Unless its time is over.
+    fn principal(self) -> Result<Principal, Error> {
+        let now = Timestamp::now();
+        if self.until.is_some_and(|until| now > until) {
+            return Err(Error::ExpiredToken);
+        }
+        if self.principal.is_usable(now) { Ok(self.principal) } else { Err(Error::WrongKey) }
     }
 }
 
@@ -96,6 +261,14 @@ impl Principal {
         match &self.caller {
             Caller::Key(key) => Some(key.id),
             Caller::User(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub fn user_id(&self) -> Option<UserId> {
+        match &self.caller {
+            Caller::Key(_) => None,
+            Caller::User(user) => Some(*user),
         }
     }
 

@@ -127,6 +127,12 @@ impl Catalog {
         self.operator.next_change(now).map_or(REFRESH_EVERY, |at| at.since(now))
     }
 
+    /// A plan of the operator's table.
+    #[must_use]
+    pub fn plan(&self, name: &str) -> Option<&Plan> {
+        self.operator.plan(name)
+    }
+
     /// Returns when there has been a list.
     pub async fn filled(&self) {
         // The sender lives as long as `self`.

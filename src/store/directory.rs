@@ -9,11 +9,21 @@ use crate::models::identity::Member;
 use crate::models::ids::{AccountId, ApiKeyId, AuditId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::timestamp::Timestamp;
-use crate::store::StoreError;
+use crate::store::{Entry, StoreError};
 use async_trait::async_trait;
 
 /// A key, who pays for it, and what it may spend.
 pub type KnownKey = (ApiKey, Account, KeyBudget);
+
+/// A first login: an account, its first member, and what it starts with.
+#[derive(Clone, Debug)]
+pub struct SignUp {
+    pub account: Account,
+    pub account_audit: AuditEntry,
+    pub member: Member,
+    pub member_audit: AuditEntry,
+    pub credit: Option<Entry>,
+}
 
 #[async_trait]
 pub trait DirectoryStore: Send + Sync {
@@ -25,6 +35,10 @@ pub trait DirectoryStore: Send + Sync {
     async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError>;
     async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError>;
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError>;
+
+    /// All of a first login or nothing, so that no crash can lose the credit or double it.
+    /// [`StoreError::Exists`] when the user is a member, or the account's name is taken.
+    async fn sign_up(&self, sign_up: &SignUp) -> Result<(), StoreError>;
 
     async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError>;
     /// True when there was one.

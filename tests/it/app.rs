@@ -154,6 +154,13 @@ impl TestApp {
         process::run(arguments, &self.environment, self.database.folder.path()).await
     }
 
+    /// With one variable set otherwise.
+    pub async fn try_cli_with(&self, arguments: &[&str], name: &str, value: &str) -> Ended {
+        let mut environment = self.environment.clone();
+        environment.insert(name.to_string(), value.to_string());
+        process::run(arguments, &environment, self.database.folder.path()).await
+    }
+
     /// Runs a command that has to succeed, and gives what it printed.
     pub async fn cli(&self, arguments: &[&str]) -> String {
         succeed(arguments, &self.try_cli(arguments).await)

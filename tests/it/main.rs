@@ -32,6 +32,7 @@ mod rls;
 mod start;
 mod stopping;
 mod stream;
+mod supabase;
 mod surface;
 mod tidy;
 mod tools;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::models::account::{AccountKind, NewAccount};
-use crate::models::ids::InstanceId;
+use crate::models::ids::{InstanceId, UserId};
 use crate::models::key::KeyLimits;
 use crate::models::money::Tokens;
 use crate::models::openai::answer::Reported;
@@ -165,6 +165,7 @@ fn hold(
         request_id,
         account_id,
         api_key_id,
+        user_id: Some(UserId::generate()),
         amount_nusd: NanoUsd(amount),
         owner: InstanceId::generate(),
         lease_expires_at: now(),
@@ -279,9 +280,24 @@ fn a_reference_is_entered_once() {
 }
 
 #[test]
+fn a_record_without_a_user_has_the_hash_it_had_before_there_were_users() {
+    let mut record = record(AccountId::generate(), None, request_id(0), 1, false);
+    let with_user = record_hash(&record);
+    record.user_id = None;
+    assert!(!serde_json::to_string(&record).unwrap().contains("user_id"));
+    assert_ne!(record_hash(&record), with_user, "a user cannot be changed unseen");
+    let null: UsageRecord = serde_json::from_value({
+        let mut row = serde_json::to_value(&record).unwrap();
+        row["user_id"] = serde_json::Value::Null;
+        row
+    })
+    .unwrap();
+    assert_eq!(record_hash(&null), record_hash(&record), "as either database gives it back");
+}
+
+#[test]
 fn columns_are_the_members_of_their_structs_in_their_order() {
     use crate::models::identity::Member;
-    use crate::models::ids::UserId;
     use crate::store::table;
     fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
         let text = serde_json::to_string(row).unwrap();

@@ -7,6 +7,7 @@ use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
 use crate::models::key::KeyBudget;
+use crate::models::timestamp::Timestamp;
 use crate::models::usage::UsageCorrection;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
@@ -14,7 +15,7 @@ use crate::store::table::{
     KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS,
     postgres as sql,
 };
-use crate::store::{LedgerOp, StoreError};
+use crate::store::{LedgerOp, Outcome, StoreError};
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -67,11 +68,22 @@ impl Sql {
 }
 
 impl PostgresStore {
-    pub(super) async fn load(
+    /// Loads what a batch needs, lets the books decide, and writes their changes.
+    pub(super) async fn apply(
         &self,
         conn: &mut PgConnection,
         batch: &[LedgerOp],
-    ) -> Result<Books, StoreError> {
+        now: Timestamp,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let books = self.load(conn, batch).await?;
+        let (outcomes, changes) = books.apply(batch, now);
+        if changes != Changes::default() {
+            self.write(conn, changes).await?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn load(&self, conn: &mut PgConnection, batch: &[LedgerOp]) -> Result<Books, StoreError> {
         let needs = Needs::of(batch);
         let uuids = |ids: &BTreeSet<RequestId>| ids.iter().map(|id| id.0).collect::<Vec<_>>();
         let accounts: Vec<Uuid> = needs.accounts.iter().map(|id| id.0).collect();
@@ -137,11 +149,7 @@ impl PostgresStore {
         write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
     }
 
-    pub(super) async fn write(
-        &self,
-        conn: &mut PgConnection,
-        changes: Changes,
-    ) -> Result<(), StoreError> {
+    async fn write(&self, conn: &mut PgConnection, changes: Changes) -> Result<(), StoreError> {
         let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
         let sql = &self.sql;
         write_rows(conn, &sql.update_accounts, accounts.values()).await?;

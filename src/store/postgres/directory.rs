@@ -6,14 +6,14 @@ use crate::models::identity::Member;
 use crate::models::ids::{AccountId, ApiKeyId, AuditId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::timestamp::Timestamp;
-use crate::store::StoreError;
-use crate::store::directory::{DirectoryStore, KnownKey};
+use crate::store::directory::{DirectoryStore, KnownKey, SignUp};
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::{classify, select, unique};
 use crate::store::table::{
     ACCOUNT_SETTINGS, ACCOUNTS, API_KEYS, AUDIT_LOG, KEY_BUDGET_LIMITS, KEY_BUDGETS, KEY_SETTINGS,
     MEMBERS, postgres as sql,
 };
+use crate::store::{LedgerOp, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Postgres, Transaction};
@@ -21,6 +21,7 @@ use sqlx::{AssertSqlSafe, Postgres, Transaction};
 const ACCOUNT_NAME: &str = "an account of this name";
 const MEMBER: &str = "this member";
 const KEY: &str = "this key";
+const AUDIT: &str = "this audit entry";
 
 #[async_trait]
 impl DirectoryStore for PostgresStore {
@@ -55,6 +56,19 @@ impl DirectoryStore for PostgresStore {
 
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError> {
         self.page(&ACCOUNTS, "id", after.map(|id| id.0)).await
+    }
+
+    async fn sign_up(&self, sign_up: &SignUp) -> Result<(), StoreError> {
+        let SignUp { account, account_audit, member, member_audit, credit } = sign_up;
+        let mut tx = self.audited(account_audit).await?;
+        write(&mut tx, sql::insert(&ACCOUNTS), account, ACCOUNT_NAME).await?;
+        write(&mut tx, sql::insert(&AUDIT_LOG), member_audit, AUDIT).await?;
+        write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
+        if let Some(credit) = credit {
+            let batch = [LedgerOp::Enter(credit.clone())];
+            self.apply(&mut tx, &batch, account.created_at).await?;
+        }
+        tx.commit().await.map_err(classify)
     }
 
     async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError> {
@@ -183,7 +197,7 @@ impl PostgresStore {
         audit: &AuditEntry,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
         let mut tx = self.pool.begin().await.map_err(classify)?;
-        write(&mut tx, sql::insert(&AUDIT_LOG), audit, "this audit entry").await?;
+        write(&mut tx, sql::insert(&AUDIT_LOG), audit, AUDIT).await?;
         Ok(tx)
     }
 }

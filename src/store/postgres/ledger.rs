@@ -3,7 +3,6 @@
 use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
 use crate::models::timestamp::Timestamp;
-use crate::store::books::Changes;
 use crate::store::ledger::LedgerStore;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::classify;
@@ -14,11 +13,7 @@ use async_trait::async_trait;
 impl LedgerStore for PostgresStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
         let mut tx = self.pool.begin().await.map_err(classify)?;
-        let books = self.load(&mut tx, batch).await?;
-        let (outcomes, changes) = books.apply(batch, now);
-        if changes != Changes::default() {
-            self.write(&mut tx, changes).await?;
-        }
+        let outcomes = self.apply(&mut tx, batch, now).await?;
         tx.commit().await.map_err(classify)?;
         Ok(outcomes)
     }

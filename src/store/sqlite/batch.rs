@@ -6,6 +6,7 @@ use super::rows::{classify, ids, select, texts, write_rows};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::key::KeyBudget;
+use crate::models::timestamp::Timestamp;
 use crate::models::usage::UsageCorrection;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
@@ -13,7 +14,7 @@ use crate::store::table::{
     KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS,
     sqlite as sql,
 };
-use crate::store::{LedgerOp, StoreError};
+use crate::store::{LedgerOp, Outcome, StoreError};
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,7 +62,22 @@ impl Sql {
 }
 
 impl SqliteStore {
-    pub(super) async fn load(
+    /// Loads what a batch needs, lets the books decide, and writes their changes.
+    pub(super) async fn apply(
+        &self,
+        conn: &mut SqliteConnection,
+        batch: &[LedgerOp],
+        now: Timestamp,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let books = self.load(conn, batch).await?;
+        let (outcomes, changes) = books.apply(batch, now);
+        if changes != Changes::default() {
+            self.write(conn, changes).await?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn load(
         &self,
         conn: &mut SqliteConnection,
         batch: &[LedgerOp],
@@ -132,11 +148,7 @@ impl SqliteStore {
         write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
     }
 
-    pub(super) async fn write(
-        &self,
-        conn: &mut SqliteConnection,
-        changes: Changes,
-    ) -> Result<(), StoreError> {
+    async fn write(&self, conn: &mut SqliteConnection, changes: Changes) -> Result<(), StoreError> {
         let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
         let sql = &self.sql;
         write_rows(conn, &sql.update_accounts, accounts.values()).await?;

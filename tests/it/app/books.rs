@@ -40,6 +40,7 @@ pub struct UsageRecord {
     pub id: String,
     pub account_id: String,
     pub api_key_id: Option<String>,
+    pub user_id: Option<String>,
     pub upstream: String,
     pub model: String,
     pub model_served: Option<String>,

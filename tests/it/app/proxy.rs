@@ -1,5 +1,5 @@
-//! A wire between the program and its PostgreSQL that can lose the answer to a COMMIT: the
-//! transaction stands, and the program is not told.
+//! A wire between the program and its PostgreSQL that can be cut, and that can lose the answer to a
+//! COMMIT: the transaction stands, and the program is not told.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 pub struct Proxy {
@@ -20,6 +21,7 @@ struct Wire {
     /// Answers to COMMIT that are to be lost.
     to_lose: AtomicUsize,
     lost: AtomicUsize,
+    is_cut: watch::Sender<bool>,
 }
 
 /// PostgreSQL's simple query, as it stands on the wire.
@@ -34,6 +36,7 @@ impl Proxy {
             server: server.to_string(),
             to_lose: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
+            is_cut: watch::Sender::new(false),
         });
         let accepting = tokio::spawn(accept(listener, wire.clone())).abort_handle();
         Self { address, wire, accepting }
@@ -46,6 +49,15 @@ impl Proxy {
     /// The answers to the next `count` COMMITs do not arrive; their connections break.
     pub fn lose(&self, count: usize) {
         self.wire.to_lose.fetch_add(count, Ordering::SeqCst);
+    }
+
+    /// Every connection breaks, and so does each new one, until `mend`.
+    pub fn cut(&self) {
+        self.wire.is_cut.send_replace(true);
+    }
+
+    pub fn mend(&self) {
+        self.wire.is_cut.send_replace(false);
     }
 
     pub fn lost(&self) -> usize {
@@ -63,7 +75,14 @@ async fn accept(listener: TcpListener, wire: Arc<Wire>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         let wire = wire.clone();
-        connections.spawn(async move { relay(client, &wire).await });
+        connections.spawn(async move {
+            let mut is_cut = wire.is_cut.subscribe();
+            tokio::select! {
+                biased;
+                _ = is_cut.wait_for(|is_cut| *is_cut) => {}
+                () = relay(client, &wire) => {}
+            }
+        });
     }
 }
 

@@ -1,0 +1,173 @@
+//! First logins at the same time: one account and one credit, whatever happens in between.
+
+use futures::future::join_all;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::server::AuthServer;
+use super::sign::{Key, claims};
+use super::{assert_refused, models, models_at, setup};
+use crate::app::process::Process;
+use crate::app::{Setup, Store, TestApp, both_stores, eventually, question};
+use crate::upstream::answer::Answer;
+use crate::upstream::catalog::MODEL;
+
+both_stores!(first_logins_race, a_removed_user_stays_out, a_plan_is_given_at_sign_up);
+
+const USERS: usize = 4;
+const LOGINS_EACH: usize = 6;
+
+async fn first_logins_race(store: Store) {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let app = setup(store, &server).env("TOLLGATE_SIGNUP_CREDIT", "0.25").start().await;
+    // A SQLite file belongs to one server; PostgreSQL has three here.
+    let mut replicas: Vec<(Process, String)> = Vec::new();
+    if store == Store::Postgres {
+        replicas = vec![app.replica().await, app.replica().await];
+    }
+    let addresses: Vec<&str> = std::iter::once(app.base_url.as_str())
+        .chain(replicas.iter().map(|(_, url)| url.as_str()))
+        .collect();
+    let users: Vec<Uuid> = (0..USERS).map(|_| Uuid::new_v4()).collect();
+    let mut logins = Vec::new();
+    for _ in 0..LOGINS_EACH {
+        for address in &addresses {
+            for user in &users {
+                // Each with a token of its own, so that no look-up is shared.
+                let token = key.token(&claims(&server.issuer(), *user));
+                logins.push(async move { models_at(address, &token).await });
+            }
+        }
+    }
+    for got in join_all(logins).await {
+        got.ok();
+    }
+    assert_signed_up_once(&app, &users).await;
+    println!(
+        "{} first logins of {USERS} users at {} processes: {} accounts, {} credits",
+        LOGINS_EACH * USERS * addresses.len(),
+        addresses.len(),
+        count(&app, "SELECT id FROM accounts WHERE name LIKE 'user:%'").await,
+        count(&app, "SELECT seq FROM ledger_entries WHERE reference LIKE 'signup:%'").await,
+    );
+    app.finish().await;
+}
+
+async fn count(app: &TestApp, query: &str) -> usize {
+    app.books.rows(query).await.len()
+}
+
+async fn assert_signed_up_once(app: &TestApp, users: &[Uuid]) {
+    for user in users {
+        let account = format!("SELECT id FROM accounts WHERE name = 'user:{user}'");
+        assert_eq!(count(app, &account).await, 1, "{user}");
+        let member = format!("SELECT account_id FROM members WHERE user_id = '{user}'");
+        let members = app.books.rows(&member).await;
+        assert_eq!(members.len(), 1, "{user}");
+        assert_eq!(members[0]["account_id"], app.books.rows(&account).await[0]["id"]);
+        let credit = format!(
+            "SELECT amount_nusd, account_id FROM ledger_entries WHERE reference = 'signup:{user}'"
+        );
+        let credits = app.books.rows(&credit).await;
+        assert_eq!(credits.len(), 1, "{user}");
+        assert_eq!(credits[0]["amount_nusd"], json!(250_000_000));
+        assert_eq!(credits[0]["account_id"], members[0]["account_id"]);
+    }
+    let all = count(app, "SELECT id FROM accounts").await;
+    assert_eq!(all, users.len() + 1, "nothing is left behind by those that came second");
+}
+
+/// The answer to a first login's COMMIT is lost: it stands, and the next login finds it.
+#[tokio::test]
+async fn a_first_login_whose_commit_is_not_told_of_is_not_repeated() {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let setup = setup(Store::Postgres, &server).env("TOLLGATE_SIGNUP_CREDIT", "0.25");
+    let app = setup.env("TOLLGATE_DATABASE_SECONDS", "2").proxied().start().await;
+    let proxy = app.proxy.as_ref().expect("a proxy");
+    let user = Uuid::new_v4();
+    let token = key.token(&claims(&server.issuer(), user));
+    proxy.lose(1);
+    assert_refused(&models(&app, &token).await, 503, "database_unavailable");
+    assert_eq!(proxy.lost(), 1);
+    eventually("the user is let in", async || {
+        (models(&app, &token).await.status == 200).then_some(())
+    })
+    .await;
+    assert_signed_up_once(&app, &[user]).await;
+    app.finish().await;
+}
+
+/// A process that dies in the middle of first logins leaves all or nothing of each.
+#[tokio::test]
+async fn a_killed_process_leaves_whole_first_logins() {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let mut app = setup(Store::Sqlite, &server).env("TOLLGATE_SIGNUP_CREDIT", "0.25").start().await;
+    let users: Vec<Uuid> = (0..40).map(|_| Uuid::new_v4()).collect();
+    let tokens: Vec<String> =
+        users.iter().map(|user| key.token(&claims(&server.issuer(), *user))).collect();
+    let mut asked = Vec::new();
+    for token in &tokens {
+        asked.push(app.begin(&crate::client::Ask::get("/v1/models").bearer(token)).await);
+    }
+    eventually("some have signed up", async || {
+        (count(&app, "SELECT user_id FROM members").await > 2).then_some(())
+    })
+    .await;
+    app.kill9();
+    drop(asked);
+    let before = count(&app, "SELECT user_id FROM members").await;
+    println!("{before} of {} users had signed up when the process was killed", users.len());
+    let half = "SELECT a.id FROM accounts a WHERE a.name LIKE 'user:%' AND (NOT EXISTS \
+        (SELECT 1 FROM members m WHERE m.account_id = a.id) OR a.balance_nusd <> 250000000)";
+    assert_eq!(count(&app, half).await, 0, "an account without a member or a credit");
+    app.restart().await;
+    for token in &tokens {
+        models(&app, token).await.ok();
+    }
+    assert_signed_up_once(&app, &users).await;
+    app.finish().await;
+}
+
+async fn a_removed_user_stays_out(store: Store) {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let app = setup(store, &server).env("TOLLGATE_SIGNUP_CREDIT", "0.25").start().await;
+    let user = Uuid::new_v4();
+    models(&app, &key.token(&claims(&server.issuer(), user))).await.ok();
+    app.books.tamper(&format!("DELETE FROM members WHERE user_id = '{user}'")).await;
+    // A token that nobody has seen: what is remembered of the other lasts some seconds.
+    let got = models(&app, &key.token(&claims(&server.issuer(), user))).await;
+    assert_refused(&got, 403, "no_account");
+    app.finish().await;
+}
+
+const PLANS: &str = r#"
+[[plan]]
+name = "starter"
+postpaid = true
+limit_usd_per_month = "2"
+"#;
+
+async fn a_plan_is_given_at_sign_up(store: Store) {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let app = Setup::new(store)
+        .env("SUPABASE_URL", server.url())
+        .env("TOLLGATE_SIGNUP_PLAN", "starter")
+        .prices(PLANS)
+        .start()
+        .await;
+    let user = Uuid::new_v4();
+    let token = key.token(&claims(&server.issuer(), user));
+    app.upstream.script(Answer::openrouter().plain());
+    app.ask(&app.chat_ask(&question(MODEL)).bearer(&token)).await.ok();
+    app.record().await;
+    let account = format!("SELECT kind, plan, limit_nusd FROM accounts WHERE name = 'user:{user}'");
+    let account = app.books.rows(&account).await.remove(0);
+    let expected = json!({"kind": "postpaid", "plan": "starter", "limit_nusd": 2_000_000_000});
+    assert_eq!(account, expected);
+    app.finish().await;
+}
