@@ -17,12 +17,13 @@ mod key;
 mod serve;
 
 use crate::config::{Config, DatabaseConfig, DatabaseKind};
+use crate::models::limits::RateLimits;
 use crate::services::catalog::OperatorTable;
 use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, value_parser};
 use secrecy::ExposeSecret;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -65,6 +66,30 @@ struct Output {
     /// Print JSON, one object per line.
     #[arg(long)]
     json: bool,
+}
+
+/// Limits of rate. What is left out is the plan's.
+#[derive(Args, Clone, Copy)]
+struct Rates {
+    /// Requests per minute.
+    #[arg(long, value_parser = value_parser!(i64).range(1..))]
+    rpm: Option<i64>,
+    /// Tokens per minute, prompt and completion together.
+    #[arg(long, value_parser = value_parser!(i64).range(1..))]
+    tpm: Option<i64>,
+    /// Requests that run at the same time.
+    #[arg(long, value_parser = value_parser!(i64).range(1..))]
+    concurrent: Option<i64>,
+}
+
+impl From<Rates> for RateLimits {
+    fn from(rates: Rates) -> Self {
+        Self {
+            requests_per_minute: rates.rpm,
+            tokens_per_minute: rates.tpm,
+            concurrent_requests: rates.concurrent,
+        }
+    }
 }
 
 /// Runs a command to its end.

@@ -4,6 +4,7 @@
 //! cause goes to the log, once, where the response is made. Every variant has its status, type and
 //! code in one exhaustive match each.
 
+use crate::models::limits::{Limited, Rate, Room, millis_up};
 use crate::models::openai::request::Invalid;
 use axum::http::header::{ALLOW, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -55,6 +56,8 @@ pub enum Error {
     InsufficientQuota,
     #[error("the key's budget cannot pay for this request")]
     KeyBudget,
+    #[error("no room in the {:?}'s limit of {:?}", .limited.by, .limited.rate)]
+    RateLimited { model: String, limited: Box<Limited> },
     #[error("the idempotency key was used before")]
     Repeated,
     #[error("the account is suspended")]
@@ -106,6 +109,10 @@ struct Body<'a> {
     code: Option<&'a str>,
 }
 
+const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// OpenAI's SDKs look at this one first, because it is more exact.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
 /// How soon to come back when the cause is ours and short.
 const RETRY_AFTER_OURS: Duration = Duration::from_secs(1);
 
@@ -131,6 +138,7 @@ impl Error {
             Self::InsufficientQuota
             | Self::KeyBudget
             | Self::TooManyFailures { .. }
+            | Self::RateLimited { .. }
             | Self::UpstreamRateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Repeated | Self::Exists(_) => StatusCode::CONFLICT,
             Self::Overloaded
@@ -172,6 +180,10 @@ impl Error {
             | Self::ModelNotPriced { .. }
             | Self::UpstreamRejected { .. } => "invalid_request_error",
             Self::InsufficientQuota | Self::KeyBudget => "insufficient_quota",
+            Self::RateLimited { limited, .. } => match limited.rate {
+                Rate::Requests | Rate::Concurrent => "requests",
+                Rate::Tokens => "tokens",
+            },
             Self::Repeated => "idempotency_error",
             Self::Suspended => "access_terminated",
             Self::TooManyFailures { .. } | Self::UpstreamRateLimited { .. } => "rate_limit_error",
@@ -221,7 +233,7 @@ impl Error {
             Self::ShuttingDown => "shutting_down",
             Self::Internal(_) => "internal_error",
             Self::UpstreamRefused { .. } => "upstream_refused",
-            Self::UpstreamRateLimited { .. } => "rate_limit_exceeded",
+            Self::RateLimited { .. } | Self::UpstreamRateLimited { .. } => "rate_limit_exceeded",
             Self::UpstreamFailed { .. } => "upstream_error",
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamUnavailable(_) => "upstream_unavailable",
@@ -288,6 +300,7 @@ impl Error {
                 and billing details."
                 .to_owned(),
             Self::KeyBudget => "This API key has spent its budget.".to_owned(),
+            Self::RateLimited { model, limited } => limited.message(model),
             Self::Repeated => "A request with this Idempotency-Key is running or has ended within \
                 the last 24 hours; it is not billed twice."
                 .to_owned(),
@@ -328,10 +341,20 @@ impl Error {
             }
             // The SDKs retry a 409 and a 429; no retry brings money or another answer.
             Self::InsufficientQuota | Self::KeyBudget | Self::Repeated => {
-                headers.insert(
-                    HeaderName::from_static("x-should-retry"),
-                    HeaderValue::from_static("false"),
-                );
+                headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
+            Self::RateLimited { limited, .. } => {
+                insert_room(&mut headers, &limited.room);
+                match limited.wait.map(millis_up) {
+                    Some(wait) => {
+                        headers.insert(RETRY_AFTER_MS, HeaderValue::from(wait));
+                        headers.insert(RETRY_AFTER, HeaderValue::from(wait.div_ceil(1_000)));
+                    }
+                    // It never fits.
+                    None => {
+                        headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+                    }
+                }
             }
             Self::TooManyFailures { retry_after } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
@@ -377,6 +400,16 @@ impl Error {
             tracing::error!(http.status = status, error.code = code, "request failed: {self}");
         } else {
             tracing::debug!(http.status = status, error.code = code, "request refused: {self}");
+        }
+    }
+}
+
+/// Tells a caller with limits of rate what is left of them.
+pub fn insert_room(headers: &mut HeaderMap, room: &Room) {
+    for (name, value) in room.headers() {
+        // Digits and units have no way to fail.
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(HeaderName::from_static(name), value);
         }
     }
 }

@@ -15,3 +15,4 @@ pub mod openai;
 pub mod price;
 pub mod timestamp;
 pub mod usage;
+pub mod window;

@@ -58,8 +58,15 @@ fn cors() -> CorsLayer {
         .expose_headers([
             X_REQUEST_ID,
             HeaderName::from_static("retry-after"),
+            HeaderName::from_static("retry-after-ms"),
             HeaderName::from_static("x-should-retry"),
             HeaderName::from_static("x-tollgate-completion-tokens-max"),
+            HeaderName::from_static("x-ratelimit-limit-requests"),
+            HeaderName::from_static("x-ratelimit-remaining-requests"),
+            HeaderName::from_static("x-ratelimit-reset-requests"),
+            HeaderName::from_static("x-ratelimit-limit-tokens"),
+            HeaderName::from_static("x-ratelimit-remaining-tokens"),
+            HeaderName::from_static("x-ratelimit-reset-tokens"),
         ])
         .max_age(PREFLIGHT_FOR)
 }

@@ -32,6 +32,7 @@ pub use ops::*;
 use outbox::OutboxStore;
 use prices::PriceStore;
 use records::RecordStore;
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -72,6 +73,10 @@ impl From<StoreError> for Error {
 /// A page of rows is no longer than this.
 pub const PAGE_ROWS_MAX: i64 = 1_000;
 
+/// A window of rate that nobody has used for so long is forgotten. A minute would do, if the clocks
+/// of all processes were right.
+const WINDOW_UNUSED_FOR: Duration = Duration::from_secs(3_600);
+
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store: LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore {
@@ -84,8 +89,8 @@ pub trait Store: LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbo
     /// Answers when the database does.
     async fn ping(&self) -> Result<(), StoreError>;
 
-    /// Housekeeping: makes the next months' partitions, forgets look-ups whose day is over and
-    /// idempotency keys that have expired.
+    /// Housekeeping: makes the next months' partitions, forgets look-ups whose day is over,
+    /// idempotency keys that have expired and windows of rate that nobody uses.
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError>;
 
     /// Calls `changed` whenever another process may have changed accounts or keys, and once at the

@@ -1,6 +1,6 @@
 //! `tollgate account …` and `tollgate credit …`.
 
-use super::{Output, print};
+use super::{Output, Rates, print};
 use crate::models::account::{self, AccountKind, NewAccount};
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
@@ -30,6 +30,8 @@ pub enum Account {
         plan: Option<String>,
         #[arg(long)]
         stripe_customer: Option<String>,
+        #[command(flatten)]
+        rates: Rates,
     },
     /// Show one account.
     Show {
@@ -66,7 +68,7 @@ pub async fn run_account(
     table: &OperatorTable,
 ) -> anyhow::Result<()> {
     match command {
-        Account::Create { name, postpaid, limit, credit, plan, stripe_customer } => {
+        Account::Create { name, postpaid, limit, credit, plan, stripe_customer, rates } => {
             let (kind, limit_nusd) = match &plan {
                 Some(name) => {
                     let plan = table.plan(name);
@@ -77,7 +79,8 @@ pub async fn run_account(
                 None => (AccountKind::Prepaid, None),
             };
             let stripe_customer_id = stripe_customer;
-            let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id };
+            let rates = rates.into();
+            let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id, rates };
             let account = directory::create_account(store, OPERATOR, new, credit).await?;
             store.announce_change().await?;
             say!("{}", account.id);

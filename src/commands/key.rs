@@ -1,7 +1,7 @@
 //! `tollgate key …`.
 
 use super::account::{find, usd};
-use super::{Output, print};
+use super::{Output, Rates, print};
 use crate::models::ids::ApiKeyId;
 use crate::models::key::{ApiKey, KeyLimits};
 use crate::models::money::NanoUsd;
@@ -35,6 +35,8 @@ pub enum Key {
         /// Most it may spend in a calendar month, in USD.
         #[arg(long, value_parser = usd)]
         budget_month: Option<NanoUsd>,
+        #[command(flatten)]
+        rates: Rates,
     },
     /// List an account's keys.
     List {
@@ -49,7 +51,16 @@ pub enum Key {
 
 pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyhow::Result<()> {
     match command {
-        Key::Create { account, name, models, budget, budget_day, budget_week, budget_month } => {
+        Key::Create {
+            account,
+            name,
+            models,
+            budget,
+            budget_day,
+            budget_week,
+            budget_month,
+            rates,
+        } => {
             let account = find(store, &account).await?;
             let plan = account.plan.as_deref().and_then(|plan| table.plan(plan));
             let plan = plan.map(|plan| plan.key_limits).unwrap_or_default();
@@ -59,7 +70,8 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
                 month: budget_month.or(plan.month),
                 total: budget.or(plan.total),
             };
-            let new = NewKey { models, ..NewKey::plain(account.id, &name, limits) };
+            let rates = rates.into();
+            let new = NewKey { models, rates, ..NewKey::plain(account.id, &name, limits) };
             let (_, secret) = directory::create_key(store, OPERATOR, new).await?;
             store.announce_change().await?;
             say!("{}", secret.text);

@@ -2,7 +2,7 @@
 
 use crate::config::UpstreamConfig;
 use crate::controllers::extract::{IdempotencyKey, JsonBody};
-use crate::error::Error;
+use crate::error::{Error, insert_room};
 use crate::models::ids::RequestId;
 use crate::models::openai::request::ChatRequest;
 use crate::services::admission::Caller;
@@ -31,7 +31,7 @@ pub async fn create(
     let request = ChatRequest::parse(&body)?;
     let caller = Caller { id, principal: &principal, idempotency_key: idempotency_key.0 };
     let admitted = app.admission.admit(caller, &request, &body).await?;
-    let cap = admitted.lowered_cap();
+    let (cap, room) = (admitted.lowered_cap(), admitted.room());
     let (exchange, form) = admitted.forward().await?;
     let mut response = match form {
         Form::Events => stream(&app, exchange),
@@ -40,6 +40,7 @@ pub async fn create(
     if let Some(cap) = cap {
         response.headers_mut().insert(COMPLETION_CAP, HeaderValue::from(cap));
     }
+    insert_room(response.headers_mut(), &room);
     Ok(response)
 }
 

@@ -57,6 +57,8 @@ pub struct NewAccount {
     pub plan: Option<String>,
     pub limit_nusd: Option<NanoUsd>,
     pub stripe_customer_id: Option<String>,
+    /// Instead of the plan's.
+    pub rates: RateLimits,
 }
 
 impl Account {
@@ -76,7 +78,7 @@ impl Account {
             ledger_seq: 0,
             ledger_hash: String::new(),
             stripe_customer_id: new.stripe_customer_id,
-            rates: RateLimits::default(),
+            rates: new.rates,
             created_at: now,
         }
     }

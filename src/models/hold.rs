@@ -4,6 +4,7 @@
 //! carries all that recovery needs when the process that placed it is dead.
 
 use super::ids::{AccountId, ApiKeyId, InstanceId, RequestId, UserId};
+use super::limits::{Counted, Subject};
 use super::money::{NanoUsd, Tokens};
 use super::openai::answer::Reported;
 use super::timestamp::Timestamp;
@@ -32,6 +33,8 @@ pub struct Hold {
     #[serde(with = "flag")]
     pub streamed: bool,
     pub placed_at: Timestamp,
+    #[serde(flatten)]
+    pub counted: Counted,
 }
 
 /// An estimated request whose upstream may still tell the truth.
@@ -104,6 +107,14 @@ impl Hold {
             first_byte_at: None,
             ended_at,
         }
+    }
+
+    /// Whose windows of rate it was counted in.
+    pub fn counted_in(&self) -> impl Iterator<Item = Subject> + use<> {
+        let Counted { counted_account, counted_key, .. } = self.counted;
+        let account = counted_account.then(|| self.account_id.into());
+        let key = self.api_key_id.filter(|_| counted_key).map(Subject::from);
+        account.into_iter().chain(key)
     }
 
     /// Under which name its idempotency key is kept.

@@ -27,6 +27,16 @@ impl Timestamp {
         Self(seconds.saturating_mul(MICROS_PER_SECOND))
     }
 
+    #[must_use]
+    pub fn from_unix_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    #[must_use]
+    pub fn unix_micros(self) -> i64 {
+        self.0
+    }
+
     fn from_datetime(at: OffsetDateTime) -> Self {
         let micros = at.unix_timestamp_nanos() / 1_000;
         Self(i64::try_from(micros).unwrap_or(i64::MAX))
@@ -40,8 +50,18 @@ impl Timestamp {
 
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
-        let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-        Self(self.0.saturating_add(micros))
+        Self(self.0.saturating_add(micros(duration)))
+    }
+
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(micros(duration)))
+    }
+
+    /// The last multiple of `step` that is not later, counted from 1970.
+    #[must_use]
+    pub fn floor(self, step: Duration) -> Self {
+        Self(self.0.saturating_sub(self.0.rem_euclid(micros(step).max(1))))
     }
 
     /// Time since `earlier`; zero when the clock went back.
@@ -85,6 +105,10 @@ impl Timestamp {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 impl fmt::Display for Timestamp {

@@ -1,4 +1,5 @@
-//! Admission: may this principal have this model, and can its account pay the worst case?
+//! Admission: may this principal have this model, can its account pay the worst case, and is there
+//! room for it in the limits of rate?
 //!
 //! Invariant: there is no [`Admitted`] without a hold that was sent to the ledger, and nothing
 //! reaches the client before [`Admitted::forward`] has seen it committed. The check in memory only
@@ -8,6 +9,7 @@ use crate::config::{Config, UpstreamKind};
 use crate::error::Error;
 use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
+use crate::models::limits::{Counted, LimitsInForce, Room};
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
@@ -19,7 +21,7 @@ use crate::services::ledger::{Answer, Failed, Ledger};
 use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
 use crate::services::tokens::{Vocabularies, estimate_prompt};
-use crate::store::{LedgerOp, Limit, Outcome, Placement};
+use crate::store::{Demand, LedgerOp, Limit, Outcome, Placement};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,12 +58,29 @@ pub struct Admitted {
     commit: Commit,
     body: Bytes,
     lowered_cap: Option<i64>,
+    room: Room,
 }
 
 /// Whether the hold stands.
 enum Commit {
-    Waiting(Answer, Duration),
+    Waiting { answer: Answer, wait: Duration, model: Arc<Model> },
     Stands,
+}
+
+/// What was placed.
+struct Placed {
+    amount: NanoUsd,
+    room: Room,
+}
+
+/// The most that a request may come to.
+struct Size {
+    prompt: Tokens,
+    /// Of each choice.
+    completion: Tokens,
+    /// The completion was made shorter than it had to be, to fit into the limit of tokens.
+    is_fitted: bool,
+    limits: LimitsInForce,
 }
 
 /// «Comfortable»: the account has this many times the hold …
@@ -100,9 +119,11 @@ impl Admission {
         let (model, price) = self.priced_model(caller.principal, request)?;
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
         let has_key_limits = caller.principal.has_key_limits;
-        let placement = self.placement(caller, request, &model, &price)?;
+        let size = self.size(caller.principal, request, &model);
+        let placement = self.placement(caller, request, &size, &model, &price)?;
         let hold = placement.hold.clone();
-        let is_comfortable = self.is_comfortable(&hold, has_key_limits);
+        let is_limited = has_key_limits || !size.limits.is_none();
+        let is_comfortable = !is_limited && self.is_comfortable(&hold);
         self.ledger.expect_hold(hold.account_id, hold.amount_nusd);
         let placed =
             self.ledger.submit(LedgerOp::Place(placement)).map_err(|_| Error::Overloaded)?;
@@ -121,12 +142,13 @@ impl Admission {
         };
         let mut admitted = Admitted {
             exchange: Exchange::new(open, request),
-            commit: Commit::Waiting(placed, self.terms.database_wait),
+            commit: Commit::Waiting { answer: placed, wait: self.terms.database_wait, model },
             body: Bytes::new(),
             lowered_cap: None,
+            room: Room::default(),
         };
         let held = if is_comfortable { wanted } else { admitted.committed().await? };
-        let cap = self.affordable(request, &model, &price, held);
+        let cap = affordable(request, &size, &price, held);
         if let Some(tokens) = cap.sent {
             admitted.exchange.capped(tokens);
         }
@@ -150,16 +172,25 @@ impl Admission {
         }
     }
 
+    fn size(&self, principal: &Principal, request: &ChatRequest<'_>, model: &Model) -> Size {
+        let limits = principal.limits(self.catalog.plan_rates(principal.plan.as_deref()));
+        let prompt = prompt_estimate(request);
+        let wanted = self.completion_max(request, model);
+        let fitting = fitting(&limits, prompt, request).filter(|fitting| *fitting < wanted);
+        let completion = fitting.unwrap_or(wanted);
+        Size { prompt, completion, is_fitted: fitting.is_some(), limits }
+    }
+
     fn placement(
         &self,
         caller: Caller<'_>,
         request: &ChatRequest<'_>,
+        size: &Size,
         model: &Model,
         price: &Price,
     ) -> Result<Placement, Error> {
-        let prompt = prompt_estimate(request);
-        let worst = worst_case(price, request);
-        let wanted = self.completion_max(request, model);
+        let worst = size.worst_case(price, request);
+        let wanted = size.completion;
         let floor = Tokens(wanted.0.min(COMPLETION_TOKENS_FLOOR));
         let amount = |tokens| worst.amount(tokens).map_err(|_| Error::InsufficientQuota);
         let now = Timestamp::now();
@@ -174,14 +205,16 @@ impl Admission {
             upstream: self.terms.upstream.name().to_owned(),
             model: model.id.clone(),
             price_id: price.id.clone(),
-            prompt_tokens_estimate: prompt,
+            prompt_tokens_estimate: size.prompt,
             completion_tokens_seen: Tokens(0),
             generation_id: None,
             idempotency_key: caller.idempotency_key,
             streamed: request.stream,
             placed_at: now,
+            counted: Counted::default(),
         };
-        Ok(Placement { hold, floor_nusd: amount(floor)? })
+        let demand = size.demand(request.choices);
+        Ok(Placement { hold, floor_nusd: amount(floor)?, demand })
     }
 
     /// The smallest of the client's cap, the model's and the operator's. A stream that outgrows it
@@ -192,39 +225,16 @@ impl Admission {
         Tokens(smallest.min(self.terms.completion_tokens_max.0))
     }
 
-    fn is_comfortable(&self, hold: &Hold, has_key_limits: bool) -> bool {
-        // A key that may be refused for itself, or a request for its name, waits for the answer:
-        // calling the upstream for nothing is at the operator's cost.
-        if has_key_limits || hold.idempotency_key.is_some() {
+    /// Who has limits never is, nor a request that may be refused for its name: calling the
+    /// upstream for nothing is at the operator's cost.
+    fn is_comfortable(&self, hold: &Hold) -> bool {
+        if hold.idempotency_key.is_some() {
             return false;
         }
         self.ledger.snapshot(hold.account_id).is_some_and(|snapshot| {
             snapshot.taken_at.elapsed() < SNAPSHOT_FRESH
                 && snapshot.available.0 / COMFORTABLE_HOLDS >= hold.amount_nusd.0
         })
-    }
-
-    /// The cap that what was set aside pays for.
-    fn affordable(
-        &self,
-        request: &ChatRequest<'_>,
-        model: &Model,
-        price: &Price,
-        held: NanoUsd,
-    ) -> Cap {
-        let wanted = self.completion_max(request, model);
-        let worst = worst_case(price, request);
-        let Some(Tokens(paid)) = worst.tokens(held) else { return Cap::default() };
-        if paid < wanted.0 {
-            return Cap { sent: Some(paid), lowered: Some(paid) };
-        }
-        // A stream can be ended where its money does, a plain answer cannot: it is capped where
-        // the client has not done so.
-        let is_open = request.completion_tokens_max.is_none_or(|max| max > wanted.0);
-        if request.stream || !is_open {
-            return Cap::default();
-        }
-        Cap { sent: Some(wanted.0), lowered: request.completion_tokens_max.map(|_| wanted.0) }
     }
 
     /// OpenAI's newer models know the newer name only; the others know the older one.
@@ -243,9 +253,43 @@ struct Cap {
     lowered: Option<i64>,
 }
 
-fn worst_case<'a>(price: &'a Price, request: &ChatRequest<'_>) -> WorstCase<'a> {
-    let searches = if request.has_fees { SEARCHES_MAX } else { 0 };
-    WorstCase::new(price, prompt_estimate(request), request.choices).with_searches(searches)
+/// The cap that what was set aside pays for.
+fn affordable(request: &ChatRequest<'_>, size: &Size, price: &Price, held: NanoUsd) -> Cap {
+    let Size { completion: wanted, is_fitted, limits, .. } = size;
+    let worst = size.worst_case(price, request);
+    if let Some(Tokens(paid)) = worst.tokens(held).filter(|paid| paid < wanted) {
+        return Cap { sent: Some(paid), lowered: Some(paid) };
+    }
+    // A stream can be ended where its money does, but not where a limit of tokens does, and a plain
+    // answer not at all: they are capped where the client has not done so.
+    let can_be_ended = request.stream && limits.tokens_per_minute().is_none();
+    let is_open = request.completion_tokens_max.is_none_or(|max| max > wanted.0);
+    if can_be_ended || !is_open {
+        return Cap::default();
+    }
+    let is_less = *is_fitted || request.completion_tokens_max.is_some();
+    Cap { sent: Some(wanted.0), lowered: is_less.then_some(wanted.0) }
+}
+
+/// The longest answer to a request without a cap of its own that the limit of tokens has room for;
+/// `None`: as long as it is, or of no use.
+fn fitting(limits: &LimitsInForce, prompt: Tokens, request: &ChatRequest<'_>) -> Option<Tokens> {
+    let limit = limits.tokens_per_minute().filter(|_| request.completion_tokens_max.is_none())?;
+    let each = limit.0.saturating_sub(prompt.0) / request.choices.max(1);
+    (each >= COMPLETION_TOKENS_FLOOR).then_some(Tokens(each))
+}
+
+impl Size {
+    fn worst_case<'a>(&self, price: &'a Price, request: &ChatRequest<'_>) -> WorstCase<'a> {
+        let searches = if request.has_fees { SEARCHES_MAX } else { 0 };
+        WorstCase::new(price, self.prompt, request.choices).with_searches(searches)
+    }
+
+    fn demand(&self, choices: i64) -> Option<Demand> {
+        let completion = self.completion.0.saturating_mul(choices.max(1));
+        let tokens = Tokens(self.prompt.0.saturating_add(completion));
+        (!self.limits.is_none()).then_some(Demand { tokens, limits: self.limits })
+    }
 }
 
 fn prompt_estimate(request: &ChatRequest<'_>) -> Tokens {
@@ -260,6 +304,12 @@ impl Admitted {
         self.lowered_cap
     }
 
+    /// What is left to the caller in its limits of rate, where it has some.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
     /// Calls the upstream, and gives the answer's form when the hold is committed as well. An
     /// exchange that fails here is voided: its client has got nothing.
     ///
@@ -271,8 +321,8 @@ impl Admitted {
         let both = futures::future::try_join(exchange.call(body), commit.wait()).await;
         match both {
             Ok((form, held)) => {
-                if let Some(held) = held {
-                    exchange.held(held);
+                if let Some(Placed { amount, .. }) = held {
+                    exchange.held(amount);
                 }
                 Ok((exchange, form))
             }
@@ -286,9 +336,11 @@ impl Admitted {
     /// Waits for the hold; what was set aside.
     async fn committed(&mut self) -> Result<NanoUsd, Error> {
         match self.commit.wait().await {
-            Ok(held) => {
-                let held = held.unwrap_or_default();
+            Ok(placed) => {
+                let (held, room) =
+                    placed.map(|placed| (placed.amount, placed.room)).unwrap_or_default();
                 self.exchange.held(held);
+                self.room = room;
                 Ok(held)
             }
             Err(error) => {
@@ -300,17 +352,21 @@ impl Admitted {
 }
 
 impl Commit {
-    /// The amount when it has just been told.
-    async fn wait(&mut self) -> Result<Option<NanoUsd>, Error> {
-        let Self::Waiting(answer, wait) = self else { return Ok(None) };
+    /// What was placed, when it has just been told.
+    async fn wait(&mut self) -> Result<Option<Placed>, Error> {
+        let Self::Waiting { answer, wait, model } = self else { return Ok(None) };
         let unanswered = |what: &str| Error::Database(what.to_owned());
         let outcome = tokio::time::timeout(*wait, answer)
             .await
             .map_err(|_| unanswered("the hold was not committed in time"))?
             .map_err(|_| unanswered("the ledger writer has stopped"))?;
+        let model = model.clone();
         *self = Self::Stands;
         match outcome {
-            Ok(Outcome::Placed { amount, .. }) => Ok(Some(amount)),
+            Ok(Outcome::Placed { amount, room, .. }) => Ok(Some(Placed { amount, room })),
+            Ok(Outcome::Limited(limited)) => {
+                Err(Error::RateLimited { model: model.id.clone(), limited })
+            }
             Ok(Outcome::Refused { by: Limit::Key, .. }) => Err(Error::KeyBudget),
             Ok(Outcome::Refused { .. } | Outcome::OutOfRange) => Err(Error::InsufficientQuota),
             Ok(Outcome::Repeated) => Err(Error::Repeated),

@@ -16,6 +16,7 @@ use crate::models::identity::Role;
 use crate::models::ids::{AccountId, ApiKeyId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::ledger::sha256_hex;
+use crate::models::limits::{LimitsInForce, RateLimits};
 use crate::models::timestamp::Timestamp;
 use crate::services::directory::{SignupTerms, sign_up};
 use crate::store::Store;
@@ -35,6 +36,8 @@ pub struct Principal {
     pub account_id: AccountId,
     /// Of the account.
     pub plan: Option<String>,
+    /// The account's own, which go before the plan's.
+    pub rates: RateLimits,
     pub role: Role,
     pub caller: Caller,
     /// The caller's key has a budget of its own.
@@ -183,6 +186,7 @@ impl Auth {
                 has_key_limits: budget.has_limits(),
                 account_id: account.id,
                 plan: account.plan,
+                rates: account.rates,
                 role: key.role,
                 caller: Caller::Key(Arc::new(key)),
             };
@@ -199,6 +203,7 @@ impl Auth {
                 has_key_limits: false,
                 account_id: account.id,
                 plan: account.plan,
+                rates: account.rates,
                 role: user.role,
                 caller: Caller::User(user.id),
             };
@@ -279,6 +284,16 @@ impl Principal {
             Caller::Key(key) => key.allows(model),
             Caller::User(_) => true,
         }
+    }
+
+    /// How fast the caller may go: the account's own limits and the key's, else the plan's.
+    #[must_use]
+    pub fn limits(&self, plan: LimitsInForce) -> LimitsInForce {
+        let key = match &self.caller {
+            Caller::Key(key) => key.rates.or(plan.key),
+            Caller::User(_) => RateLimits::default(),
+        };
+        LimitsInForce { account: self.rates.or(plan.account), key }
     }
 
     /// As the audit log names it.

@@ -9,6 +9,7 @@ mod table;
 
 use crate::config::MoneyConfig;
 use crate::error::Error;
+use crate::models::limits::LimitsInForce;
 use crate::models::money::Markup;
 use crate::models::price::{Price, Rule, Terms};
 use crate::models::timestamp::Timestamp;
@@ -154,6 +155,13 @@ impl Catalog {
         }
         let unknown = || Error::UnknownModel { model: id.to_owned() };
         self.current().models.get(id).cloned().ok_or_else(unknown)
+    }
+
+    /// How fast accounts of this plan, and their keys, may go.
+    #[must_use]
+    pub fn plan_rates(&self, plan: Option<&str>) -> LimitsInForce {
+        let plan = plan.and_then(|plan| self.operator.plan(plan));
+        plan.map(|plan| plan.rates).unwrap_or_default()
     }
 
     /// A model to show in an example: a well-known one, else the first that has a price.

@@ -128,6 +128,7 @@ fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> SignUp {
             plan: terms.plan.clone(),
             limit_nusd: terms.limit_nusd,
             stripe_customer_id: None,
+            rates: RateLimits::default(),
         },
         now,
     );

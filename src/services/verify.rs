@@ -30,7 +30,8 @@ const DIFFERENCES_MAX: usize = 1_000;
 pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let mut rows = records::check(store, &mut report).await?;
-    let held = holds::sum(store, &mut report).await?;
+    let mut held = holds::sum(store, &mut report).await?;
+    holds::check_windows(store, &mut held, &mut report).await?;
     let mut spending = keys::Spending::load(store).await?;
     let mut after = None;
     loop {

@@ -2,8 +2,11 @@
 //!
 //! Invariants, whatever the order and repetition of operations: `balance = credits - charges`,
 //! `held = sum of open holds` for accounts and for keys, neither is ever negative on a prepaid
-//! account, and a request is charged at most once. Pure: both stores load, let this decide, and
-//! write the changes down.
+//! account, and a request is charged, and counted in its limits, at most once. Pure: both stores
+//! load, let this decide, and write the changes down.
+
+mod limits;
+mod needs;
 
 use super::outbox::BillingEvent;
 use super::{Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome};
@@ -14,9 +17,12 @@ use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::key::KeyBudget;
 use crate::models::ledger::{EntryKind, LedgerEntry, record_hash};
+use crate::models::limits::Subject;
 use crate::models::money::{NanoUsd, OutOfRange};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord, UsageSource};
+use crate::models::window::RateWindow;
+pub use needs::Needs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -27,6 +33,10 @@ pub struct Books {
     pub budgets: BTreeMap<ApiKeyId, KeyBudget>,
     pub holds: BTreeMap<RequestId, Hold>,
     pub idempotency: BTreeMap<String, IdempotencyKey>,
+    /// Of accounts and keys with limits of rate, those that have been used.
+    pub windows: BTreeMap<Subject, RateWindow>,
+    /// The windows' clock: the database's, where processes have clocks of their own.
+    pub clock: Option<Timestamp>,
     /// Which of the batch's requests have a usage record, and which a correction.
     pub settled: BTreeSet<RequestId>,
     pub corrected: BTreeSet<RequestId>,
@@ -47,6 +57,7 @@ pub struct Changes {
     pub closed: BTreeSet<RequestId>,
     /// `None`: forgotten.
     pub idempotency: BTreeMap<String, Option<IdempotencyKey>>,
+    pub windows: BTreeMap<Subject, RateWindow>,
     pub usage_records: Vec<UsageRecord>,
     pub ledger_entries: Vec<LedgerEntry>,
     pub billing_events: Vec<BillingEvent>,
@@ -55,61 +66,8 @@ pub struct Changes {
     pub audit: Vec<AuditEntry>,
 }
 
-/// The ids that a batch needs loaded.
-#[derive(Debug, Default)]
-pub struct Needs {
-    pub accounts: BTreeSet<AccountId>,
-    pub keys: BTreeSet<ApiKeyId>,
-    pub requests: BTreeSet<RequestId>,
-    pub idempotency: BTreeSet<String>,
-    /// Corrections are rare: their table is only asked when there is one.
-    pub corrections: BTreeSet<RequestId>,
-    pub references: BTreeSet<String>,
-}
-
 /// How long a used idempotency key is remembered after its request.
 const IDEMPOTENCY_FOR: Duration = Duration::from_secs(24 * 3_600);
-
-impl Needs {
-    #[must_use]
-    pub fn of(batch: &[LedgerOp]) -> Self {
-        let mut needs = Self::default();
-        for op in batch {
-            needs.add(op);
-        }
-        needs
-    }
-
-    fn add(&mut self, op: &LedgerOp) {
-        let (account, key, request) = match op {
-            LedgerOp::Place(Placement { hold, .. }) => {
-                self.idempotency.extend(hold.idempotency_id());
-                (hold.account_id, hold.api_key_id, Some(hold.request_id))
-            }
-            LedgerOp::Extend(extension) => {
-                (extension.account_id, extension.api_key_id, Some(extension.request_id))
-            }
-            LedgerOp::Note(note) => (note.account_id, None, Some(note.request_id)),
-            LedgerOp::Settle(settlement) => {
-                let record = &settlement.record;
-                (record.account_id, record.api_key_id, Some(record.id))
-            }
-            LedgerOp::Correct(correction) => {
-                let Correction { api_key_id, correction, .. } = correction.as_ref();
-                self.corrections.insert(correction.request_id);
-                (correction.account_id, *api_key_id, Some(correction.request_id))
-            }
-            LedgerOp::Enter(entry) => {
-                self.references.extend(entry.reference.clone());
-                (entry.account_id, None, None)
-            }
-            LedgerOp::Abandon(_) => return,
-        };
-        self.accounts.insert(account);
-        self.keys.extend(key);
-        self.requests.extend(request);
-    }
-}
 
 /// An account and, where there is one, its key's budget: working copies of one decision.
 struct Payer {
@@ -188,7 +146,7 @@ impl Books {
     }
 
     fn place(&mut self, placement: &Placement, now: Timestamp) -> Result<Outcome, OutOfRange> {
-        let Placement { hold, floor_nusd } = placement;
+        let Placement { hold, floor_nusd, demand } = placement;
         if self.settled.contains(&hold.request_id) {
             return Ok(Outcome::AlreadySettled);
         }
@@ -197,7 +155,8 @@ impl Books {
         };
         let (available, by) = payer.available(now)?;
         if let Some(placed) = self.holds.get(&hold.request_id) {
-            return Ok(Outcome::Placed { amount: placed.amount_nusd, available });
+            let (amount, room) = (placed.amount_nusd, self.room_of(hold, *demand, now));
+            return Ok(Outcome::Placed { amount, available, room });
         }
         if payer.account.status == AccountStatus::Suspended {
             return Ok(Outcome::Suspended);
@@ -211,8 +170,12 @@ impl Books {
         }
         payer.hold(amount)?;
         let available = payer.account.available(now)?;
+        let (counted, room) = match self.count(hold, *demand, now) {
+            Ok(counted) => counted,
+            Err(limited) => return Ok(Outcome::Limited(limited)),
+        };
 
-        let hold = Hold { amount_nusd: amount, ..hold.clone() };
+        let hold = Hold { amount_nusd: amount, counted, ..hold.clone() };
         self.keep(payer);
         if let Some(id) = hold.idempotency_id() {
             // Until its request has ended; settling puts the day after that.
@@ -221,7 +184,7 @@ impl Books {
         }
         self.holds.insert(hold.request_id, hold.clone());
         self.changes.placed.insert(hold.request_id, hold);
-        Ok(Outcome::Placed { amount, available })
+        Ok(Outcome::Placed { amount, available, room })
     }
 
     fn is_repeated(&self, hold: &Hold, now: Timestamp) -> bool {
@@ -289,6 +252,7 @@ impl Books {
         let available = payer.account.available(now)?;
 
         self.keep(payer);
+        self.discount(&hold, &record, now);
         self.close(&hold, &record, now);
         self.look_up_later(&record, settlement.look_up);
         self.changes.ledger_entries.push(entry);

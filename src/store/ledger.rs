@@ -4,9 +4,12 @@
 
 use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
+use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
+use crate::models::window::RateWindow;
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+
 #[async_trait]
 pub trait LedgerStore: Send + Sync {
     /// Changes the books: all of the batch in one transaction, or nothing. An operation that is
@@ -34,4 +37,7 @@ pub trait LedgerStore: Send + Sync {
     async fn expire_leases_of_others(&self, owner: InstanceId) -> Result<(), StoreError>;
 
     async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError>;
+
+    /// The windows of those with limits of rate.
+    async fn windows_after(&self, after: Option<Subject>) -> Result<Vec<RateWindow>, StoreError>;
 }

@@ -6,9 +6,12 @@ use crate::models::audit::AuditEntry;
 use crate::models::hold::Hold;
 use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::ledger::EntryKind;
+use crate::models::limits::{Limited, LimitsInForce, Room};
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord};
+
+pub use crate::models::limits::Limit;
 
 /// One change of the books.
 #[derive(Clone, Debug)]
@@ -35,6 +38,15 @@ pub struct Placement {
     pub hold: Hold,
     /// Less than this is of no use.
     pub floor_nusd: NanoUsd,
+    /// `None`: nothing is limited, and no window is looked at.
+    pub demand: Option<Demand>,
+}
+
+/// What a request takes of what is limited: itself, and its tokens at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand {
+    pub tokens: Tokens,
+    pub limits: LimitsInForce,
 }
 
 #[derive(Clone, Debug)]
@@ -95,6 +107,7 @@ pub enum Outcome {
     Placed {
         amount: NanoUsd,
         available: NanoUsd,
+        room: Room,
     },
     /// The hold's new amount.
     Extended {
@@ -106,6 +119,8 @@ pub enum Outcome {
         available: NanoUsd,
         by: Limit,
     },
+    /// There is no room for it in a limit of rate.
+    Limited(Box<Limited>),
     /// The idempotency key was used for another request.
     Repeated,
     Corrected {
@@ -131,11 +146,4 @@ pub enum Outcome {
     Suspended,
     /// A sum left the range of its type: nothing was changed.
     OutOfRange,
-}
-
-/// What stood in the way of a hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    Account,
-    Key,
 }

@@ -16,7 +16,7 @@ use batch::Sql;
 use rows::{classify, select};
 
 use super::table::{Table, postgres as sql};
-use super::{PAGE_ROWS_MAX, Store, StoreError};
+use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
@@ -80,12 +80,15 @@ impl Store for PostgresStore {
     }
 
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
-        for statement in [
-            "DELETE FROM lookups WHERE give_up_at < $1::timestamptz",
-            "DELETE FROM idempotency_keys WHERE expires_at < $1::timestamptz",
+        let unused =
+            "DELETE FROM rate_windows WHERE open_requests = 0 AND seen_at < $1::timestamptz";
+        for (statement, until) in [
+            ("DELETE FROM lookups WHERE give_up_at < $1::timestamptz", now),
+            ("DELETE FROM idempotency_keys WHERE expires_at < $1::timestamptz", now),
+            (unused, now.minus(WINDOW_UNUSED_FOR)),
         ] {
             sqlx::query(statement)
-                .bind(now.to_string())
+                .bind(until.to_string())
                 .execute(&self.pool)
                 .await
                 .map_err(classify)?;

@@ -15,7 +15,7 @@ use batch::Sql;
 use rows::{classify, select};
 
 use super::table::{Table, sqlite as sql};
-use super::{PAGE_ROWS_MAX, Store, StoreError};
+use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
@@ -84,12 +84,14 @@ impl Store for SqliteStore {
     }
 
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
-        for statement in [
-            "DELETE FROM lookups WHERE give_up_at < ?1",
-            "DELETE FROM idempotency_keys WHERE expires_at < ?1",
+        let unused = "DELETE FROM rate_windows WHERE open_requests = 0 AND seen_at < ?1";
+        for (statement, until) in [
+            ("DELETE FROM lookups WHERE give_up_at < ?1", now),
+            ("DELETE FROM idempotency_keys WHERE expires_at < ?1", now),
+            (unused, now.minus(WINDOW_UNUSED_FOR)),
         ] {
             sqlx::query(statement)
-                .bind(now.to_string())
+                .bind(until.to_string())
                 .execute(&self.writer)
                 .await
                 .map_err(classify)?;

@@ -185,8 +185,18 @@ pub const HOLDS: Table = Table {
         "idempotency_key",
         "streamed",
         "placed_at",
+        "counted_account",
+        "counted_key",
+        "counted_tokens",
+        "counted_at",
     ],
 };
+
+pub const RATE_WINDOWS: Table =
+    Table { name: "rate_windows", columns: &["subject", "open_requests", "seen_at", "slots"] };
+
+/// What a batch of the ledger may change of a window.
+pub const WINDOW_CHANGES: &[&str] = &["open_requests", "seen_at", "slots"];
 
 /// What a batch of the ledger may change of a hold.
 pub const HOLD_CHANGES: &[&str] = &["amount_nusd", "completion_tokens_seen", "generation_id"];
@@ -284,6 +294,12 @@ pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, &str, String)> {
         .collect()
 }
 
+/// The same words in both dialects.
+fn on_conflict(key: &str, columns: &[&str]) -> String {
+    let set: Vec<String> = columns.iter().map(|name| format!("{name} = excluded.{name}")).collect();
+    format!("ON CONFLICT ({key}) DO UPDATE SET {}", set.join(", "))
+}
+
 /// SQL of PostgreSQL.
 pub mod postgres {
     use super::Table;
@@ -296,6 +312,11 @@ pub mod postgres {
             "INSERT INTO {name} ({columns}) SELECT {columns} \
              FROM json_populate_recordset(NULL::{name}, $1::json)"
         )
+    }
+
+    /// `$1`: the rows; those whose `key` is there already get `columns`.
+    pub fn upsert(table: &Table, key: &str, columns: &[&str]) -> String {
+        format!("{} {}", insert(table), super::on_conflict(key, columns))
     }
 
     /// Rows as JSON; `condition` may name the table's columns with `t.`.
@@ -327,6 +348,13 @@ pub mod sqlite {
             table.columns.join(", "),
             members(table.columns)
         )
+    }
+
+    /// `?1`: the rows; those whose `key` is there already get `columns`.
+    pub fn upsert(table: &Table, key: &str, columns: &[&str]) -> String {
+        // Without a WHERE, its parser takes ON for that of a join.
+        // <https://www.sqlite.org/lang_upsert.html#parsing_ambiguity>
+        format!("{} WHERE true {}", insert(table), super::on_conflict(key, columns))
     }
 
     /// Rows as JSON; `condition` may name the table's columns with `t.`.

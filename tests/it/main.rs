@@ -22,6 +22,8 @@ mod endings;
 mod env_example;
 mod keys;
 mod kill_matrix;
+mod limits;
+mod limits_burst;
 mod openapi;
 mod oracle;
 mod overspend;

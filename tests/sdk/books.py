@@ -27,6 +27,14 @@ class Sqlite:
         finally:
             connection.close()
 
+    def change(self, sql: str, *values) -> None:
+        connection = sqlite3.connect(self.path, timeout=10)
+        try:
+            with connection:
+                connection.execute(sql, values)
+        finally:
+            connection.close()
+
     def drop(self) -> None:
         """Its folder goes with the test run."""
 
@@ -45,6 +53,10 @@ class Postgres:
             rows = connection.execute(sql.replace("?", "%s"), values).fetchall()
         # SQLite keeps ids as text.
         return [{k: str(v) if isinstance(v, UUID) else v for k, v in row.items()} for row in rows]
+
+    def change(self, sql: str, *values) -> None:
+        with psycopg.connect(self.url) as connection:
+            connection.execute(sql.replace("?", "%s"), values)
 
     def drop(self) -> None:
         self._admin(f'DROP DATABASE "{self.name}" WITH (FORCE)')

@@ -5,6 +5,7 @@
 use crate::config::DatabaseKind;
 use crate::models::account::{AccountKind, NewAccount};
 use crate::models::key::KeyLimits;
+use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
 use crate::services::directory::{self, NewKey, OPERATOR};
 use crate::state::App;
@@ -44,6 +45,7 @@ async fn first_key(app: &App) -> anyhow::Result<Option<String>> {
         plan: None,
         limit_nusd: None,
         stripe_customer_id: None,
+        rates: RateLimits::default(),
     };
     let account = directory::create_account(store, OPERATOR, new, Some(FIRST_CREDIT)).await?;
     let new = NewKey::plain(account.id, "first", KeyLimits::default());

@@ -6,6 +6,7 @@
 use crate::config::ConfigError;
 use crate::models::account::AccountKind;
 use crate::models::key::{KeyLimits, matches_pattern};
+use crate::models::limits::{LimitsInForce, RateLimits};
 use crate::models::money::{Markup, NanoUsd, PicoUsd};
 use crate::models::price::Rates;
 use crate::models::timestamp::Timestamp;
@@ -19,7 +20,7 @@ pub struct OperatorTable {
     plans: Vec<Plan>,
 }
 
-/// What accounts of a plan start with, and what their keys get.
+/// What accounts of a plan start with, what their keys get, and how fast both may go.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub name: String,
@@ -27,6 +28,8 @@ pub struct Plan {
     pub limit_nusd: Option<NanoUsd>,
     pub markup: Option<Markup>,
     pub key_limits: KeyLimits,
+    /// Of accounts and keys without their own.
+    pub rates: LimitsInForce,
 }
 
 #[derive(Clone, Debug)]
@@ -56,7 +59,10 @@ impl OperatorTable {
     fn parse(text: &str) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
         file.read().map_err(|Unreadable(text)| {
-            format!("«{text}» is neither a decimal number in quotes nor an RFC 3339 time")
+            format!(
+                "«{text}» is neither a decimal number in quotes, nor an RFC 3339 time, nor a rate \
+                 of 1 or more"
+            )
         })
     }
 
@@ -150,6 +156,12 @@ struct FilePlan {
     key_usd_per_week: Option<String>,
     key_usd_per_month: Option<String>,
     key_usd_total: Option<String>,
+    requests_per_minute: Option<i64>,
+    tokens_per_minute: Option<i64>,
+    concurrent_requests: Option<i64>,
+    key_requests_per_minute: Option<i64>,
+    key_tokens_per_minute: Option<i64>,
+    key_concurrent_requests: Option<i64>,
 }
 
 /// A text that does not say what it should.
@@ -164,6 +176,14 @@ fn may<T>(
     read: impl Fn(&str) -> Option<T>,
 ) -> Result<Option<T>, Unreadable> {
     text.map(|text| must(text, read)).transpose()
+}
+
+/// A limit of nothing is a suspended account, and that is said elsewhere.
+fn rate(limit: Option<i64>) -> Result<Option<i64>, Unreadable> {
+    match limit {
+        Some(limit) if limit < 1 => Err(Unreadable(limit.to_string())),
+        limit => Ok(limit),
+    }
 }
 
 impl File {
@@ -221,6 +241,18 @@ impl FilePlan {
                 month: usd(&self.key_usd_per_month)?,
                 total: usd(&self.key_usd_total)?,
             },
+            rates: LimitsInForce {
+                account: RateLimits {
+                    requests_per_minute: rate(self.requests_per_minute)?,
+                    tokens_per_minute: rate(self.tokens_per_minute)?,
+                    concurrent_requests: rate(self.concurrent_requests)?,
+                },
+                key: RateLimits {
+                    requests_per_minute: rate(self.key_requests_per_minute)?,
+                    tokens_per_minute: rate(self.key_tokens_per_minute)?,
+                    concurrent_requests: rate(self.key_concurrent_requests)?,
+                },
+            },
         })
     }
 }
@@ -253,6 +285,8 @@ mod tests {
         limit_usd_per_month = "100"
         markup = "1.1"
         key_usd_per_day = "2.50"
+        requests_per_minute = 600
+        key_tokens_per_minute = 40000
     "#;
 
     #[test]
@@ -272,6 +306,9 @@ mod tests {
         assert_eq!(table.markup("openai/x", ""), None);
         let plan = table.plan("pro").unwrap();
         assert_eq!(plan.key_limits.day, Some(NanoUsd(2_500_000_000)));
+        assert_eq!(plan.rates.account.requests_per_minute, Some(600));
+        assert_eq!(plan.rates.account.tokens_per_minute, None);
+        assert_eq!(plan.rates.key.tokens_per_minute, Some(40_000));
     }
 
     #[test]
@@ -280,6 +317,7 @@ mod tests {
             "[[price]]\nmodel = \"m\"\nprompt_usd_per_mtok = \"x\"\ncompletion_usd_per_mtok = \"1\"",
             "[[price]]\nmodel = \"m\"\nprompt_usd_per_mtok = 1.5\ncompletion_usd_per_mtok = \"1\"",
             "[[plan]]\nname = \"p\"\nlimmit = \"1\"",
+            "[[plan]]\nname = \"p\"\nrequests_per_minute = 0",
             "[[markup]]\nmodel = \"m\"\nfactor = \"-1\"",
         ] {
             assert!(OperatorTable::parse(file).is_err(), "{file}");

@@ -4,6 +4,7 @@ use super::*;
 use crate::models::account::{AccountKind, NewAccount};
 use crate::models::ids::{InstanceId, UserId};
 use crate::models::key::KeyLimits;
+use crate::models::limits::{Counted, RateLimits};
 use crate::models::money::Tokens;
 use crate::models::openai::answer::Reported;
 use crate::models::usage::{Ending, TokenUsage, UsageSource};
@@ -62,7 +63,8 @@ impl World {
     fn new(kind: AccountKind, day_limit: i64) -> Self {
         let limit_nusd = (kind == AccountKind::Postpaid).then_some(NanoUsd(1_000));
         let (name, plan, stripe_customer_id) = ("a".to_owned(), None, None);
-        let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id };
+        let rates = RateLimits::default();
+        let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id, rates };
         let account = Account::open(new, now());
         let key = ApiKeyId::generate();
         let limits = KeyLimits { day: Some(NanoUsd(day_limit)), ..KeyLimits::default() };
@@ -83,6 +85,7 @@ impl World {
             Step::Place { request, amount, floor, key } => LedgerOp::Place(Placement {
                 hold: hold(account_id, api_key_id, request_id(request), amount, key),
                 floor_nusd: NanoUsd(floor),
+                demand: None,
             }),
             Step::Extend { request, add } => LedgerOp::Extend(Extension {
                 request_id: request_id(request),
@@ -178,6 +181,7 @@ fn hold(
         idempotency_key: key.map(|key| key.to_string()),
         streamed: true,
         placed_at: now(),
+        counted: Counted::default(),
     }
 }
 
@@ -342,6 +346,7 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
         (&table::BILLING_EVENTS, members(&event(&record, "s"))),
         (&table::USAGE_CORRECTIONS, members(&correction(account, id, 1))),
         (&table::LOOKUPS, members(&lookup)),
+        (&table::RATE_WINDOWS, members(&RateWindow::open(account.into(), now()))),
         (&table::IDEMPOTENCY_KEYS, members(&idempotency)),
     ] {
         assert_eq!(members, table.columns, "{}", table.name);

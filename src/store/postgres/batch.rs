@@ -7,16 +7,18 @@ use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
 use crate::models::key::KeyBudget;
+use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::UsageCorrection;
+use crate::models::window::RateWindow;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
     ACCOUNT_BALANCES, ACCOUNTS, AUDIT_LOG, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
-    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS,
-    postgres as sql,
+    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, RATE_WINDOWS, USAGE_CORRECTIONS,
+    USAGE_RECORDS, WINDOW_CHANGES, postgres as sql,
 };
 use crate::store::{LedgerOp, Outcome, StoreError};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -27,9 +29,11 @@ pub struct Sql {
     load_budgets: Arc<str>,
     load_holds: Arc<str>,
     load_idempotency: Arc<str>,
+    load_windows: Arc<str>,
     update_accounts: Arc<str>,
     update_budgets: Arc<str>,
     insert_idempotency: Arc<str>,
+    upsert_windows: Arc<str>,
     insert_lookups: Arc<str>,
     insert_corrections: Arc<str>,
     insert_holds: Arc<str>,
@@ -51,9 +55,16 @@ impl Sql {
             )
             .into(),
             load_holds: sql::select(&HOLDS, "WHERE request_id = ANY($1)").into(),
+            // Their accounts are locked, and nobody comes to a window by another way. The clock is
+            // read behind that lock: it never goes back between two batches.
+            load_windows: "SELECT to_json(clock.at)::text, row_to_json(t)::text \
+                           FROM (SELECT clock_timestamp() AS at) clock \
+                           LEFT JOIN rate_windows t ON t.subject = ANY($1)"
+                .into(),
             load_idempotency: sql::select(&IDEMPOTENCY_KEYS, "WHERE id = ANY($1)").into(),
             update_budgets: sql::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING).into(),
             insert_idempotency: sql::insert(&IDEMPOTENCY_KEYS).into(),
+            upsert_windows: sql::upsert(&RATE_WINDOWS, "subject", WINDOW_CHANGES).into(),
             insert_lookups: sql::insert(&LOOKUPS).into(),
             insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
             update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
@@ -84,7 +95,7 @@ impl PostgresStore {
     }
 
     async fn load(&self, conn: &mut PgConnection, batch: &[LedgerOp]) -> Result<Books, StoreError> {
-        let needs = Needs::of(batch);
+        let mut needs = Needs::of(batch);
         let uuids = |ids: &BTreeSet<RequestId>| ids.iter().map(|id| id.0).collect::<Vec<_>>();
         let accounts: Vec<Uuid> = needs.accounts.iter().map(|id| id.0).collect();
         let keys: Vec<Uuid> = needs.keys.iter().map(|id| id.0).collect();
@@ -102,6 +113,10 @@ impl PostgresStore {
             sinks: self.sinks.clone(),
             ..Books::default()
         };
+        needs.add_windows_of(books.holds.values());
+        if !needs.windows.is_empty() {
+            self.load_windows(conn, &needs.windows, &mut books).await?;
+        }
         if !needs.idempotency.is_empty() {
             let names: Vec<String> = needs.idempotency.into_iter().collect();
             let known: Vec<IdempotencyKey> =
@@ -118,6 +133,30 @@ impl PostgresStore {
             books.entered = texts(conn, entered, among).await?;
         }
         Ok(books)
+    }
+
+    /// The windows, and what time it is: replicas have clocks of their own.
+    async fn load_windows(
+        &self,
+        conn: &mut PgConnection,
+        subjects: &BTreeSet<Subject>,
+        books: &mut Books,
+    ) -> Result<(), StoreError> {
+        let subjects: Vec<Uuid> = subjects.iter().map(|subject| subject.0).collect();
+        let rows: Vec<(String, Option<String>)> =
+            sqlx::query_as(AssertSqlSafe(self.sql.load_windows.clone()))
+                .bind(subjects)
+                .fetch_all(conn)
+                .await
+                .map_err(classify)?;
+        for (clock, window) in rows {
+            books.clock = Some(serde_json::from_str(&clock)?);
+            if let Some(window) = window {
+                let window: RateWindow = serde_json::from_str(&window)?;
+                books.windows.insert(window.subject, window);
+            }
+        }
+        Ok(())
     }
 
     /// A request whose truth has come need not be asked after.
@@ -167,6 +206,7 @@ impl PostgresStore {
         if !idempotency.is_empty() {
             self.write_idempotency(conn, idempotency).await?;
         }
+        write_rows(conn, &sql.upsert_windows, changes.windows.values()).await?;
         write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
         if !changes.corrections.is_empty() {
             self.write_corrections(conn, &changes.corrections).await?;

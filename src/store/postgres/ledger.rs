@@ -2,13 +2,16 @@
 
 use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
+use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
+use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::classify;
-use crate::store::table::{HOLDS, parse};
+use crate::store::table::{HOLDS, RATE_WINDOWS, parse};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+
 #[async_trait]
 impl LedgerStore for PostgresStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
@@ -72,5 +75,9 @@ impl LedgerStore for PostgresStore {
 
     async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError> {
         self.page(&HOLDS, "request_id", after.map(|id| id.0)).await
+    }
+
+    async fn windows_after(&self, after: Option<Subject>) -> Result<Vec<RateWindow>, StoreError> {
+        self.page(&RATE_WINDOWS, "subject", after.map(|id| id.0)).await
     }
 }

@@ -6,17 +6,19 @@ use super::rows::{classify, ids, select, texts, write_rows};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::key::KeyBudget;
+use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::UsageCorrection;
+use crate::models::window::RateWindow;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
     ACCOUNT_BALANCES, ACCOUNTS, AUDIT_LOG, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
-    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, USAGE_CORRECTIONS, USAGE_RECORDS,
-    sqlite as sql,
+    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, RATE_WINDOWS, USAGE_CORRECTIONS,
+    USAGE_RECORDS, WINDOW_CHANGES, sqlite as sql,
 };
 use crate::store::{LedgerOp, Outcome, StoreError};
 use sqlx::SqliteConnection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The statements of a batch, made once.
@@ -25,9 +27,11 @@ pub struct Sql {
     load_budgets: Arc<str>,
     pub load_holds: Arc<str>,
     load_idempotency: Arc<str>,
+    load_windows: Arc<str>,
     update_accounts: Arc<str>,
     update_budgets: Arc<str>,
     insert_idempotency: Arc<str>,
+    upsert_windows: Arc<str>,
     insert_lookups: Arc<str>,
     insert_corrections: Arc<str>,
     insert_holds: Arc<str>,
@@ -44,10 +48,12 @@ impl Sql {
         Self {
             load_accounts: sql::select(&ACCOUNTS, &format!("WHERE id {LISTED}")).into(),
             load_budgets: sql::select(&KEY_BUDGETS, &format!("WHERE api_key_id {LISTED}")).into(),
+            load_windows: sql::select(&RATE_WINDOWS, &format!("WHERE subject {LISTED}")).into(),
             load_idempotency: sql::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}")).into(),
             load_holds: sql::select(&HOLDS, &format!("WHERE request_id {LISTED}")).into(),
             update_budgets: sql::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING).into(),
             insert_idempotency: sql::insert(&IDEMPOTENCY_KEYS).into(),
+            upsert_windows: sql::upsert(&RATE_WINDOWS, "subject", WINDOW_CHANGES).into(),
             insert_lookups: sql::insert(&LOOKUPS).into(),
             insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
             update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
@@ -82,7 +88,7 @@ impl SqliteStore {
         conn: &mut SqliteConnection,
         batch: &[LedgerOp],
     ) -> Result<Books, StoreError> {
-        let needs = Needs::of(batch);
+        let mut needs = Needs::of(batch);
         let requests = serde_json::to_string(&needs.requests)?;
         let keys = serde_json::to_string(&needs.keys)?;
         let accounts = serde_json::to_string(&needs.accounts)?;
@@ -98,6 +104,10 @@ impl SqliteStore {
             sinks: self.sinks.clone(),
             ..Books::default()
         };
+        needs.add_windows_of(books.holds.values());
+        if !needs.windows.is_empty() {
+            self.load_windows(conn, &needs.windows, &mut books).await?;
+        }
         if !needs.idempotency.is_empty() {
             let names = serde_json::to_string(&needs.idempotency)?;
             let known: Vec<IdempotencyKey> =
@@ -117,6 +127,18 @@ impl SqliteStore {
             books.entered = texts(conn, entered, among).await?;
         }
         Ok(books)
+    }
+
+    async fn load_windows(
+        &self,
+        conn: &mut SqliteConnection,
+        subjects: &BTreeSet<Subject>,
+        books: &mut Books,
+    ) -> Result<(), StoreError> {
+        let subjects = serde_json::to_string(subjects)?;
+        let windows: Vec<RateWindow> = select(conn, &self.sql.load_windows, subjects).await?;
+        books.windows = windows.into_iter().map(|row| (row.subject, row)).collect();
+        Ok(())
     }
 
     /// A request whose truth has come need not be asked after.
@@ -165,6 +187,7 @@ impl SqliteStore {
         if !idempotency.is_empty() {
             self.write_idempotency(conn, idempotency).await?;
         }
+        write_rows(conn, &sql.upsert_windows, changes.windows.values()).await?;
         write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
         if !changes.corrections.is_empty() {
             self.write_corrections(conn, &changes.corrections).await?;

@@ -2,13 +2,16 @@
 
 use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
+use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
+use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
 use crate::store::sqlite::rows::{classify, select};
 use crate::store::sqlite::{SqliteStore, text};
-use crate::store::table::HOLDS;
+use crate::store::table::{HOLDS, RATE_WINDOWS};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+
 #[async_trait]
 impl LedgerStore for SqliteStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
@@ -76,5 +79,9 @@ impl LedgerStore for SqliteStore {
 
     async fn holds_after(&self, after: Option<RequestId>) -> Result<Vec<Hold>, StoreError> {
         self.page(&HOLDS, "request_id", text(after)).await
+    }
+
+    async fn windows_after(&self, after: Option<Subject>) -> Result<Vec<RateWindow>, StoreError> {
+        self.page(&RATE_WINDOWS, "subject", text(after.map(|subject| subject.0))).await
     }
 }

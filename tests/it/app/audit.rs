@@ -14,6 +14,9 @@ pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
     for hold in books.holds().await {
         found.push(format!("an open hold: {hold:?}"));
     }
+    for window in books.rows("SELECT * FROM rate_windows WHERE open_requests <> 0").await {
+        found.push(format!("limits say that something runs: {window}"));
+    }
     for account in &accounts {
         let own: Vec<_> = entries.iter().filter(|entry| entry.account_id == account.id).collect();
         found.extend(chain(account, &own));
