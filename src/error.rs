@@ -100,6 +100,13 @@ struct Body<'a> {
 const RETRY_AFTER_OURS: Duration = Duration::from_secs(1);
 
 impl Error {
+    /// A member or parameter that cannot be taken.
+    #[must_use]
+    pub fn invalid(param: &'static str, what: &str) -> Self {
+        let message = format!("Invalid '{param}': {what}.");
+        Self::Invalid(Invalid { message, param: Some(param) })
+    }
+
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {

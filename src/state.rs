@@ -1,6 +1,7 @@
 //! What every request handler can reach. Built once, in `commands::serve`.
 
 use crate::config::Config;
+use crate::error::Error;
 use crate::services::admission::Admission;
 use crate::services::auth::Auth;
 use crate::services::catalog::Catalog;
@@ -18,4 +19,22 @@ pub struct App {
     pub leaving: CancellationToken,
     /// Streams end now, with an error event.
     pub stop: CancellationToken,
+}
+
+impl App {
+    /// Drops what is remembered of accounts, keys and prices: some have changed.
+    pub fn forget(&self) {
+        self.auth.forget();
+        self.admission.ledger.forget_snapshots();
+        self.catalog.look_again();
+    }
+
+    /// As [`App::forget`], here and in other processes.
+    ///
+    /// # Errors
+    /// The store's: other processes will notice later.
+    pub async fn changed(&self) -> Result<(), Error> {
+        self.forget();
+        Ok(self.store.announce_change().await?)
+    }
 }

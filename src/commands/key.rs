@@ -2,6 +2,7 @@
 
 use super::account::{find, usd};
 use super::{Output, print};
+use crate::models::identity::Role;
 use crate::models::ids::ApiKeyId;
 use crate::models::key::{ApiKey, KeyLimits};
 use crate::models::money::NanoUsd;
@@ -10,6 +11,7 @@ use crate::services::catalog::OperatorTable;
 use crate::services::directory::{self, NewKey, OPERATOR};
 use crate::store::Store;
 use clap::Subcommand;
+use std::time::Duration;
 
 #[derive(Subcommand)]
 pub enum Key {
@@ -23,6 +25,12 @@ pub enum Key {
         /// Models it may use, comma separated; a pattern may end in `*`.
         #[arg(long)]
         models: Option<String>,
+        /// `user`, or `service` for a program that runs this service over `/admin/v1`.
+        #[arg(long, default_value = "user", value_parser = role)]
+        role: Role,
+        /// It ends after so many days.
+        #[arg(long)]
+        expires_in_days: Option<u32>,
         /// Most it may spend in all, in USD. Instead of the plan's, as are the next three.
         #[arg(long, value_parser = usd)]
         budget: Option<NanoUsd>,
@@ -43,13 +51,30 @@ pub enum Key {
         #[command(flatten)]
         output: Output,
     },
+    /// Give a key another secret; prints it, once. It is the same key: budgets and limits stay.
+    Rotate {
+        id: ApiKeyId,
+        /// How long the old secret works on.
+        #[arg(long, default_value_t = 0)]
+        overlap_seconds: u64,
+    },
     /// End a key's life now.
     Revoke { id: ApiKeyId },
 }
 
 pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyhow::Result<()> {
     match command {
-        Key::Create { account, name, models, budget, budget_day, budget_week, budget_month } => {
+        Key::Create {
+            account,
+            name,
+            models,
+            role,
+            expires_in_days,
+            budget,
+            budget_day,
+            budget_week,
+            budget_month,
+        } => {
             let account = find(store, &account).await?;
             let plan = account.plan.as_deref().and_then(|plan| table.plan(plan));
             let plan = plan.map(|plan| plan.key_limits).unwrap_or_default();
@@ -59,7 +84,9 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
                 month: budget_month.or(plan.month),
                 total: budget.or(plan.total),
             };
-            let new = NewKey { models, ..NewKey::plain(account.id, &name, limits) };
+            let expires_at = expires_in_days.map(in_days);
+            let plain = NewKey::plain(account.id, &name, limits);
+            let new = NewKey { models, role, expires_at, ..plain };
             let (_, secret) = directory::create_key(store, OPERATOR, new).await?;
             store.announce_change().await?;
             say!("{}", secret.text);
@@ -70,12 +97,31 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
                 show(&key, output)?;
             }
         }
+        Key::Rotate { id, overlap_seconds } => {
+            let overlap = Duration::from_secs(overlap_seconds);
+            let (_, secret) = directory::rotate_key(store, OPERATOR, id, overlap).await?;
+            store.announce_change().await?;
+            say!("{}", secret.text);
+        }
         Key::Revoke { id } => {
             directory::revoke_key(store, OPERATOR, id).await?;
             store.announce_change().await?;
         }
     }
     Ok(())
+}
+
+fn in_days(days: u32) -> Timestamp {
+    Timestamp::now().plus(Duration::from_secs(u64::from(days) * 86_400))
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "user" => Ok(Role::User),
+        "admin" => Ok(Role::Admin),
+        "service" => Ok(Role::Service),
+        _ => Err("user, admin or service".to_owned()),
+    }
 }
 
 fn show(key: &ApiKey, output: Output) -> anyhow::Result<()> {

@@ -41,6 +41,8 @@ const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
 const LAST_BYTES_WAIT: Duration = Duration::from_secs(2);
 /// For the ledger to write out what was settled.
 const LEDGER_WAIT: Duration = Duration::from_secs(30);
+/// How often it is written down when keys were last used.
+const USES_EVERY: Duration = Duration::from_secs(30);
 /// After a listener for changes has failed.
 const CHANGES_PAUSE: Duration = Duration::from_secs(1);
 
@@ -103,8 +105,8 @@ async fn build(
     let upstream = Arc::new(Upstream::new(&config, base)?);
     let vocabularies = tokio::task::spawn_blocking(Vocabularies::load).await??;
     let (ledger, writer) = ledger::new(store.clone());
-    let catalog =
-        Catalog::new(upstream.clone(), store.clone(), vocabularies.clone(), config.money.clone())?;
+    let money = config.money.clone();
+    let catalog = Catalog::new(upstream.clone(), store.clone(), vocabularies.clone(), money)?;
     let catalog = Arc::new(catalog);
     let stop = CancellationToken::new();
     let settler = settler(&config, upstream, ledger.clone(), stop.clone());
@@ -162,21 +164,34 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
     let stop = background.clone();
     tokio::spawn(async move { late.run(stop).await });
 
-    let (app, stop) = (app.clone(), background.clone());
+    let (changed, stop) = (app.clone(), background.clone());
     tokio::spawn(async move {
         tokio::select! {
-            () = follow_changes(&app) => {}
+            () = follow_changes(&changed) => {}
             () = stop.cancelled() => {}
         }
     });
+
+    let (used, stop) = (app.clone(), background.clone());
+    tokio::spawn(async move { write_uses(&used, &stop).await });
+}
+
+/// Writes down when keys were last used, now and then and at the end.
+async fn write_uses(app: &App, stop: &CancellationToken) {
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = tokio::time::sleep(USES_EVERY) => {}
+            () = stop.cancelled() => {}
+        }
+        if let Err(error) = app.auth.write_uses().await {
+            tracing::debug!("when keys were last used is not written down yet: {error}");
+        }
+    }
 }
 
 /// Drops what is remembered when another process has changed accounts or keys.
 async fn follow_changes(app: &App) {
-    let forget = || {
-        app.auth.forget();
-        app.admission.ledger.forget_snapshots();
-    };
+    let forget = || app.forget();
     loop {
         if let Err(error) = app.store.follow_changes(&forget).await {
             tracing::debug!("waiting for changes: {error}");

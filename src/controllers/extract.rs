@@ -4,21 +4,32 @@
 //! [`JsonBody`] is whole, within its bound, and said to be JSON.
 
 use crate::error::Error;
+use crate::models::identity::Role;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::Invalid;
 use crate::services::auth::Principal;
 use crate::state::App;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A request body.
 pub struct JsonBody(pub Bytes);
+
+/// A body of this form.
+pub struct Form<T>(pub T);
+
+/// What the query string says.
+pub struct Question<T>(pub T);
+
+/// A caller who runs this service.
+pub struct Operator(pub Principal);
 
 /// The client's name for this request, under which it will not be billed twice.
 pub struct IdempotencyKey(pub Option<String>);
@@ -46,6 +57,41 @@ impl FromRequestParts<Arc<App>> for Principal {
     }
 }
 
+impl FromRequestParts<Arc<App>> for Operator {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
+        let principal = Principal::from_request_parts(parts, app).await?;
+        match principal.role {
+            Role::Admin | Role::Service => Ok(Self(principal)),
+            Role::User => Err(Error::Forbidden),
+        }
+    }
+}
+
+impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Question<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let read = Query::try_from_uri(&parts.uri);
+        read.map(|Query(value)| Self(value)).map_err(|error| invalid(error.body_text()))
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Form<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
+        let JsonBody(body) = JsonBody::from_request(request, app).await?;
+        let read = serde_json::from_slice(&body);
+        read.map(Self).map_err(|error| invalid(format!("The body does not fit: {error}.")))
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::Invalid(Invalid { message, param: None })
+}
+
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Error;
 
@@ -55,10 +101,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
             Ok(key) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_BYTES_MAX => {
                 Ok(Self(Some(key.to_owned())))
             }
-            _ => Err(Error::Invalid(Invalid {
-                message: "Idempotency-Key must be 1 to 255 printable characters.".to_owned(),
-                param: None,
-            })),
+            _ => Err(invalid("Idempotency-Key must be 1 to 255 printable characters.".to_owned())),
         }
     }
 }

@@ -3,8 +3,10 @@
 //! Invariant: equal terms have the same id on every replica, and a price that changed has another
 //! id; rows are never updated, so a past record's price can always be found again.
 
+use super::ids::PriceTableId;
 use super::ledger::sha256_hex;
 use super::money::{Markup, PicoUsd};
+use super::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,17 @@ pub struct Terms {
     pub rates: Rates,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
+}
+
+/// The operator's table of prices, markups and plans, as it was set while running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriceTable {
+    pub id: PriceTableId,
+    /// TOML.
+    pub text: String,
+    /// Who set it, as the audit log names it.
+    pub actor: String,
+    pub created_at: Timestamp,
 }
 
 /// How a charge is made.

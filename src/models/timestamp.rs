@@ -65,6 +65,11 @@ impl Timestamp {
         Self::from_datetime(self.datetime().date().midnight().assume_utc())
     }
 
+    #[must_use]
+    pub fn minute_start(self) -> Self {
+        Self(self.0 - self.0.rem_euclid(60_000_000))
+    }
+
     /// The first instant of this week, which begins on Monday, UTC.
     #[must_use]
     pub fn week_start(self) -> Self {

@@ -4,6 +4,7 @@
 //! without asking the store; a store that cannot answer is a 503, never a 401.
 
 mod secret;
+mod uses;
 
 use crate::error::Error;
 use crate::models::account::Account;
@@ -12,12 +13,13 @@ use crate::models::ids::{AccountId, ApiKeyId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::ledger::sha256_hex;
 use crate::models::timestamp::Timestamp;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use moka::future::Cache;
 pub use secret::NewSecret;
 use secret::is_well_formed;
 use std::sync::Arc;
 use std::time::Duration;
+use uses::Uses;
 
 /// Who calls, and the account that pays.
 #[derive(Clone, Debug)]
@@ -40,6 +42,7 @@ pub enum Caller {
 pub struct Auth {
     store: Arc<dyn Store>,
     known: Cache<String, Option<Principal>>,
+    uses: Uses,
     wait: Duration,
 }
 
@@ -52,7 +55,7 @@ impl Auth {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, wait: Duration) -> Self {
         let known = Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build();
-        Self { store, known, wait }
+        Self { store, known, uses: Uses::default(), wait }
     }
 
     /// The principal of a bearer token.
@@ -67,7 +70,12 @@ impl Auth {
         // One look-up at a time for a key; a failed one is not remembered.
         let found = self.known.try_get_with_by_ref(&hash, self.look_up(&hash)).await;
         let principal = found.map_err(|error| Error::Database(error.to_string()))?;
-        principal.filter(|principal| principal.is_usable(Timestamp::now())).ok_or(Error::WrongKey)
+        let now = Timestamp::now();
+        let principal = principal.filter(|it| it.is_usable(now)).ok_or(Error::WrongKey)?;
+        if let Some(key) = principal.key_id() {
+            self.uses.note(key, now);
+        }
+        Ok(principal)
     }
 
     async fn look_up(&self, hash: &str) -> Result<Option<Principal>, Error> {
@@ -80,8 +88,16 @@ impl Auth {
             account_id: account.id,
             plan: account.plan,
             role: key.role,
-            caller: Caller::Key(Arc::new(key)),
+            caller: Caller::Key(Arc::new(key.by_secret(hash))),
         }))
+    }
+
+    /// Writes down when keys were last used.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn write_uses(&self) -> Result<(), StoreError> {
+        self.uses.write(self.store.as_ref()).await
     }
 
     /// Forgets all keys: another process has changed some.

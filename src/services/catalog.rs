@@ -9,6 +9,7 @@ mod table;
 
 use crate::config::MoneyConfig;
 use crate::error::Error;
+use crate::models::ids::PriceTableId;
 use crate::models::money::Markup;
 use crate::models::price::{Price, Rule, Terms};
 use crate::models::timestamp::Timestamp;
@@ -17,11 +18,12 @@ use crate::services::upstream::Upstream;
 use crate::store::Store;
 use async_openai::types::models::{ListModelResponse, Model as WireModel};
 use bytes::Bytes;
+use serde::Serialize;
 use sources::Offer;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use table::{OperatorTable, Plan};
@@ -31,9 +33,17 @@ pub struct Catalog {
     store: Arc<dyn Store>,
     vocabularies: Vocabularies,
     money: MoneyConfig,
-    operator: OperatorTable,
+    operator: RwLock<Arc<Operator>>,
+    look_again: Notify,
     listing: RwLock<Arc<Listing>>,
     is_filled: watch::Sender<bool>,
+}
+
+/// The operator's table in force.
+struct Operator {
+    /// `None`: it is a file, or there is none.
+    id: Option<PriceTableId>,
+    table: OperatorTable,
 }
 
 /// One state of the list.
@@ -56,6 +66,17 @@ pub struct Model {
     pub json: Bytes,
 }
 
+/// A price as it is shown to whoever runs this.
+#[derive(Serialize)]
+pub struct PriceInForce {
+    /// Model and plan.
+    pub key: String,
+    /// Of the version, as usage records name it.
+    pub id: String,
+    #[serde(flatten)]
+    pub terms: Terms,
+}
+
 const WELL_KNOWN_MODEL: &str = "openai/gpt-4o-mini";
 const REFRESH_EVERY: Duration = Duration::from_secs(300);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -72,11 +93,13 @@ impl Catalog {
         vocabularies: Vocabularies,
         money: MoneyConfig,
     ) -> Result<Self, Error> {
-        let operator = OperatorTable::read(money.prices.as_deref())
+        let table = OperatorTable::read(money.prices.as_deref())
             .map_err(|error| Error::Internal(error.to_string()))?;
+        let operator = RwLock::new(Arc::new(Operator { id: None, table }));
+        let look_again = Notify::new();
         let listing = RwLock::default();
         let is_filled = watch::Sender::new(false);
-        Ok(Self { upstream, store, vocabularies, money, operator, listing, is_filled })
+        Ok(Self { upstream, store, vocabularies, money, operator, look_again, listing, is_filled })
     }
 
     /// Keeps the list fresh until `stop`.
@@ -97,6 +120,7 @@ impl Catalog {
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                () = self.table_changed() => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -107,6 +131,7 @@ impl Catalog {
     /// # Errors
     /// The upstream's or the store's.
     pub async fn refresh(&self) -> Result<(), Error> {
+        self.reload_table().await?;
         let offers = sources::fetch(&self.upstream).await?;
         if offers.is_empty() {
             // An upstream in trouble; the list before it is worth more.
@@ -122,9 +147,51 @@ impl Catalog {
         Ok(())
     }
 
+    /// The operator's table may have changed.
+    pub fn look_again(&self) {
+        self.look_again.notify_one();
+    }
+
+    /// Returns when another table is in force.
+    async fn table_changed(&self) {
+        loop {
+            self.look_again.notified().await;
+            match self.reload_table().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::warn!("the table of prices could not be read: {error}"),
+            }
+        }
+    }
+
+    /// Takes the table that was set while running, unless there is a file. True when it is news.
+    async fn reload_table(&self) -> Result<bool, Error> {
+        if self.money.prices.is_some() {
+            return Ok(false);
+        }
+        let Some(stored) = self.store.price_table().await? else { return Ok(false) };
+        if self.operator().id == Some(stored.id) {
+            return Ok(false);
+        }
+        let table = OperatorTable::parse(&stored.text).map_err(Error::Internal)?;
+        let operator = Arc::new(Operator { id: Some(stored.id), table });
+        *self.operator.write().unwrap_or_else(PoisonError::into_inner) = operator;
+        Ok(true)
+    }
+
+    fn operator(&self) -> Arc<Operator> {
+        self.operator.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What accounts of a plan start with.
+    #[must_use]
+    pub fn plan(&self, name: &str) -> Option<Plan> {
+        self.operator().table.plan(name).cloned()
+    }
+
     fn until_next_change(&self) -> Duration {
         let now = Timestamp::now();
-        self.operator.next_change(now).map_or(REFRESH_EVERY, |at| at.since(now))
+        self.operator().table.next_change(now).map_or(REFRESH_EVERY, |at| at.since(now))
     }
 
     /// Returns when there has been a list.
@@ -161,6 +228,28 @@ impl Catalog {
         known.or(names.first()).copied().unwrap_or(WELL_KNOWN_MODEL).to_owned()
     }
 
+    /// The prices in force whose key comes after `after`, in the order of keys.
+    ///
+    /// # Errors
+    /// [`Error::NoModels`] before there has been a list.
+    pub fn prices_after(&self, after: &str) -> Result<Vec<PriceInForce>, Error> {
+        if !self.is_filled() {
+            return Err(Error::NoModels);
+        }
+        let listing = self.current();
+        let prices = listing.models.values().flat_map(|model| model.prices());
+        let mut rows: Vec<_> = prices
+            .map(|price| PriceInForce {
+                key: format!("{}:{}", price.terms.model, price.terms.plan),
+                id: price.id.clone(),
+                terms: price.terms.clone(),
+            })
+            .filter(|row| row.key.as_str() > after)
+            .collect();
+        rows.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(rows)
+    }
+
     /// The list as `GET /v1/models` shows it.
     ///
     /// # Errors
@@ -174,14 +263,15 @@ impl Catalog {
     }
 
     fn list(&self, offers: Vec<Offer>) -> Result<Listing, Error> {
+        let operator = &self.operator().table;
         let wire: Vec<WireModel> = offers.iter().map(Offer::wire).collect();
         let list = ListModelResponse { object: "list".to_owned(), data: wire.clone() };
         let mut models = HashMap::with_capacity(offers.len());
         for (offer, wire) in offers.into_iter().zip(wire) {
             let model = Model {
                 id: offer.id.clone(),
-                price: self.price(&offer, ""),
-                plan_prices: self.plan_prices(&offer),
+                price: self.price(operator, &offer, ""),
+                plan_prices: self.plan_prices(operator, &offer),
                 completion_tokens_max: offer.completion_tokens_max,
                 json: to_json(&wire)?,
             };
@@ -191,15 +281,15 @@ impl Catalog {
     }
 
     /// The operator's table first: it says retail prices. Else the upstream's price and a markup.
-    fn price(&self, offer: &Offer, plan: &str) -> Option<Arc<Price>> {
+    fn price(&self, operator: &OperatorTable, offer: &Offer, plan: &str) -> Option<Arc<Price>> {
         let (model, plan) = (offer.id.clone(), plan.to_owned());
-        let terms = match self.operator.rates(&model, &plan, Timestamp::now()) {
+        let terms = match operator.rates(&model, &plan, Timestamp::now()) {
             Some(rates) => {
                 let (rule, markup_ppm) = (Rule::List, Markup::NONE);
                 Terms { model, plan, rule, markup_ppm, rates, overrides: vec![] }
             }
             None => Terms {
-                markup_ppm: self.operator.markup(&model, &plan).unwrap_or(self.money.markup),
+                markup_ppm: operator.markup(&model, &plan).unwrap_or(self.money.markup),
                 model,
                 plan,
                 rule: Rule::CostPlus,
@@ -210,9 +300,9 @@ impl Catalog {
         Some(Arc::new(Price::new(terms)))
     }
 
-    fn plan_prices(&self, offer: &Offer) -> HashMap<String, Arc<Price>> {
-        let priced = |plan: &str| Some((plan.to_owned(), self.price(offer, plan)?));
-        self.operator.plans().filter_map(priced).collect()
+    fn plan_prices(&self, operator: &OperatorTable, offer: &Offer) -> HashMap<String, Arc<Price>> {
+        let priced = |plan: &str| Some((plan.to_owned(), self.price(operator, offer, plan)?));
+        operator.plans().filter_map(priced).collect()
     }
 
     /// Reading a vocabulary takes a good part of a second: off the async threads.

@@ -3,158 +3,69 @@
 //! Invariant: every change is written with its entry in the audit log, which never holds a secret
 //! or its hash. Callers tell other processes (`Store::announce_change`).
 
+mod accounts;
+mod keys;
+mod members;
+
+pub use accounts::{AccountPatch, create_account, enter, update_account};
+pub use keys::{KeyPatch, NewKey, create_key, revoke_key, rotate_key, update_key};
+pub use members::{add_member, remove_member};
+
 use crate::error::Error;
-use crate::models::account::{Account, NewAccount};
-use crate::models::audit::AuditEntry;
-use crate::models::identity::Role;
-use crate::models::ids::{AccountId, ApiKeyId};
-use crate::models::key::{ApiKey, KeyBudget, KeyLimits};
-use crate::models::ledger::EntryKind;
 use crate::models::limits::RateLimits;
-use crate::models::money::NanoUsd;
-use crate::models::timestamp::Timestamp;
-use crate::services::auth::NewSecret;
-use crate::store::{Entry, LedgerOp, Outcome, Store};
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 /// A command on the server's own machine, as the audit log names it.
 pub const OPERATOR: &str = "operator";
 
-/// What a new key starts with.
-#[derive(Clone, Debug)]
-pub struct NewKey {
-    pub account_id: AccountId,
-    pub name: String,
-    pub models: Option<String>,
-    pub role: Role,
-    pub rates: RateLimits,
-    pub limits: KeyLimits,
-    pub expires_at: Option<Timestamp>,
+/// Names longer than this are refused.
+const NAME_CHARACTERS_MAX: usize = 200;
+
+/// A member of a patch: not there, null, or a value.
+type Change<T> = Option<Option<T>>;
+
+/// For members whose null means something: with `#[serde(default)]`.
+fn change<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Change<T>, D::Error> {
+    Option::deserialize(de).map(Some)
 }
 
-impl NewKey {
-    /// A key that may do what its account may.
-    #[must_use]
-    pub fn plain(account_id: AccountId, name: &str, limits: KeyLimits) -> Self {
-        Self {
-            account_id,
-            name: name.to_owned(),
-            models: None,
-            role: Role::User,
-            rates: RateLimits::default(),
-            limits,
-            expires_at: None,
+/// Rate limits with these changes.
+fn rates(
+    to: RateLimits,
+    requests: Change<i64>,
+    tokens: Change<i64>,
+    concurrent: Change<i64>,
+) -> Result<RateLimits, Error> {
+    let limits = RateLimits {
+        requests_per_minute: requests.unwrap_or(to.requests_per_minute),
+        tokens_per_minute: tokens.unwrap_or(to.tokens_per_minute),
+        concurrent_requests: concurrent.unwrap_or(to.concurrent_requests),
+    };
+    check_rates(&limits)?;
+    Ok(limits)
+}
+
+fn check_rates(limits: &RateLimits) -> Result<(), Error> {
+    for (param, limit) in [
+        ("requests_per_minute", limits.requests_per_minute),
+        ("tokens_per_minute", limits.tokens_per_minute),
+        ("concurrent_requests", limits.concurrent_requests),
+    ] {
+        if limit.is_some_and(|limit| limit < 1) {
+            return Err(Error::invalid(param, "must be at least 1, or null for no limit"));
         }
     }
+    Ok(())
 }
 
-/// Makes an account, with credit where there is some.
-///
-/// # Errors
-/// The store's, among them that the name is taken.
-pub async fn create_account(
-    store: &dyn Store,
-    actor: &str,
-    new: NewAccount,
-    credit: Option<NanoUsd>,
-) -> Result<Account, Error> {
-    let now = Timestamp::now();
-    let account = Account::open(new, now);
-    let audit = AuditEntry::new(actor, "account.create", &account.id, now)
-        .of_account(account.id)
-        .to(&shown(&account));
-    store.create_account(&account, &audit).await?;
-    if let Some(credit) = credit.filter(|credit| *credit > NanoUsd::ZERO) {
-        let reference = format!("opening:{}", account.id);
-        enter(
-            store,
-            actor,
-            Entry {
-                account_id: account.id,
-                kind: EntryKind::Credit,
-                amount_nusd: credit,
-                reason: "opening credit".to_owned(),
-                reference: Some(reference),
-                audit: None,
-            },
-        )
-        .await?;
+fn check_name(name: &str) -> Result<(), Error> {
+    let is_printable = name.chars().all(|character| !character.is_control());
+    let characters = name.chars().count();
+    if is_printable && (1..=NAME_CHARACTERS_MAX).contains(&characters) && name.trim() == name {
+        return Ok(());
     }
-    Ok(account)
-}
-
-/// Enters a credit or a correction, once for each reference. Gives the balance after it; `None`
-/// when the reference was entered before.
-///
-/// # Errors
-/// [`Error::Internal`] when the account is not there or the sum is out of range.
-pub async fn enter(store: &dyn Store, actor: &str, entry: Entry) -> Result<Option<NanoUsd>, Error> {
-    let now = Timestamp::now();
-    let audit = AuditEntry::new(actor, "credit.enter", &entry.account_id, now)
-        .of_account(entry.account_id)
-        .to(&json!({
-            "kind": entry.kind,
-            "amount_nusd": entry.amount_nusd,
-            "reason": entry.reason,
-            "reference": entry.reference,
-        }));
-    let entry = Entry { audit: Some(audit), ..entry };
-    let outcomes = store.commit(&[LedgerOp::Enter(entry)], now).await?;
-    match outcomes.as_slice() {
-        [Outcome::Entered { balance }] => Ok(Some(*balance)),
-        [Outcome::AlreadyEntered] => Ok(None),
-        other => Err(Error::Internal(format!("the entry was not made: {other:?}"))),
-    }
-}
-
-/// Makes a key; its secret is not to be had again.
-///
-/// # Errors
-/// The store's.
-pub async fn create_key(
-    store: &dyn Store,
-    actor: &str,
-    new: NewKey,
-) -> Result<(ApiKey, NewSecret), Error> {
-    let secret = NewSecret::generate()?;
-    let now = Timestamp::now();
-    let key = ApiKey {
-        id: ApiKeyId::generate(),
-        account_id: new.account_id,
-        name: new.name,
-        secret_hash: secret.hash.clone(),
-        hint: secret.hint.clone(),
-        models: new.models,
-        role: new.role,
-        created_by: actor.to_owned(),
-        rates: new.rates,
-        created_at: now,
-        expires_at: new.expires_at,
-        revoked_at: None,
-        last_used_at: None,
-    };
-    let budget = KeyBudget::open(key.id, new.limits, now);
-    let audit = AuditEntry::new(actor, "key.create", &key.id, now)
-        .of_account(key.account_id)
-        .to(&shown(&key));
-    store.create_key(&key, &budget, &audit).await?;
-    Ok((key, secret))
-}
-
-/// Ends a key's life now.
-///
-/// # Errors
-/// [`Error::NotFound`] when there is no such key.
-pub async fn revoke_key(store: &dyn Store, actor: &str, id: ApiKeyId) -> Result<(), Error> {
-    let (key, budget) = store.key(id).await?.ok_or(Error::NotFound("API key"))?;
-    let now = Timestamp::now();
-    let revoked = ApiKey { revoked_at: key.revoked_at.or(Some(now)), ..key.clone() };
-    let audit = AuditEntry::new(actor, "key.revoke", &id, now)
-        .of_account(key.account_id)
-        .from(&shown(&key))
-        .to(&shown(&revoked));
-    Ok(store.update_key(&revoked, &budget, &audit).await?)
+    Err(Error::invalid("name", "must be 1 to 200 printable characters, without blanks at its ends"))
 }
 
 /// A row as others may see it: not even a secret's hash leaves, nobody needs it who may not have
@@ -164,8 +75,9 @@ pub fn shown<T: Serialize>(row: &T) -> Value {
     // Rows of plain members have no way to fail.
     let mut row = serde_json::to_value(row).unwrap_or_default();
     if let Some(members) = row.as_object_mut() {
-        members.remove("secret_hash");
-        members.remove("ledger_hash");
+        for hidden in ["secret_hash", "previous_hash", "ledger_hash"] {
+            members.remove(hidden);
+        }
     }
     row
 }

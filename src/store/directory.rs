@@ -15,18 +15,27 @@ use async_trait::async_trait;
 /// A key, who pays for it, and what it may spend.
 pub type KnownKey = (ApiKey, Account, KeyBudget);
 
+/// A key and what it may spend.
+pub type OwnKey = (ApiKey, KeyBudget);
+
 #[async_trait]
 pub trait DirectoryStore: Send + Sync {
     async fn create_account(&self, account: &Account, audit: &AuditEntry)
     -> Result<(), StoreError>;
-    /// Writes what an operator may change; what was spent stays as it is.
-    async fn update_account(&self, account: &Account, audit: &AuditEntry)
-    -> Result<(), StoreError>;
+    /// Writes what differs, of what an operator may change.
+    async fn update_account(
+        &self,
+        before: &Account,
+        after: &Account,
+        audit: &AuditEntry,
+    ) -> Result<(), StoreError>;
     async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError>;
     async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError>;
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError>;
 
     async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError>;
+    /// Makes or moves a member.
+    async fn put_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError>;
     /// True when there was one.
     async fn remove_member(&self, user: UserId, audit: &AuditEntry) -> Result<bool, StoreError>;
     async fn member(&self, user: UserId) -> Result<Option<(Member, Account)>, StoreError>;
@@ -38,14 +47,14 @@ pub trait DirectoryStore: Send + Sync {
         budget: &KeyBudget,
         audit: &AuditEntry,
     ) -> Result<(), StoreError>;
-    /// Writes what may be changed of a key and of its limits; what was spent stays as it is.
+    /// Writes what differs, of what may be changed of a key and of its limits.
     async fn update_key(
         &self,
-        key: &ApiKey,
-        budget: &KeyBudget,
+        before: &OwnKey,
+        after: &OwnKey,
         audit: &AuditEntry,
     ) -> Result<(), StoreError>;
-    async fn key(&self, id: ApiKeyId) -> Result<Option<(ApiKey, KeyBudget)>, StoreError>;
+    async fn key(&self, id: ApiKeyId) -> Result<Option<OwnKey>, StoreError>;
     async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError>;
     async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError>;
     async fn key_budgets_after(

@@ -7,6 +7,7 @@ use crate::models::ids::{InstanceId, RequestId};
 use crate::models::timestamp::Timestamp;
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+
 #[async_trait]
 pub trait LedgerStore: Send + Sync {
     /// Changes the books: all of the batch in one transaction, or nothing. An operation that is

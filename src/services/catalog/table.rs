@@ -4,11 +4,13 @@
 //! plan's accounts only; a price counts from its `effective_at` on.
 
 use crate::config::ConfigError;
+use crate::error::Error;
 use crate::models::account::AccountKind;
 use crate::models::key::{KeyLimits, matches_pattern};
 use crate::models::money::{Markup, NanoUsd, PicoUsd};
 use crate::models::price::Rates;
 use crate::models::timestamp::Timestamp;
+use crate::store::Store;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -53,7 +55,23 @@ impl OperatorTable {
         Self::parse(&text).map_err(fault)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The file where there is one, else the table that was set while running.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub async fn in_force(store: &dyn Store, path: Option<&str>) -> Result<Self, Error> {
+        if path.is_some() {
+            return Self::read(path).map_err(|error| Error::Internal(error.to_string()));
+        }
+        match store.price_table().await? {
+            Some(stored) => Self::parse(&stored.text).map_err(Error::Internal),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// # Errors
+    /// What is wrong with it, for whoever wrote it.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
         file.read().map_err(|Unreadable(text)| {
             format!("«{text}» is neither a decimal number in quotes nor an RFC 3339 time")

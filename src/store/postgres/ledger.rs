@@ -10,6 +10,7 @@ use crate::store::postgres::rows::classify;
 use crate::store::table::{HOLDS, parse};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+
 #[async_trait]
 impl LedgerStore for PostgresStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {

@@ -1,14 +1,17 @@
 //! Versions of prices, on PostgreSQL.
 
-use crate::models::price::Price;
+use crate::models::audit::AuditEntry;
+use crate::models::price::{Price, PriceTable};
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
-use crate::store::postgres::rows::classify;
+use crate::store::postgres::rows::{classify, write_rows};
 use crate::store::prices::PriceStore;
-use crate::store::table::price_rows;
+use crate::store::table::{PRICE_TABLES, postgres as sql, price_rows};
 use async_trait::async_trait;
+use sqlx::AssertSqlSafe;
 use std::sync::Arc;
+
 #[async_trait]
 impl PriceStore for PostgresStore {
     async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
@@ -46,5 +49,24 @@ impl PriceStore for PostgresStore {
             .await
             .map_err(classify)?;
         Ok(terms.map(|terms| serde_json::from_str(&terms)).transpose()?.map(Price::new))
+    }
+
+    async fn put_price_table(
+        &self,
+        table: &PriceTable,
+        audit: &AuditEntry,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.audited(audit).await?;
+        write_rows(&mut tx, &sql::insert(&PRICE_TABLES).into(), std::iter::once(table)).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn price_table(&self) -> Result<Option<PriceTable>, StoreError> {
+        let newest = sql::select(&PRICE_TABLES, "ORDER BY id DESC LIMIT 1");
+        let row: Option<String> = sqlx::query_scalar(AssertSqlSafe(newest))
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(row.map(|row| serde_json::from_str(&row)).transpose()?)
     }
 }

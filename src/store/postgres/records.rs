@@ -14,10 +14,28 @@ use crate::store::table::{
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::AssertSqlSafe;
+
 #[async_trait]
 impl RecordStore for PostgresStore {
     async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError> {
         self.one(sql::select(&USAGE_RECORDS, "WHERE id = $1"), id.0).await
+    }
+
+    async fn usage_of(
+        &self,
+        account: AccountId,
+        after: Option<RequestId>,
+    ) -> Result<Vec<UsageRecord>, StoreError> {
+        let statement =
+            sql::select(&USAGE_RECORDS, "WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3");
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(account.0)
+            .bind(after.map_or(uuid::Uuid::nil(), |id| id.0))
+            .bind(PAGE_ROWS_MAX)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
     }
 
     async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError> {

@@ -7,12 +7,12 @@ use crate::models::ids::{AccountId, ApiKeyId, AuditId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::directory::{DirectoryStore, KnownKey};
+use crate::store::directory::{DirectoryStore, KnownKey, OwnKey};
 use crate::store::sqlite::rows::{classify, select, unique};
 use crate::store::sqlite::{SqliteStore, text};
 use crate::store::table::{
     ACCOUNT_SETTINGS, ACCOUNTS, API_KEYS, AUDIT_LOG, KEY_BUDGET_LIMITS, KEY_BUDGETS, KEY_SETTINGS,
-    MEMBERS, sqlite as sql,
+    MEMBERS, Table, differing, sqlite as sql,
 };
 use async_trait::async_trait;
 use serde::Serialize;
@@ -36,12 +36,13 @@ impl DirectoryStore for SqliteStore {
 
     async fn update_account(
         &self,
-        account: &Account,
+        before: &Account,
+        after: &Account,
         audit: &AuditEntry,
     ) -> Result<(), StoreError> {
         let mut tx = self.audited(audit).await?;
-        let update = sql::update(&ACCOUNTS, "id", ACCOUNT_SETTINGS);
-        write(&mut tx, update, account, ACCOUNT_NAME).await?;
+        let columns = differing(before, after, ACCOUNT_SETTINGS)?;
+        change(&mut tx, (&ACCOUNTS, "id"), &columns, after, ACCOUNT_NAME).await?;
         tx.commit().await.map_err(classify)
     }
 
@@ -60,6 +61,17 @@ impl DirectoryStore for SqliteStore {
     async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError> {
         let mut tx = self.audited(audit).await?;
         write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn put_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError> {
+        let mut tx = self.audited(audit).await?;
+        let put = format!(
+            "{} WHERE true ON CONFLICT (user_id) DO UPDATE \
+             SET account_id = excluded.account_id, created_at = excluded.created_at",
+            sql::insert(&MEMBERS)
+        );
+        write(&mut tx, put, member, MEMBER).await?;
         tx.commit().await.map_err(classify)
     }
 
@@ -106,18 +118,19 @@ impl DirectoryStore for SqliteStore {
 
     async fn update_key(
         &self,
-        key: &ApiKey,
-        budget: &KeyBudget,
+        before: &OwnKey,
+        after: &OwnKey,
         audit: &AuditEntry,
     ) -> Result<(), StoreError> {
         let mut tx = self.audited(audit).await?;
-        write(&mut tx, sql::update(&API_KEYS, "id", KEY_SETTINGS), key, KEY).await?;
-        let limits = sql::update(&KEY_BUDGETS, "api_key_id", KEY_BUDGET_LIMITS);
-        write(&mut tx, limits, budget, KEY).await?;
+        let settings = differing(&before.0, &after.0, KEY_SETTINGS)?;
+        change(&mut tx, (&API_KEYS, "id"), &settings, &after.0, KEY).await?;
+        let limits = differing(&before.1, &after.1, KEY_BUDGET_LIMITS)?;
+        change(&mut tx, (&KEY_BUDGETS, "api_key_id"), &limits, &after.1, KEY).await?;
         tx.commit().await.map_err(classify)
     }
 
-    async fn key(&self, id: ApiKeyId) -> Result<Option<(ApiKey, KeyBudget)>, StoreError> {
+    async fn key(&self, id: ApiKeyId) -> Result<Option<OwnKey>, StoreError> {
         let key = self.one(sql::select(&API_KEYS, "WHERE id = ?1"), id.to_string()).await?;
         let budget =
             self.one(sql::select(&KEY_BUDGETS, "WHERE api_key_id = ?1"), id.to_string()).await?;
@@ -125,7 +138,7 @@ impl DirectoryStore for SqliteStore {
     }
 
     async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError> {
-        let statement = sql::select(&API_KEYS, "WHERE secret_hash = ?1");
+        let statement = sql::select(&API_KEYS, "WHERE secret_hash = ?1 OR previous_hash = ?1");
         let Some(key) = self.one::<ApiKey>(statement, secret_hash.to_owned()).await? else {
             return Ok(None);
         };
@@ -169,7 +182,7 @@ impl DirectoryStore for SqliteStore {
 
 impl SqliteStore {
     /// A transaction that begins with its entry in the audit log.
-    async fn audited(
+    pub(super) async fn audited(
         &self,
         audit: &AuditEntry,
     ) -> Result<Transaction<'static, Sqlite>, StoreError> {
@@ -191,4 +204,18 @@ async fn write<T: Serialize>(
         .await
         .map_err(|error| unique(error, what))?;
     Ok(())
+}
+
+/// Writes these columns of a row; without any there is nothing to do.
+async fn change<T: Serialize>(
+    tx: &mut Transaction<'static, Sqlite>,
+    (table, key): (&Table, &str),
+    columns: &[&str],
+    row: &T,
+    what: &'static str,
+) -> Result<(), StoreError> {
+    if columns.is_empty() {
+        return Ok(());
+    }
+    write(tx, sql::update(table, key, columns), row, what).await
 }

@@ -10,6 +10,7 @@ use crate::store::sqlite::{SqliteStore, text};
 use crate::store::table::HOLDS;
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+
 #[async_trait]
 impl LedgerStore for SqliteStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
