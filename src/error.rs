@@ -8,6 +8,7 @@ use crate::models::openai::request::Invalid;
 use axum::http::header::{ALLOW, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use std::borrow::Cow;
 use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +105,7 @@ impl Error {
     #[must_use]
     pub fn invalid(param: &'static str, what: &str) -> Self {
         let message = format!("Invalid '{param}': {what}.");
-        Self::Invalid(Invalid { message, param: Some(param) })
+        Self::Invalid(Invalid { message, param: Some(Cow::Borrowed(param)) })
     }
 
     #[must_use]
@@ -224,9 +225,9 @@ impl Error {
         }
     }
 
-    fn param(&self) -> Option<&'static str> {
+    fn param(&self) -> Option<&str> {
         match self {
-            Self::Invalid(invalid) => invalid.param,
+            Self::Invalid(invalid) => invalid.param.as_deref(),
             Self::UnknownModel { .. }
             | Self::ModelNotAllowed { .. }
             | Self::ModelNotPriced { .. } => Some("model"),

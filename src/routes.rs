@@ -23,7 +23,20 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::create).fallback(only("POST")))
         .route("/v1/models", get(models::list).fallback(only(GET)))
         .route("/v1/models/{*id}", get(models::retrieve).fallback(only(GET)))
-        // what whoever runs this does over HTTP
+        // for whoever watches this
+        .route("/healthz", get(health::live).fallback(only(GET)))
+        .route("/readyz", get(health::ready).fallback(only(GET)))
+        .merge(admin())
+        .fallback(unknown)
+        .with_state(app)
+        // outermost last: the id is there before anything can fail
+        .layer(cors())
+        .layer(from_fn(identify))
+}
+
+/// What whoever runs this does over HTTP.
+fn admin() -> Router<Arc<App>> {
+    Router::new()
         .route(
             "/admin/v1/accounts",
             get(accounts::list).post(accounts::create).fallback(only("GET, HEAD, POST")),
@@ -61,14 +74,15 @@ pub fn router(app: Arc<App>) -> Router {
             get(prices::table).put(prices::set_table).fallback(only("GET, HEAD, PUT")),
         )
         .route("/admin/v1/audit", get(records::audit).fallback(only(GET)))
-        // for whoever watches this
-        .route("/healthz", get(health::live).fallback(only(GET)))
-        .route("/readyz", get(health::ready).fallback(only(GET)))
-        .fallback(unknown)
-        .with_state(app)
-        // outermost last: the id is there before anything can fail
-        .layer(cors())
-        .layer(from_fn(identify))
+        .route_layer(from_fn(bounded))
+}
+
+/// A request to the admin API that takes longer is given up: the database does not answer.
+const ADMIN_WAIT: Duration = Duration::from_secs(15);
+
+async fn bounded(request: Request, next: Next) -> Result<Response, Error> {
+    let answer = tokio::time::timeout(ADMIN_WAIT, next.run(request)).await;
+    answer.map_err(|_| Error::Database("no answer in time".to_owned()))
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -1,7 +1,6 @@
 //! What every request handler can reach. Built once, in `commands::serve`.
 
 use crate::config::Config;
-use crate::error::Error;
 use crate::services::admission::Admission;
 use crate::services::auth::Auth;
 use crate::services::catalog::Catalog;
@@ -29,12 +28,13 @@ impl App {
         self.catalog.look_again();
     }
 
-    /// As [`App::forget`], here and in other processes.
-    ///
-    /// # Errors
-    /// The store's: other processes will notice later.
-    pub async fn changed(&self) -> Result<(), Error> {
+    /// As [`App::forget`], here and in other processes. What was changed stands in any case, and
+    /// its answer may have a secret that is not to be had again: without the news, other processes
+    /// notice when what they remember has aged.
+    pub async fn changed(&self) {
         self.forget();
-        Ok(self.store.announce_change().await?)
+        if let Err(error) = self.store.announce_change().await {
+            tracing::warn!("other processes are not told of a change: {error}");
+        }
     }
 }

@@ -123,7 +123,7 @@ pub async fn run_account(
                 ..AccountPatch::default()
             };
             let account = find(store, &account).await?;
-            directory::update_account(store, OPERATOR, account.id, patch).await?;
+            directory::update_account(store, OPERATOR, account.id, &patch).await?;
             Ok(store.announce_change().await?)
         }
         Account::Show { account, output } => show(&find(store, &account).await?, output),

@@ -29,7 +29,7 @@ pub enum Key {
         #[arg(long, default_value = "user", value_parser = role)]
         role: Role,
         /// It ends after so many days.
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
         expires_in_days: Option<u32>,
         /// Most it may spend in all, in USD. Instead of the plan's, as are the next three.
         #[arg(long, value_parser = usd)]
@@ -62,6 +62,9 @@ pub enum Key {
     Revoke { id: ApiKeyId },
 }
 
+/// A hundred years: what lasts longer has no end.
+const DAYS_MAX: i64 = 36_500;
+
 pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyhow::Result<()> {
     match command {
         Key::Create {
@@ -93,8 +96,14 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
         }
         Key::List { account, output } => {
             let account = find(store, &account).await?;
-            for key in store.keys_of(account.id).await? {
-                show(&key, output)?;
+            let mut after = None;
+            loop {
+                let page = store.keys_of(account.id, after).await?;
+                let Some(last) = page.last() else { return Ok(()) };
+                after = Some(last.id);
+                for key in &page {
+                    show(key, output)?;
+                }
             }
         }
         Key::Rotate { id, overlap_seconds } => {

@@ -2,7 +2,7 @@
 
 use super::account::find;
 use super::{Output, print};
-use crate::models::ids::UserId;
+use crate::models::ids::{AccountId, UserId};
 use crate::services::directory::{self, OPERATOR};
 use crate::store::Store;
 use clap::Subcommand;
@@ -52,9 +52,7 @@ pub async fn run(command: Member, store: &dyn Store) -> anyhow::Result<()> {
         }
         Member::List { account, output } => {
             let account = find(store, &account).await?;
-            for member in store.members_of(account.id).await? {
-                print(&member, output, || format!("{}  {}", member.user_id, member.created_at))?;
-            }
+            list(store, account.id, output).await?;
         }
         Member::Remove { account, user } => {
             let account = find(store, &account).await?;
@@ -63,6 +61,18 @@ pub async fn run(command: Member, store: &dyn Store) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn list(store: &dyn Store, account: AccountId, output: Output) -> anyhow::Result<()> {
+    let mut after = None;
+    loop {
+        let page = store.members_of(account, after).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.user_id);
+        for member in &page {
+            print(member, output, || format!("{}  {}", member.user_id, member.created_at))?;
+        }
+    }
 }
 
 pub async fn run_audit(command: Audit, store: &dyn Store) -> anyhow::Result<()> {

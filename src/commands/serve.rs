@@ -43,6 +43,8 @@ const LAST_BYTES_WAIT: Duration = Duration::from_secs(2);
 const LEDGER_WAIT: Duration = Duration::from_secs(30);
 /// How often it is written down when keys were last used.
 const USES_EVERY: Duration = Duration::from_secs(30);
+/// … and how long the end waits for the last of it: less than a minute is lost.
+const LAST_USES_WAIT: Duration = Duration::from_secs(2);
 /// After a listener for changes has failed.
 const CHANGES_PAUSE: Duration = Duration::from_secs(1);
 
@@ -176,12 +178,12 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
     tokio::spawn(async move { write_uses(&used, &stop).await });
 }
 
-/// Writes down when keys were last used, now and then and at the end.
+/// Writes down when keys were last used, now and then.
 async fn write_uses(app: &App, stop: &CancellationToken) {
-    while !stop.is_cancelled() {
+    loop {
         tokio::select! {
             () = tokio::time::sleep(USES_EVERY) => {}
-            () = stop.cancelled() => {}
+            () = stop.cancelled() => return,
         }
         if let Err(error) = app.auth.write_uses().await {
             tracing::debug!("when keys were last used is not written down yet: {error}");
@@ -227,9 +229,13 @@ async fn serve(
         // Without it nothing can be charged: better no server than one that serves for nothing.
         _ = &mut writer => bail!("the ledger writer has ended"),
     }
-    leave(app, signals, connections).await;
+    leave(&app, signals, connections).await;
     background.cancel();
     serving.await?;
+    if tokio::time::timeout(LAST_USES_WAIT, app.auth.write_uses()).await.is_err() {
+        tracing::debug!("when keys were last used could not be written down");
+    }
+    drop(app);
     // The last ways into the ledger are gone: the writer ends when all is written.
     match tokio::time::timeout(LEDGER_WAIT, writer).await {
         Ok(ended) => ended.context("the ledger writer"),
@@ -258,7 +264,7 @@ impl LeaveSignals {
     }
 }
 
-async fn leave(app: Arc<App>, signals: Signals, connections: TaskTracker) {
+async fn leave(app: &App, signals: Signals, connections: TaskTracker) {
     let server = &app.config.server;
     tracing::info!("leaving: readiness is off");
     app.leaving.cancel();

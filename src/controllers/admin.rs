@@ -49,9 +49,18 @@ impl Page {
 
     /// The answer from rows that are at least one more than asked for, where there are.
     fn of<T: Serialize>(&self, rows: &[T], id: impl Fn(&T) -> String) -> Result<Response, Error> {
+        self.told(rows, shown, id)
+    }
+
+    fn told<T>(
+        &self,
+        rows: &[T],
+        tell: impl Fn(&T) -> Value,
+        id: impl Fn(&T) -> String,
+    ) -> Result<Response, Error> {
         let limit = self.limit()?;
         let page = &rows[..rows.len().min(limit)];
-        let data: Vec<Value> = page.iter().map(shown).collect();
+        let data: Vec<Value> = page.iter().map(tell).collect();
         Ok(Json(json!({
             "object": "list",
             "data": data,
@@ -61,12 +70,6 @@ impl Page {
         }))
         .into_response())
     }
-}
-
-/// All of a short list.
-fn all<T: Serialize>(rows: &[T]) -> Response {
-    let data: Vec<Value> = rows.iter().map(shown).collect();
-    Json(json!({ "object": "list", "data": data, "has_more": false })).into_response()
 }
 
 /// An id in the path; what is none is nobody's.

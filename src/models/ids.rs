@@ -63,7 +63,3 @@ id!(
     /// An entry of the audit log.
     AuditId
 );
-id!(
-    /// One state of the operator's table of prices.
-    PriceTableId
-);

@@ -32,7 +32,7 @@ pub struct ApiKey {
     /// To the minute.
     pub last_used_at: Option<Timestamp>,
     /// Of the secret before the last change of it, and until when that one works.
-    pub previous_hash: Option<String>,
+    pub previous_secret_hash: Option<String>,
     pub previous_expires_at: Option<Timestamp>,
 }
 
@@ -148,7 +148,7 @@ impl ApiKey {
     /// The key as one of its two secrets has it: the older one ends earlier.
     #[must_use]
     pub fn by_secret(mut self, hash: &str) -> Self {
-        if self.previous_hash.as_deref() == Some(hash) {
+        if self.previous_secret_hash.as_deref() == Some(hash) {
             let ends = [self.expires_at, self.previous_expires_at];
             self.expires_at = ends.into_iter().flatten().min();
         }

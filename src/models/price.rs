@@ -3,7 +3,6 @@
 //! Invariant: equal terms have the same id on every replica, and a price that changed has another
 //! id; rows are never updated, so a past record's price can always be found again.
 
-use super::ids::PriceTableId;
 use super::ledger::sha256_hex;
 use super::money::{Markup, PicoUsd};
 use super::timestamp::Timestamp;
@@ -31,7 +30,8 @@ pub struct Terms {
 /// The operator's table of prices, markups and plans, as it was set while running.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PriceTable {
-    pub id: PriceTableId,
+    /// 1, 2, 3 …: the highest counts.
+    pub version: i64,
     /// TOML.
     pub text: String,
     /// Who set it, as the audit log names it.

@@ -9,7 +9,6 @@ mod table;
 
 use crate::config::MoneyConfig;
 use crate::error::Error;
-use crate::models::ids::PriceTableId;
 use crate::models::money::Markup;
 use crate::models::price::{Price, Rule, Terms};
 use crate::models::timestamp::Timestamp;
@@ -23,7 +22,7 @@ use sources::Offer;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use table::{OperatorTable, Plan};
@@ -34,6 +33,8 @@ pub struct Catalog {
     vocabularies: Vocabularies,
     money: MoneyConfig,
     operator: RwLock<Arc<Operator>>,
+    /// The upstream's newest; locked while a list is made of it.
+    offers: Mutex<Vec<Offer>>,
     look_again: Notify,
     listing: RwLock<Arc<Listing>>,
     is_filled: watch::Sender<bool>,
@@ -42,7 +43,7 @@ pub struct Catalog {
 /// The operator's table in force.
 struct Operator {
     /// `None`: it is a file, or there is none.
-    id: Option<PriceTableId>,
+    version: Option<i64>,
     table: OperatorTable,
 }
 
@@ -95,11 +96,18 @@ impl Catalog {
     ) -> Result<Self, Error> {
         let table = OperatorTable::read(money.prices.as_deref())
             .map_err(|error| Error::Internal(error.to_string()))?;
-        let operator = RwLock::new(Arc::new(Operator { id: None, table }));
-        let look_again = Notify::new();
-        let listing = RwLock::default();
-        let is_filled = watch::Sender::new(false);
-        Ok(Self { upstream, store, vocabularies, money, operator, look_again, listing, is_filled })
+        let operator = RwLock::new(Arc::new(Operator { version: None, table }));
+        Ok(Self {
+            upstream,
+            store,
+            vocabularies,
+            money,
+            operator,
+            offers: Mutex::default(),
+            look_again: Notify::new(),
+            listing: RwLock::default(),
+            is_filled: watch::Sender::new(false),
+        })
     }
 
     /// Keeps the list fresh until `stop`.
@@ -118,9 +126,10 @@ impl Catalog {
                     wait
                 }
             };
+            let version = self.operator().version;
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.table_changed() => {}
+                () = self.table_changed(version) => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -131,17 +140,48 @@ impl Catalog {
     /// # Errors
     /// The upstream's or the store's.
     pub async fn refresh(&self) -> Result<(), Error> {
-        self.reload_table().await?;
-        let offers = sources::fetch(&self.upstream).await?;
-        if offers.is_empty() {
+        self.take_table().await?;
+        let fetched = sources::fetch(&self.upstream).await?;
+        if fetched.is_empty() {
             // An upstream in trouble; the list before it is worth more.
             return Err(Error::UpstreamUnavailable("an empty model list".to_owned()));
         }
-        let listing = self.list(offers)?;
+        let mut offers = self.offers.lock().await;
+        *offers = fetched;
+        self.relist(&offers, self.operator()).await
+    }
+
+    /// Puts the table in force that was set while running, unless there is a file.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn take_table(&self) -> Result<(), Error> {
+        if self.money.prices.is_some() {
+            return Ok(());
+        }
+        let offers = self.offers.lock().await;
+        let stored = self.store.price_table().await?;
+        let Some(stored) = stored.filter(|it| self.operator().version != Some(it.version)) else {
+            return Ok(());
+        };
+        let table = OperatorTable::parse(&stored.text).map_err(Error::Internal)?;
+        let operator = Arc::new(Operator { version: Some(stored.version), table });
+        if offers.is_empty() {
+            // There is no list yet; its plans are known.
+            self.put_in_force(operator);
+            return Ok(());
+        }
+        self.relist(&offers, operator).await
+    }
+
+    /// Makes a new list; a price is written down before it can be asked for.
+    async fn relist(&self, offers: &[Offer], operator: Arc<Operator>) -> Result<(), Error> {
+        let listing = self.list(offers, &operator.table)?;
         let prices: Vec<_> = listing.models.values().flat_map(|model| model.prices()).collect();
         self.store.put_prices(&prices, Timestamp::now()).await?;
         self.load_vocabularies(&listing).await?;
         tracing::info!(models = listing.models.len(), priced = prices.len(), "model list");
+        self.put_in_force(operator);
         *self.listing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(listing);
         self.is_filled.send_replace(true);
         Ok(())
@@ -152,31 +192,22 @@ impl Catalog {
         self.look_again.notify_one();
     }
 
-    /// Returns when another table is in force.
-    async fn table_changed(&self) {
+    /// Returns when another table than `version` is in force: also the times at which its prices
+    /// begin to count are others.
+    async fn table_changed(&self, version: Option<i64>) {
         loop {
             self.look_again.notified().await;
-            match self.reload_table().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!("the table of prices could not be read: {error}"),
+            if let Err(error) = self.take_table().await {
+                tracing::warn!("the table of prices could not be read: {error}");
+            }
+            if self.operator().version != version {
+                return;
             }
         }
     }
 
-    /// Takes the table that was set while running, unless there is a file. True when it is news.
-    async fn reload_table(&self) -> Result<bool, Error> {
-        if self.money.prices.is_some() {
-            return Ok(false);
-        }
-        let Some(stored) = self.store.price_table().await? else { return Ok(false) };
-        if self.operator().id == Some(stored.id) {
-            return Ok(false);
-        }
-        let table = OperatorTable::parse(&stored.text).map_err(Error::Internal)?;
-        let operator = Arc::new(Operator { id: Some(stored.id), table });
+    fn put_in_force(&self, operator: Arc<Operator>) {
         *self.operator.write().unwrap_or_else(PoisonError::into_inner) = operator;
-        Ok(true)
     }
 
     fn operator(&self) -> Arc<Operator> {
@@ -262,20 +293,19 @@ impl Catalog {
         self.listing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn list(&self, offers: Vec<Offer>) -> Result<Listing, Error> {
-        let operator = &self.operator().table;
+    fn list(&self, offers: &[Offer], operator: &OperatorTable) -> Result<Listing, Error> {
         let wire: Vec<WireModel> = offers.iter().map(Offer::wire).collect();
         let list = ListModelResponse { object: "list".to_owned(), data: wire.clone() };
         let mut models = HashMap::with_capacity(offers.len());
-        for (offer, wire) in offers.into_iter().zip(wire) {
+        for (offer, wire) in offers.iter().zip(wire) {
             let model = Model {
                 id: offer.id.clone(),
-                price: self.price(operator, &offer, ""),
-                plan_prices: self.plan_prices(operator, &offer),
+                price: self.price(operator, offer, ""),
+                plan_prices: self.plan_prices(operator, offer),
                 completion_tokens_max: offer.completion_tokens_max,
                 json: to_json(&wire)?,
             };
-            models.insert(offer.id, Arc::new(model));
+            models.insert(offer.id.clone(), Arc::new(model));
         }
         Ok(Listing { models, json: to_json(&list)? })
     }

@@ -1,4 +1,5 @@
-//! What is done to accounts, members and keys, by commands, by the admin API and by first logins.
+//! What is done to accounts, members, keys and the price table, by commands, by the admin API and
+//! by first logins.
 //!
 //! Invariant: every change is written with its entry in the audit log, which never holds a secret
 //! or its hash. Callers tell other processes (`Store::announce_change`).
@@ -6,21 +7,29 @@
 mod accounts;
 mod keys;
 mod members;
+mod prices;
 
-pub use accounts::{AccountPatch, create_account, enter, update_account};
-pub use keys::{KeyPatch, NewKey, create_key, revoke_key, rotate_key, update_key};
+pub use accounts::{AccountPatch, check_reference, create_account, enter, update_account};
+pub use keys::{KeyPatch, NewKey, create_key, revoke_key, rotate_key, shown_key, update_key};
 pub use members::{add_member, remove_member};
+pub use prices::set_price_table;
 
 use crate::error::Error;
 use crate::models::limits::RateLimits;
+use crate::models::money::NanoUsd;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// A command on the server's own machine, as the audit log names it.
 pub const OPERATOR: &str = "operator";
 
-/// Names longer than this are refused.
+/// Texts longer than these are refused: each is in a row, and twice in the audit log.
 const NAME_CHARACTERS_MAX: usize = 200;
+const REASON_CHARACTERS_MAX: usize = 500;
+/// As long as Stripe's ids get. <https://docs.stripe.com/upgrades>
+const REFERENCE_CHARACTERS_MAX: usize = 255;
+/// A billion dollars: a few such amounts still add up to what a balance can hold.
+const AMOUNT_MAX: NanoUsd = NanoUsd(1_000_000_000 * 1_000_000_000);
 
 /// A member of a patch: not there, null, or a value.
 type Change<T> = Option<Option<T>>;
@@ -28,6 +37,11 @@ type Change<T> = Option<Option<T>>;
 /// For members whose null means something: with `#[serde(default)]`.
 fn change<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Change<T>, D::Error> {
     Option::deserialize(de).map(Some)
+}
+
+/// For members that have no null.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(de).map(Some)
 }
 
 /// Rate limits with these changes.
@@ -60,12 +74,27 @@ fn check_rates(limits: &RateLimits) -> Result<(), Error> {
 }
 
 fn check_name(name: &str) -> Result<(), Error> {
-    let is_printable = name.chars().all(|character| !character.is_control());
-    let characters = name.chars().count();
-    if is_printable && (1..=NAME_CHARACTERS_MAX).contains(&characters) && name.trim() == name {
+    check_text("name", name, NAME_CHARACTERS_MAX)
+}
+
+/// Control characters have no place in a list, and PostgreSQL takes no NUL.
+fn check_text(param: &'static str, text: &str, characters_max: usize) -> Result<(), Error> {
+    let is_printable = text.chars().all(|character| !character.is_control());
+    let characters = text.chars().count();
+    if is_printable && (1..=characters_max).contains(&characters) && text.trim() == text {
         return Ok(());
     }
-    Err(Error::invalid("name", "must be 1 to 200 printable characters, without blanks at its ends"))
+    let wanted =
+        format!("must be 1 to {characters_max} printable characters, without blanks at its ends");
+    Err(Error::invalid(param, &wanted))
+}
+
+/// A limit or an opening credit, where there is one.
+fn check_amount(param: &'static str, amount: Option<NanoUsd>) -> Result<(), Error> {
+    if amount.is_none_or(|amount| (NanoUsd::ZERO..=AMOUNT_MAX).contains(&amount)) {
+        return Ok(());
+    }
+    Err(Error::invalid(param, "must be from zero to a billion dollars"))
 }
 
 /// A row as others may see it: not even a secret's hash leaves, nobody needs it who may not have
@@ -75,7 +104,7 @@ pub fn shown<T: Serialize>(row: &T) -> Value {
     // Rows of plain members have no way to fail.
     let mut row = serde_json::to_value(row).unwrap_or_default();
     if let Some(members) = row.as_object_mut() {
-        for hidden in ["secret_hash", "previous_hash", "ledger_hash"] {
+        for hidden in ["secret_hash", "previous_secret_hash", "ledger_hash"] {
             members.remove(hidden);
         }
     }

@@ -79,7 +79,7 @@ pub const API_KEYS: Table = Table {
         "expires_at",
         "revoked_at",
         "last_used_at",
-        "previous_hash",
+        "previous_secret_hash",
         "previous_expires_at",
     ],
 };
@@ -88,7 +88,6 @@ pub const API_KEYS: Table = Table {
 pub const KEY_SETTINGS: &[&str] = &[
     "name",
     "models",
-    "role",
     "requests_per_minute",
     "tokens_per_minute",
     "concurrent_requests",
@@ -96,12 +95,12 @@ pub const KEY_SETTINGS: &[&str] = &[
     "revoked_at",
     "secret_hash",
     "hint",
-    "previous_hash",
+    "previous_secret_hash",
     "previous_expires_at",
 ];
 
 pub const PRICE_TABLES: Table =
-    Table { name: "price_tables", columns: &["id", "text", "actor", "created_at"] };
+    Table { name: "price_tables", columns: &["version", "text", "actor", "created_at"] };
 
 pub const MEMBERS: Table =
     Table { name: "members", columns: &["user_id", "account_id", "created_at"] };

@@ -46,10 +46,8 @@ pub async fn create(
         None => None,
     };
     let kind = new.kind.or(plan.as_ref().map(|plan| plan.kind)).unwrap_or(AccountKind::Prepaid);
-    let limit_nusd = new.limit_nusd.or(plan.and_then(|plan| plan.limit_nusd));
-    if [limit_nusd, new.credit_nusd].into_iter().flatten().any(|amount| amount < NanoUsd::ZERO) {
-        return Err(Error::invalid("limit_nusd", "amounts must not be negative"));
-    }
+    let plan_limit = plan.filter(|_| kind == AccountKind::Postpaid).and_then(|it| it.limit_nusd);
+    let limit_nusd = new.limit_nusd.or(plan_limit);
     let account = NewAccount {
         name: new.name,
         kind,
@@ -60,7 +58,7 @@ pub async fn create(
     let actor = principal.actor();
     let store = app.store.as_ref();
     let account = directory::create_account(store, &actor, account, new.credit_nusd).await?;
-    app.changed().await?;
+    app.changed().await;
     let account = store.account(account.id).await?.ok_or(Error::NotFound("account"))?;
     Ok((StatusCode::CREATED, Json(shown(&account))).into_response())
 }
@@ -97,8 +95,8 @@ pub async fn update(
         return Err(Error::invalid("plan", "there is no plan of this name"));
     }
     let store = app.store.as_ref();
-    let account = directory::update_account(store, &principal.actor(), id, patch).await?;
-    app.changed().await?;
+    let account = directory::update_account(store, &principal.actor(), id, &patch).await?;
+    app.changed().await;
     Ok(Json(shown(&account)).into_response())
 }
 

@@ -31,35 +31,6 @@ pub struct New {
     reference: Option<String>,
 }
 
-const REASON_CHARACTERS_MAX: usize = 500;
-const REFERENCE_CHARACTERS_MAX: usize = 200;
-
-impl New {
-    fn check(&self) -> Result<(), Error> {
-        let is_amount = if self.is_correction {
-            self.amount_nusd != NanoUsd::ZERO
-        } else {
-            self.amount_nusd > NanoUsd::ZERO
-        };
-        if !is_amount {
-            return Err(Error::invalid(
-                "amount_nusd",
-                "a credit is more than zero, a correction not zero",
-            ));
-        }
-        if !(1..=REASON_CHARACTERS_MAX).contains(&self.reason.trim().chars().count()) {
-            return Err(Error::invalid("reason", "must be 1 to 500 characters"));
-        }
-        let is_reference =
-            |text: &String| (1..=REFERENCE_CHARACTERS_MAX).contains(&text.chars().count());
-        if self.reference.as_ref().is_none_or(is_reference) {
-            Ok(())
-        } else {
-            Err(Error::invalid("reference", "must be 1 to 200 characters"))
-        }
-    }
-}
-
 /// Enters a credit or a correction; with a reference, once.
 pub async fn create(
     State(app): State<Arc<App>>,
@@ -67,7 +38,9 @@ pub async fn create(
     path: Result<Path<String>, PathRejection>,
     Form(new): Form<New>,
 ) -> Result<Response, Error> {
-    new.check()?;
+    if let Some(reference) = &new.reference {
+        directory::check_reference(reference)?;
+    }
     let account = find(&app, path).await?;
     let entry = Entry {
         account_id: account.id,
@@ -80,7 +53,7 @@ pub async fn create(
     };
     let balance = directory::enter(app.store.as_ref(), &principal.actor(), entry).await?;
     let balance = balance.ok_or(Error::Exists("an entry of this reference"))?;
-    app.changed().await?;
+    app.changed().await;
     let answer = json!({ "account_id": account.id, "balance_nusd": balance });
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }

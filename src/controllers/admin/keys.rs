@@ -1,8 +1,8 @@
 //! `/admin/v1/accounts/{id}/keys` and `/admin/v1/keys/{id}`.
 
 use super::accounts::find;
-use super::{all, id};
-use crate::controllers::extract::{Form, Operator};
+use super::{Page, id};
+use crate::controllers::extract::{Form, Operator, Question};
 use crate::error::Error;
 use crate::models::identity::Role;
 use crate::models::ids::ApiKeyId;
@@ -10,7 +10,7 @@ use crate::models::key::KeyLimits;
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
-use crate::services::directory::{self, KeyPatch, NewKey, shown};
+use crate::services::directory::{self, KeyPatch, NewKey, shown_key};
 use crate::state::App;
 use crate::store::directory::OwnKey;
 use axum::Json;
@@ -61,9 +61,11 @@ pub async fn list(
     State(app): State<Arc<App>>,
     _: Operator,
     path: Result<Path<String>, PathRejection>,
+    Question(page): Question<Page>,
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
-    Ok(all(&app.store.keys_of(account.id).await?))
+    let rows = app.store.keys_of(account.id, page.after()?).await?;
+    page.of(&rows, |key| key.id.to_string())
 }
 
 /// Makes a key; the answer has its secret, once. The account's plan gives the budgets that the
@@ -97,7 +99,7 @@ pub async fn create(
     };
     let store = app.store.as_ref();
     let (key, secret) = directory::create_key(store, &principal.actor(), new).await?;
-    app.changed().await?;
+    app.changed().await;
     Ok((StatusCode::CREATED, Json(with_secret(&key, &secret.text))).into_response())
 }
 
@@ -108,7 +110,7 @@ pub async fn retrieve(
 ) -> Result<Response, Error> {
     let id = id(path, "API key")?;
     let key = app.store.key(id).await?.ok_or(Error::NotFound("API key"))?;
-    Ok(Json(whole(&key)).into_response())
+    Ok(Json(shown_key(&key)).into_response())
 }
 
 pub async fn update(
@@ -119,9 +121,9 @@ pub async fn update(
 ) -> Result<Response, Error> {
     let id: ApiKeyId = id(path, "API key")?;
     let store = app.store.as_ref();
-    let key = directory::update_key(store, &principal.actor(), id, patch).await?;
-    app.changed().await?;
-    Ok(Json(whole(&key)).into_response())
+    let key = directory::update_key(store, &principal.actor(), id, &patch).await?;
+    app.changed().await;
+    Ok(Json(shown_key(&key)).into_response())
 }
 
 /// Gives the key another secret, which the answer has, once.
@@ -135,7 +137,7 @@ pub async fn rotate(
     let overlap = Duration::from_secs(rotation.overlap_seconds);
     let store = app.store.as_ref();
     let (key, secret) = directory::rotate_key(store, &principal.actor(), id, overlap).await?;
-    app.changed().await?;
+    app.changed().await;
     Ok(Json(with_secret(&key, &secret.text)).into_response())
 }
 
@@ -146,19 +148,12 @@ pub async fn revoke(
 ) -> Result<Response, Error> {
     let id: ApiKeyId = id(path, "API key")?;
     let key = directory::revoke_key(app.store.as_ref(), &principal.actor(), id).await?;
-    app.changed().await?;
-    Ok(Json(whole(&key)).into_response())
-}
-
-/// The key, and what it has spent and may spend.
-fn whole((key, budget): &OwnKey) -> Value {
-    let mut row = shown(key);
-    row["budget"] = shown(budget);
-    row
+    app.changed().await;
+    Ok(Json(shown_key(&key)).into_response())
 }
 
 fn with_secret(key: &OwnKey, secret: &str) -> Value {
-    let mut row = whole(key);
+    let mut row = shown_key(key);
     row["secret"] = json!(secret);
     row
 }

@@ -1,8 +1,8 @@
 //! `/admin/v1/accounts/{id}/members`.
 
+use super::Page;
 use super::accounts::find;
-use super::{all, unreadable};
-use crate::controllers::extract::{Form, Operator};
+use crate::controllers::extract::{Form, Operator, Question};
 use crate::error::Error;
 use crate::models::ids::UserId;
 use crate::services::directory::{self, shown};
@@ -25,9 +25,11 @@ pub async fn list(
     State(app): State<Arc<App>>,
     _: Operator,
     path: Result<Path<String>, PathRejection>,
+    Question(page): Question<Page>,
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
-    Ok(all(&app.store.members_of(account.id).await?))
+    let rows = app.store.members_of(account.id, page.after()?).await?;
+    page.of(&rows, |member| member.user_id.to_string())
 }
 
 /// Lets a user act for the account, and for no other from now on.
@@ -41,7 +43,7 @@ pub async fn add(
     let store = app.store.as_ref();
     let actor = principal.actor();
     let member = directory::add_member(store, &actor, account.id, new.user_id).await?;
-    app.changed().await?;
+    app.changed().await;
     Ok((StatusCode::CREATED, Json(shown(&member))).into_response())
 }
 
@@ -50,10 +52,11 @@ pub async fn remove(
     Operator(principal): Operator,
     path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Response, Error> {
-    let Path((account, user)) = path.map_err(|_| Error::NotFound("member"))?;
-    let account = account.parse().map_err(|_| Error::NotFound("account"))?;
-    let user = user.parse().map_err(|_| unreadable("user_id"))?;
+    // What is no id is nobody's.
+    let nobody = Error::NotFound("member");
+    let Ok(Path((account, user))) = path else { return Err(nobody) };
+    let (Ok(account), Ok(user)) = (account.parse(), user.parse()) else { return Err(nobody) };
     directory::remove_member(app.store.as_ref(), &principal.actor(), account, user).await?;
-    app.changed().await?;
+    app.changed().await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -3,11 +3,7 @@
 use super::Page;
 use crate::controllers::extract::{Form, Operator, Question};
 use crate::error::Error;
-use crate::models::audit::AuditEntry;
-use crate::models::ids::PriceTableId;
-use crate::models::price::PriceTable;
-use crate::models::timestamp::Timestamp;
-use crate::services::catalog::OperatorTable;
+use crate::services::directory;
 use crate::state::App;
 use axum::Json;
 use axum::extract::State;
@@ -41,31 +37,21 @@ pub async fn table(State(app): State<Arc<App>>, _: Operator) -> Result<Response,
     Ok(Json(json!({ "object": "price_table", "is_file": is_file, "table": table })).into_response())
 }
 
-/// Sets the table, for every replica.
+/// Sets the table, for every replica. A file goes before it, so with one it would be set in vain.
 pub async fn set_table(
     State(app): State<Arc<App>>,
     Operator(principal): Operator,
     Form(new): Form<New>,
 ) -> Result<Response, Error> {
     if app.config.money.prices.is_some() {
-        return Err(Error::Exists("a file of prices (TOLLGATE_PRICES), and it counts"));
+        return Err(Error::Exists("a file of prices (TOLLGATE_PRICES)"));
     }
-    OperatorTable::parse(&new.text).map_err(|fault| Error::invalid("text", &fault))?;
-    let (actor, now) = (principal.actor(), Timestamp::now());
-    let before = app.store.price_table().await?;
-    let table = PriceTable {
-        id: PriceTableId::generate(),
-        text: new.text,
-        actor: actor.clone(),
-        created_at: now,
-    };
-    let audit = AuditEntry::new(&actor, "price_table.set", &table.id, now);
-    let audit = match before {
-        Some(before) => audit.from(&json!({ "id": before.id, "text": before.text })),
-        None => audit,
-    };
-    let audit = audit.to(&json!({ "id": table.id, "text": table.text }));
-    app.store.put_price_table(&table, &audit).await?;
-    app.changed().await?;
+    let store = app.store.as_ref();
+    let table = directory::set_price_table(store, &principal.actor(), &new.text).await?;
+    app.changed().await;
+    // In force here when the answer is there, and elsewhere with the news.
+    if let Err(error) = app.catalog.take_table().await {
+        tracing::warn!("the new table of prices is not in force yet: {error}");
+    }
     Ok(Json(json!({ "object": "price_table", "is_file": false, "table": table })).into_response())
 }

@@ -4,10 +4,13 @@ use super::Page;
 use super::accounts::find;
 use crate::controllers::extract::{Operator, Question};
 use crate::error::Error;
+use crate::models::audit::AuditEntry;
+use crate::services::directory::shown;
 use crate::state::App;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// An account's usage records, oldest first, with what they cost the operator.
@@ -28,6 +31,18 @@ pub async fn audit(
     _: Operator,
     Question(page): Question<Page>,
 ) -> Result<Response, Error> {
-    let rows = app.store.audit_after(page.after()?).await?;
-    page.of(&rows, |entry| entry.id.to_string())
+    let entries = app.store.audit_after(page.after()?).await?;
+    page.told(&entries, told, |entry| entry.id.to_string())
+}
+
+/// The states before and after are JSON in the row, and objects here.
+fn told(entry: &AuditEntry) -> Value {
+    let mut row = shown(entry);
+    for member in ["before", "after"] {
+        let state = row[member].as_str().and_then(|text| serde_json::from_str(text).ok());
+        if let Some(state) = state {
+            row[member] = state;
+        }
+    }
+    row
 }

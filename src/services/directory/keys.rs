@@ -1,6 +1,6 @@
 //! API keys: made, changed, given a new secret, ended.
 
-use super::{Change, change, check_name, check_rates, rates, shown};
+use super::{Change, change, check_amount, check_name, check_rates, present, rates, shown};
 use crate::error::Error;
 use crate::models::audit::AuditEntry;
 use crate::models::identity::Role;
@@ -13,6 +13,7 @@ use crate::services::auth::NewSecret;
 use crate::store::Store;
 use crate::store::directory::OwnKey;
 use serde::Deserialize;
+use serde_json::Value;
 use std::time::Duration;
 
 /// Model patterns longer than this in all are refused.
@@ -52,6 +53,7 @@ impl NewKey {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeyPatch {
+    #[serde(deserialize_with = "present")]
     pub name: Option<String>,
     #[serde(deserialize_with = "change")]
     pub models: Change<String>,
@@ -74,24 +76,25 @@ pub struct KeyPatch {
 }
 
 impl KeyPatch {
-    fn apply(self, (key, budget): &OwnKey) -> Result<OwnKey, Error> {
+    fn apply(&self, (key, budget): &OwnKey) -> Result<OwnKey, Error> {
+        let patch = self.clone();
         let key = ApiKey {
-            name: self.name.unwrap_or_else(|| key.name.clone()),
-            models: self.models.unwrap_or_else(|| key.models.clone()),
-            expires_at: self.expires_at.unwrap_or(key.expires_at),
+            name: patch.name.unwrap_or_else(|| key.name.clone()),
+            models: patch.models.unwrap_or_else(|| key.models.clone()),
+            expires_at: patch.expires_at.unwrap_or(key.expires_at),
             rates: rates(
                 key.rates,
-                self.requests_per_minute,
-                self.tokens_per_minute,
-                self.concurrent_requests,
+                patch.requests_per_minute,
+                patch.tokens_per_minute,
+                patch.concurrent_requests,
             )?,
             ..key.clone()
         };
         let budget = KeyBudget {
-            day_limit_nusd: self.day_limit_nusd.unwrap_or(budget.day_limit_nusd),
-            week_limit_nusd: self.week_limit_nusd.unwrap_or(budget.week_limit_nusd),
-            month_limit_nusd: self.month_limit_nusd.unwrap_or(budget.month_limit_nusd),
-            total_limit_nusd: self.total_limit_nusd.unwrap_or(budget.total_limit_nusd),
+            day_limit_nusd: patch.day_limit_nusd.unwrap_or(budget.day_limit_nusd),
+            week_limit_nusd: patch.week_limit_nusd.unwrap_or(budget.week_limit_nusd),
+            month_limit_nusd: patch.month_limit_nusd.unwrap_or(budget.month_limit_nusd),
+            total_limit_nusd: patch.total_limit_nusd.unwrap_or(budget.total_limit_nusd),
             ..budget.clone()
         };
         check(&key, &budget)?;
@@ -102,11 +105,10 @@ impl KeyPatch {
 fn check(key: &ApiKey, budget: &KeyBudget) -> Result<(), Error> {
     check_name(&key.name)?;
     check_rates(&key.rates)?;
-    if let Some(models) = &key.models {
-        let mut patterns = models.split(',').map(str::trim);
-        if models.len() > MODELS_BYTES_MAX || patterns.any(str::is_empty) {
-            return Err(Error::invalid("models", "must be names or patterns, separated by commas"));
-        }
+    if key.models.as_deref().is_some_and(|models| !are_patterns(models)) {
+        let wanted = "must be names, or beginnings of names with a * after them, separated by \
+                      commas, in at most 4096 bytes";
+        return Err(Error::invalid("models", wanted));
     }
     for (param, limit) in [
         ("day_limit_nusd", budget.day_limit_nusd),
@@ -114,11 +116,26 @@ fn check(key: &ApiKey, budget: &KeyBudget) -> Result<(), Error> {
         ("month_limit_nusd", budget.month_limit_nusd),
         ("total_limit_nusd", budget.total_limit_nusd),
     ] {
-        if limit.is_some_and(|limit| limit < NanoUsd::ZERO) {
-            return Err(Error::invalid(param, "must not be negative"));
-        }
+        check_amount(param, limit)?;
     }
     Ok(())
+}
+
+/// A star elsewhere than at the end would be taken literally, and fit no model.
+fn are_patterns(models: &str) -> bool {
+    let is_pattern = |text: &str| {
+        let name = text.strip_suffix('*').unwrap_or(text);
+        !text.is_empty() && !name.contains('*') && !name.chars().any(char::is_control)
+    };
+    models.len() <= MODELS_BYTES_MAX && models.split(',').map(str::trim).all(is_pattern)
+}
+
+/// A key and its budget as others may see them.
+#[must_use]
+pub fn shown_key((key, budget): &OwnKey) -> Value {
+    let mut row = shown(key);
+    row["budget"] = shown(budget);
+    row
 }
 
 /// Makes a key; its secret is not to be had again.
@@ -146,16 +163,20 @@ pub async fn create_key(
         expires_at: new.expires_at,
         revoked_at: None,
         last_used_at: None,
-        previous_hash: None,
+        previous_secret_hash: None,
         previous_expires_at: None,
     };
     let budget = KeyBudget::open(key.id, new.limits, now);
     check(&key, &budget)?;
-    let audit = AuditEntry::new(actor, "key.create", &key.id, now)
-        .of_account(key.account_id)
-        .to(&shown(&key));
-    store.create_key(&key, &budget, &audit).await?;
-    Ok(((key, budget), secret))
+    if key.expires_at.is_some_and(|at| at <= now) {
+        return Err(Error::invalid("expires_at", "must be in the future"));
+    }
+    let key = (key, budget);
+    let audit = AuditEntry::new(actor, "key.create", &key.0.id, now)
+        .of_account(key.0.account_id)
+        .to(&shown_key(&key));
+    store.create_key(&key.0, &key.1, &audit).await?;
+    Ok((key, secret))
 }
 
 /// Changes a key's settings; gives it as it is then.
@@ -166,13 +187,13 @@ pub async fn update_key(
     store: &dyn Store,
     actor: &str,
     id: ApiKeyId,
-    patch: KeyPatch,
+    patch: &KeyPatch,
 ) -> Result<OwnKey, Error> {
-    write(store, actor, id, "key.update", |before| patch.apply(before)).await
+    write(store, actor, id, "key.update", &|before| patch.apply(before)).await
 }
 
-/// Gives the key another secret; the old one works on for `overlap`. Limits, budget and history
-/// stay: it is the same key.
+/// Gives the key another secret; the old one works on for `overlap`, and one that was still working
+/// beside it ends. Limits, budget and history stay: it is the same key.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Invalid`] for a key that has ended or an overlap that is too long,
@@ -195,13 +216,13 @@ pub async fn rotate_key(
         let key = ApiKey {
             secret_hash: secret.hash.clone(),
             hint: secret.hint.clone(),
-            previous_hash: Some(key.secret_hash.clone()),
+            previous_secret_hash: Some(key.secret_hash.clone()),
             previous_expires_at: Some(now.plus(overlap)),
             ..key.clone()
         };
         Ok((key, budget.clone()))
     };
-    let key = write(store, actor, id, "key.rotate", rotate).await?;
+    let key = write(store, actor, id, "key.rotate", &rotate).await?;
     Ok((key, secret))
 }
 
@@ -215,7 +236,7 @@ pub async fn revoke_key(store: &dyn Store, actor: &str, id: ApiKeyId) -> Result<
         let revoked_at = key.revoked_at.or(Some(now));
         Ok((ApiKey { revoked_at, ..key.clone() }, budget.clone()))
     };
-    write(store, actor, id, "key.revoke", revoke).await
+    write(store, actor, id, "key.revoke", &revoke).await
 }
 
 async fn write(
@@ -223,14 +244,15 @@ async fn write(
     actor: &str,
     id: ApiKeyId,
     action: &str,
-    change: impl FnOnce(&OwnKey) -> Result<OwnKey, Error>,
+    change: &(dyn Fn(&OwnKey) -> Result<OwnKey, Error> + Sync),
 ) -> Result<OwnKey, Error> {
-    let before = store.key(id).await?.ok_or(Error::NotFound("API key"))?;
-    let after = change(&before)?;
-    let audit = AuditEntry::new(actor, action, &id, Timestamp::now())
-        .of_account(before.0.account_id)
-        .from(&shown(&before.0))
-        .to(&shown(&after.0));
-    store.update_key(&before, &after, &audit).await?;
-    store.key(id).await?.ok_or(Error::NotFound("API key"))
+    let decide = |before: &OwnKey| {
+        let after = change(before)?;
+        let audit = AuditEntry::new(actor, action, &id, Timestamp::now())
+            .of_account(before.0.account_id)
+            .from(&shown_key(before))
+            .to(&shown_key(&after));
+        Ok((after, audit))
+    };
+    store.update_key(id, &decide).await?.ok_or(Error::NotFound("API key"))
 }

@@ -21,18 +21,17 @@ pub async fn add_member(
 ) -> Result<Member, Error> {
     let account = store.account(account_id).await?.ok_or(Error::NotFound("account"))?;
     let now = Timestamp::now();
-    let before = store.member(user_id).await?.map(|(member, _)| member);
-    if let Some(member) = before.as_ref().filter(|member| member.account_id == account.id) {
-        return Ok(member.clone());
-    }
     let member = Member { user_id, account_id: account.id, created_at: now };
-    let audit = AuditEntry::new(actor, "member.add", &user_id, now)
-        .of_account(account.id)
-        .to(&shown(&member));
-    let audit =
-        before.as_ref().map_or_else(|| audit.clone(), |row| audit.clone().from(&shown(row)));
-    store.put_member(&member, &audit).await?;
-    Ok(member)
+    let audit = |before: Option<&Member>| {
+        let audit = AuditEntry::new(actor, "member.add", &user_id, now)
+            .of_account(account.id)
+            .to(&shown(&member));
+        match before {
+            Some(before) => audit.from(&shown(before)),
+            None => audit,
+        }
+    };
+    Ok(store.put_member(&member, &audit).await?)
 }
 
 /// Ends a user's acting for an account.
@@ -51,7 +50,7 @@ pub async fn remove_member(
     let audit = AuditEntry::new(actor, "member.remove", &user_id, Timestamp::now())
         .of_account(account_id)
         .from(&shown(&member));
-    if store.remove_member(user_id, &audit).await? {
+    if store.remove_member(&member, &audit).await? {
         Ok(())
     } else {
         Err(Error::NotFound("member"))

@@ -26,16 +26,7 @@ impl RecordStore for PostgresStore {
         account: AccountId,
         after: Option<RequestId>,
     ) -> Result<Vec<UsageRecord>, StoreError> {
-        let statement =
-            sql::select(&USAGE_RECORDS, "WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3");
-        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
-            .bind(account.0)
-            .bind(after.map_or(uuid::Uuid::nil(), |id| id.0))
-            .bind(PAGE_ROWS_MAX)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(classify)?;
-        parse(&rows)
+        self.page_of(&USAGE_RECORDS, "id", account, after.map(|id| id.0)).await
     }
 
     async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError> {

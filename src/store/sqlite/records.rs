@@ -26,16 +26,7 @@ impl RecordStore for SqliteStore {
         account: AccountId,
         after: Option<RequestId>,
     ) -> Result<Vec<UsageRecord>, StoreError> {
-        let statement =
-            sql::select(&USAGE_RECORDS, "WHERE account_id = ?1 AND id > ?2 ORDER BY id LIMIT ?3");
-        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
-            .bind(account.to_string())
-            .bind(text(after).unwrap_or_default())
-            .bind(PAGE_ROWS_MAX)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(classify)?;
-        parse(&rows)
+        self.page_of(&USAGE_RECORDS, "id", account, text(after)).await
     }
 
     async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError> {
