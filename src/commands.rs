@@ -14,6 +14,7 @@ macro_rules! say {
 mod account;
 mod events;
 mod key;
+mod member;
 mod serve;
 
 use crate::config::{Config, DatabaseConfig, DatabaseKind};
@@ -53,6 +54,12 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(key::Key),
+    /// Users of Supabase who act for an account.
+    #[command(subcommand)]
+    Member(member::Member),
+    /// Who changed what.
+    #[command(subcommand)]
+    Audit(member::Audit),
     /// Billing events on their way to the sinks.
     #[command(subcommand)]
     Events(events::Events),
@@ -124,11 +131,13 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         store.check().await?;
     }
     let store = store.as_ref();
-    let table = OperatorTable::read(config.money.prices.as_deref())?;
+    let table = OperatorTable::in_force(store, config.money.prices.as_deref()).await?;
     match command {
         Command::Account(command) => account::run_account(command, store, &table).await?,
         Command::Credit(command) => account::run_credit(command, store).await?,
         Command::Key(command) => key::run(command, store, &table).await?,
+        Command::Member(command) => member::run(command, store).await?,
+        Command::Audit(command) => member::run_audit(command, store).await?,
         Command::Events(command) => events::run(command, store).await?,
         Command::Verify => return events::verify(store).await,
         Command::Serve | Command::Config | Command::Migrate => {}

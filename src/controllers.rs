@@ -2,6 +2,8 @@
 //!
 //! Invariant: no SQL, no prices, no sockets here.
 
+/// For whoever runs this service.
+pub mod admin;
 pub mod chat;
 pub mod client;
 pub mod extract;

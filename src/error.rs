@@ -9,6 +9,7 @@ use crate::models::openai::request::Invalid;
 use axum::http::header::{ALLOW, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use std::borrow::Cow;
 use std::time::Duration;
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -117,6 +118,13 @@ const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const RETRY_AFTER_OURS: Duration = Duration::from_secs(1);
 
 impl Error {
+    /// A member or parameter that cannot be taken.
+    #[must_use]
+    pub fn invalid(param: &'static str, what: &str) -> Self {
+        let message = format!("Invalid '{param}': {what}.");
+        Self::Invalid(Invalid { message, param: Some(Cow::Borrowed(param)) })
+    }
+
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
@@ -253,9 +261,9 @@ impl Error {
         }
     }
 
-    fn param(&self) -> Option<&'static str> {
+    fn param(&self) -> Option<&str> {
         match self {
-            Self::Invalid(invalid) => invalid.param,
+            Self::Invalid(invalid) => invalid.param.as_deref(),
             Self::UnknownModel { .. }
             | Self::ModelNotAllowed { .. }
             | Self::ModelNotPriced { .. } => Some("model"),

@@ -1,5 +1,6 @@
 //! The one table of routes, and the layers around it in the order a request meets them.
 
+use crate::controllers::admin::{accounts, credits, keys, members, prices, records};
 use crate::controllers::{chat, health, models};
 use crate::error::Error;
 use crate::models::ids::RequestId;
@@ -9,7 +10,8 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
+use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::Duration;
 use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer};
@@ -18,17 +20,69 @@ use tracing::Instrument;
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
         // OpenAI's surface
-        .route("/v1/chat/completions", post(chat::create).fallback(only_post))
-        .route("/v1/models", get(models::list).fallback(only_get))
-        .route("/v1/models/{*id}", get(models::retrieve).fallback(only_get))
-        // for whoever runs this
-        .route("/healthz", get(health::live).fallback(only_get))
-        .route("/readyz", get(health::ready).fallback(only_get))
+        .route("/v1/chat/completions", post(chat::create).fallback(only("POST")))
+        .route("/v1/models", get(models::list).fallback(only(GET)))
+        .route("/v1/models/{*id}", get(models::retrieve).fallback(only(GET)))
+        // for whoever watches this
+        .route("/healthz", get(health::live).fallback(only(GET)))
+        .route("/readyz", get(health::ready).fallback(only(GET)))
+        .merge(admin())
         .fallback(unknown)
         .with_state(app)
         // outermost last: the id is there before anything can fail
         .layer(cors())
         .layer(from_fn(identify))
+}
+
+/// What whoever runs this does over HTTP.
+fn admin() -> Router<Arc<App>> {
+    Router::new()
+        .route(
+            "/admin/v1/accounts",
+            get(accounts::list).post(accounts::create).fallback(only("GET, HEAD, POST")),
+        )
+        .route(
+            "/admin/v1/accounts/{id}",
+            get(accounts::retrieve).patch(accounts::update).fallback(only("GET, HEAD, PATCH")),
+        )
+        .route(
+            "/admin/v1/accounts/{id}/members",
+            get(members::list).post(members::add).fallback(only("GET, HEAD, POST")),
+        )
+        .route(
+            "/admin/v1/accounts/{id}/members/{user}",
+            delete(members::remove).fallback(only("DELETE")),
+        )
+        .route(
+            "/admin/v1/accounts/{id}/keys",
+            get(keys::list).post(keys::create).fallback(only("GET, HEAD, POST")),
+        )
+        .route("/admin/v1/accounts/{id}/credits", post(credits::create).fallback(only("POST")))
+        .route("/admin/v1/accounts/{id}/ledger", get(credits::ledger).fallback(only(GET)))
+        .route("/admin/v1/accounts/{id}/usage", get(records::usage).fallback(only(GET)))
+        .route(
+            "/admin/v1/keys/{id}",
+            get(keys::retrieve)
+                .patch(keys::update)
+                .delete(keys::revoke)
+                .fallback(only("GET, HEAD, PATCH, DELETE")),
+        )
+        .route("/admin/v1/keys/{id}/rotate", post(keys::rotate).fallback(only("POST")))
+        .route("/admin/v1/prices", get(prices::list).fallback(only(GET)))
+        .route(
+            "/admin/v1/price-table",
+            get(prices::table).put(prices::set_table).fallback(only("GET, HEAD, PUT")),
+        )
+        .route("/admin/v1/audit", get(records::audit).fallback(only(GET)))
+        .route_layer(from_fn(bounded))
+}
+
+/// A request to the admin API that takes longer is given up: the database does not answer.
+const ADMIN_WAIT: Duration = Duration::from_secs(15);
+
+async fn bounded(request: Request, next: Next) -> Result<Response, Error> {
+    let answer = tokio::time::timeout(ADMIN_WAIT, next.run(request)).await;
+    answer.map_err(|_| Error::Database("no answer in time".to_owned()))
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -71,12 +125,11 @@ fn cors() -> CorsLayer {
         .max_age(PREFLIGHT_FOR)
 }
 
-async fn only_get() -> Error {
-    Error::MethodNotAllowed { allow: "GET, HEAD" }
-}
+const GET: &str = "GET, HEAD";
 
-async fn only_post() -> Error {
-    Error::MethodNotAllowed { allow: "POST" }
+/// Answers another method.
+fn only(allow: &'static str) -> impl Fn() -> Ready<Error> + Clone {
+    move || ready(Error::MethodNotAllowed { allow })
 }
 
 async fn unknown() -> Error {

@@ -19,3 +19,22 @@ pub struct App {
     /// Streams end now, with an error event.
     pub stop: CancellationToken,
 }
+
+impl App {
+    /// Drops what is remembered of accounts, keys and prices: some have changed.
+    pub fn forget(&self) {
+        self.auth.forget();
+        self.admission.ledger.forget_snapshots();
+        self.catalog.look_again();
+    }
+
+    /// As [`App::forget`], here and in other processes. What was changed stands in any case, and
+    /// its answer may have a secret that is not to be had again: without the news, other processes
+    /// notice when what they remember has aged.
+    pub async fn changed(&self) {
+        self.forget();
+        if let Err(error) = self.store.announce_change().await {
+            tracing::warn!("other processes are not told of a change: {error}");
+        }
+    }
+}

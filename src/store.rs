@@ -97,6 +97,6 @@ pub trait Store: LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbo
     /// beginning; returns only with an error.
     async fn follow_changes(&self, changed: &(dyn Fn() + Sync)) -> Result<(), StoreError>;
 
-    /// Tells other processes that accounts or keys were changed.
+    /// Tells other processes that accounts, keys or the price table were changed.
     async fn announce_change(&self) -> Result<(), StoreError>;
 }

@@ -1,11 +1,11 @@
 //! `tollgate account …` and `tollgate credit …`.
 
 use super::{Output, Rates, print};
-use crate::models::account::{self, AccountKind, NewAccount};
+use crate::models::account::{self, AccountKind, AccountStatus, NewAccount};
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
 use crate::services::catalog::OperatorTable;
-use crate::services::directory::{self, OPERATOR};
+use crate::services::directory::{self, AccountPatch, OPERATOR};
 use crate::store::{Entry, Store};
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -32,6 +32,27 @@ pub enum Account {
         stripe_customer: Option<String>,
         #[command(flatten)]
         rates: Rates,
+    },
+    /// Change an account's settings.
+    Update {
+        /// Name or id.
+        #[arg(long)]
+        account: String,
+        #[arg(long)]
+        name: Option<String>,
+        /// A plan of the operator's table; «none» takes it away.
+        #[arg(long)]
+        plan: Option<String>,
+        /// Most to spend in a calendar month, in USD; for postpaid accounts.
+        #[arg(long, value_parser = usd)]
+        limit: Option<NanoUsd>,
+        /// It may spend nothing until it is resumed.
+        #[arg(long, conflicts_with = "resume")]
+        suspend: bool,
+        #[arg(long)]
+        resume: bool,
+        #[arg(long)]
+        stripe_customer: Option<String>,
     },
     /// Show one account.
     Show {
@@ -85,6 +106,28 @@ pub async fn run_account(
             store.announce_change().await?;
             say!("{}", account.id);
             Ok(())
+        }
+        Account::Update { account, name, plan, limit, suspend, resume, stripe_customer } => {
+            let plan = match plan.as_deref() {
+                Some("none") => Some(None),
+                Some(name) if table.plan(name).is_none() => bail!("there is no plan «{name}»"),
+                other => other.map(|name| Some(name.to_owned())),
+            };
+            let patch = AccountPatch {
+                name,
+                status: match (suspend, resume) {
+                    (true, _) => Some(AccountStatus::Suspended),
+                    (_, true) => Some(AccountStatus::Active),
+                    _ => None,
+                },
+                plan,
+                limit_nusd: limit.map(Some),
+                stripe_customer_id: stripe_customer.map(Some),
+                ..AccountPatch::default()
+            };
+            let account = find(store, &account).await?;
+            directory::update_account(store, OPERATOR, account.id, &patch).await?;
+            Ok(store.announce_change().await?)
         }
         Account::Show { account, output } => show(&find(store, &account).await?, output),
         Account::List { output } => list(store, output).await,

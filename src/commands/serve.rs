@@ -12,7 +12,7 @@ use crate::routes;
 use crate::server::{self, Signals};
 use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
-use crate::services::catalog::Catalog;
+use crate::services::catalog::{Catalog, OperatorTable};
 use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Ledger, Writer};
@@ -47,6 +47,10 @@ const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
 const LAST_BYTES_WAIT: Duration = Duration::from_secs(2);
 /// For the ledger to write out what was settled.
 const LEDGER_WAIT: Duration = Duration::from_secs(30);
+/// How often it is written down when keys were last used.
+const USES_EVERY: Duration = Duration::from_secs(30);
+/// … and how long the end waits for the last of it: less than a minute is lost.
+const LAST_USES_WAIT: Duration = Duration::from_secs(2);
 /// After a listener for changes has failed.
 const CHANGES_PAUSE: Duration = Duration::from_secs(1);
 
@@ -130,8 +134,8 @@ async fn build(
     let upstream = Arc::new(Upstream::new(&config, base)?);
     let vocabularies = tokio::task::spawn_blocking(Vocabularies::load).await??;
     let (ledger, writer) = ledger::new(store.clone());
-    let catalog =
-        Catalog::new(upstream.clone(), store.clone(), vocabularies.clone(), config.money.clone())?;
+    let money = config.money.clone();
+    let catalog = Catalog::new(upstream.clone(), store.clone(), vocabularies.clone(), money)?;
     let catalog = Arc::new(catalog);
     let stop = CancellationToken::new();
     let settler = settler(&config, upstream, ledger.clone(), stop.clone());
@@ -143,7 +147,8 @@ async fn build(
         instance: InstanceId::generate(),
         terms: HoldTerms::of(&config),
     };
-    let signup = signup_terms(&config, &catalog)?;
+    let table = OperatorTable::in_force(store.as_ref(), config.money.prices.as_deref()).await?;
+    let signup = signup_terms(&config, &table)?;
     let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait)?;
     let leaving = CancellationToken::new();
     let app = App { config, store, auth, catalog, admission, leaving, stop };
@@ -151,11 +156,11 @@ async fn build(
 }
 
 /// What a first login gets, by the plan that is named for it.
-fn signup_terms(config: &Config, catalog: &Catalog) -> anyhow::Result<SignupTerms> {
+fn signup_terms(config: &Config, table: &OperatorTable) -> anyhow::Result<SignupTerms> {
     let SignupConfig { is_open, plan, credit } = &config.identity.signup;
     let found = match plan {
         Some(name) => Some(
-            catalog
+            table
                 .plan(name)
                 .with_context(|| format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»"))?,
         ),
@@ -213,21 +218,34 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
     let stop = background.clone();
     tokio::spawn(async move { late.run(stop).await });
 
-    let (app, stop) = (app.clone(), background.clone());
+    let (changed, stop) = (app.clone(), background.clone());
     tokio::spawn(async move {
         tokio::select! {
-            () = follow_changes(&app) => {}
+            () = follow_changes(&changed) => {}
             () = stop.cancelled() => {}
         }
     });
+
+    let (used, stop) = (app.clone(), background.clone());
+    tokio::spawn(async move { write_uses(&used, &stop).await });
+}
+
+/// Writes down when keys were last used, now and then.
+async fn write_uses(app: &App, stop: &CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(USES_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = app.auth.write_uses().await {
+            tracing::debug!("when keys were last used is not written down yet: {error}");
+        }
+    }
 }
 
 /// Drops what is remembered when another process has changed accounts or keys.
 async fn follow_changes(app: &App) {
-    let forget = || {
-        app.auth.forget();
-        app.admission.ledger.forget_snapshots();
-    };
+    let forget = || app.forget();
     loop {
         if let Err(error) = app.store.follow_changes(&forget).await {
             tracing::debug!("waiting for changes: {error}");
@@ -265,9 +283,13 @@ async fn serve(
         _ = &mut writer => bail!("the ledger writer has ended"),
         error = unfit(app.store.as_ref()) => return Err(error.into()),
     }
-    leave(app, signals, connections).await;
+    leave(&app, signals, connections).await;
     background.cancel();
     serving.await?;
+    if tokio::time::timeout(LAST_USES_WAIT, app.auth.write_uses()).await.is_err() {
+        tracing::debug!("when keys were last used could not be written down");
+    }
+    drop(app);
     // The last ways into the ledger are gone: the writer ends when all is written.
     match tokio::time::timeout(LEDGER_WAIT, writer).await {
         Ok(ended) => ended.context("the ledger writer"),
@@ -296,7 +318,7 @@ impl LeaveSignals {
     }
 }
 
-async fn leave(app: Arc<App>, signals: Signals, connections: TaskTracker) {
+async fn leave(app: &App, signals: Signals, connections: TaskTracker) {
     let server = &app.config.server;
     tracing::info!("leaving: readiness is off");
     app.leaving.cancel();

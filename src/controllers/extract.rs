@@ -5,21 +5,32 @@
 
 use crate::controllers::client;
 use crate::error::Error;
+use crate::models::identity::Role;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::Invalid;
 use crate::services::auth::Principal;
 use crate::state::App;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A request body.
 pub struct JsonBody(pub Bytes);
+
+/// A body of this form.
+pub struct Form<T>(pub T);
+
+/// What the query string says.
+pub struct Question<T>(pub T);
+
+/// A caller who runs this service.
+pub struct Operator(pub Principal);
 
 /// The client's name for this request, under which it will not be billed twice.
 pub struct IdempotencyKey(pub Option<String>);
@@ -29,6 +40,11 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
 /// A body that takes longer to arrive is given up.
 const BODY_WAIT: Duration = Duration::from_secs(60);
+
+/// The largest form is a price table of 1 MiB, every byte of it escaped.
+const FORM_BYTES_MAX: usize = 4 << 20;
+/// Within the time that a request to the admin API has in all.
+const FORM_WAIT: Duration = Duration::from_secs(10);
 
 impl<S: Sync> FromRequestParts<S> for RequestId {
     type Rejection = Error;
@@ -49,6 +65,60 @@ impl FromRequestParts<Arc<App>> for Principal {
     }
 }
 
+impl FromRequestParts<Arc<App>> for Operator {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
+        let principal = Principal::from_request_parts(parts, app).await?;
+        match principal.role {
+            Role::Admin | Role::Service => Ok(Self(principal)),
+            Role::User => Err(Error::Forbidden),
+        }
+    }
+}
+
+impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Question<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let read = Query::try_from_uri(&parts.uri);
+        read.map(|Query(value)| Self(value)).map_err(|error| invalid(error.body_text()))
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Form<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
+        let max = app.config.server.body_bytes_max.min(FORM_BYTES_MAX);
+        let body = read_body(request, max, FORM_WAIT).await?;
+        // serde would take an array for an object, its elements for members by their place.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(invalid("The body must be a JSON object.".to_owned()));
+        }
+        let mut reader = serde_json::Deserializer::from_slice(&body);
+        let form = serde_path_to_error::deserialize(&mut reader).map_err(misfit)?;
+        reader.end().map_err(|error| invalid(format!("The body does not fit: {error}.")))?;
+        Ok(Self(form))
+    }
+}
+
+/// Names the member at fault.
+fn misfit(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
+    let member = error.path().to_string();
+    let fault = error.into_inner();
+    if member == "." {
+        // The fault itself names a member that is missing or unknown.
+        return invalid(format!("The body does not fit: {fault}."));
+    }
+    let message = format!("Invalid '{member}': {fault}.");
+    Error::Invalid(Invalid { message, param: Some(member.into()) })
+}
+
+fn invalid(message: String) -> Error {
+    Error::Invalid(Invalid { message, param: None })
+}
+
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Error;
 
@@ -58,10 +128,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
             Ok(key) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_BYTES_MAX => {
                 Ok(Self(Some(key.to_owned())))
             }
-            _ => Err(Error::Invalid(Invalid {
-                message: "Idempotency-Key must be 1 to 255 printable characters.".to_owned(),
-                param: None,
-            })),
+            _ => Err(invalid("Idempotency-Key must be 1 to 255 printable characters.".to_owned())),
         }
     }
 }
@@ -70,16 +137,17 @@ impl FromRequest<Arc<App>> for JsonBody {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
-        let max = app.config.server.body_bytes_max;
-        check_head(request.headers(), max)?;
-        let body = Limited::new(request.into_body(), max).collect();
-        let body =
-            tokio::time::timeout(BODY_WAIT, body).await.map_err(|_| Error::BodyIncomplete)?;
-        match body {
-            Ok(body) => Ok(Self(body.to_bytes())),
-            Err(error) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge { max }),
-            Err(_) => Err(Error::BodyIncomplete),
-        }
+        read_body(request, app.config.server.body_bytes_max, BODY_WAIT).await.map(Self)
+    }
+}
+
+async fn read_body(request: Request, max: usize, wait: Duration) -> Result<Bytes, Error> {
+    check_head(request.headers(), max)?;
+    let body = Limited::new(request.into_body(), max).collect();
+    match tokio::time::timeout(wait, body).await.map_err(|_| Error::BodyIncomplete)? {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge { max }),
+        Err(_) => Err(Error::BodyIncomplete),
     }
 }
 

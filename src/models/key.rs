@@ -31,6 +31,9 @@ pub struct ApiKey {
     pub revoked_at: Option<Timestamp>,
     /// To the minute.
     pub last_used_at: Option<Timestamp>,
+    /// Of the secret before the last change of it, and until when that one works.
+    pub previous_secret_hash: Option<String>,
+    pub previous_expires_at: Option<Timestamp>,
 }
 
 /// What a key has spent in its windows, and what it may. `None`: no limit.
@@ -140,6 +143,16 @@ impl ApiKey {
     #[must_use]
     pub fn is_usable(&self, now: Timestamp) -> bool {
         self.revoked_at.is_none_or(|at| now < at) && self.expires_at.is_none_or(|at| now < at)
+    }
+
+    /// The key as one of its two secrets has it: the older one ends earlier.
+    #[must_use]
+    pub fn by_secret(mut self, hash: &str) -> Self {
+        if self.previous_secret_hash.as_deref() == Some(hash) {
+            let ends = [self.expires_at, self.previous_expires_at];
+            self.expires_at = ends.into_iter().flatten().min();
+        }
+        self
     }
 
     /// Whether the key may ask for this model. A pattern is a name, or a prefix ending in `*`.

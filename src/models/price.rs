@@ -5,6 +5,7 @@
 
 use super::ledger::sha256_hex;
 use super::money::{Markup, PicoUsd};
+use super::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,18 @@ pub struct Terms {
     pub rates: Rates,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
+}
+
+/// The operator's table of prices, markups and plans, as it was set while running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriceTable {
+    /// 1, 2, 3 …: the highest counts.
+    pub version: i64,
+    /// TOML.
+    pub text: String,
+    /// Who set it, as the audit log names it.
+    pub actor: String,
+    pub created_at: Timestamp,
 }
 
 /// How a charge is made.

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::time::Duration;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 /// Microseconds since 1970 UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,10 +42,12 @@ impl Timestamp {
         Self(i64::try_from(micros).unwrap_or(i64::MAX))
     }
 
-    /// Parses RFC 3339 with any offset; PostgreSQL writes `+00:00`, we write `Z`.
+    /// Parses RFC 3339 with any offset; PostgreSQL writes `+00:00`, we write `Z`. A time whose text
+    /// in UTC would not have four digits of a year, or the year 0 that PostgreSQL has not, is none.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        OffsetDateTime::parse(text, &Rfc3339).ok().map(Self::from_datetime)
+        let at = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
+        (1..=9_999).contains(&at.year()).then(|| Self::from_datetime(at))
     }
 
     #[must_use]
@@ -83,6 +85,11 @@ impl Timestamp {
     #[must_use]
     pub fn day_start(self) -> Self {
         Self::from_datetime(self.datetime().date().midnight().assume_utc())
+    }
+
+    #[must_use]
+    pub fn minute_start(self) -> Self {
+        Self(self.0 - self.0.rem_euclid(60_000_000))
     }
 
     /// The first instant of this week, which begins on Monday, UTC.
@@ -151,6 +158,11 @@ mod tests {
         assert_eq!(at.to_string(), "2026-11-24T12:00:00.000001Z");
         assert_eq!(Timestamp::parse(&at.to_string()), Some(at));
         assert_eq!(Timestamp::parse("2026-11-24T13:00:00.000001+01:00"), Some(at));
+        for odd in
+            ["0000-06-01T00:00:00Z", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"]
+        {
+            assert_eq!(Timestamp::parse(odd), None, "its text in UTC could not be stored: {odd}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod failures;
 mod jwks;
 mod secret;
 mod tokens;
+mod uses;
 
 use crate::config::IdentityConfig;
 use crate::error::Error;
@@ -19,7 +20,7 @@ use crate::models::ledger::sha256_hex;
 use crate::models::limits::{LimitsInForce, RateLimits};
 use crate::models::timestamp::Timestamp;
 use crate::services::directory::{SignupTerms, sign_up};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use failures::Failures;
 use moka::{future, sync};
 pub use secret::NewSecret;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokens::Tokens;
 use tokio_util::sync::CancellationToken;
+use uses::Uses;
 
 /// Who calls, and the account that pays.
 #[derive(Clone, Debug)]
@@ -58,6 +60,7 @@ pub struct Auth {
     /// Who was there when the store was last asked: for when it cannot be.
     last: sync::Cache<String, Known>,
     failures: Failures,
+    uses: Uses,
     wait: Duration,
 }
 
@@ -95,6 +98,7 @@ impl Auth {
             known: future::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build(),
             last: sync::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(config.stale).build(),
             failures: Failures::new(config.failures_per_minute),
+            uses: Uses::default(),
             wait,
         })
     }
@@ -115,6 +119,9 @@ impl Auth {
         let found = self.find(token, from).await;
         if matches!(found, Err(Error::WrongKey | Error::WrongToken(_))) {
             self.failures.count(from);
+        }
+        if let Ok(Some(key)) = found.as_ref().map(Principal::key_id) {
+            self.uses.note(key, Timestamp::now());
         }
         found
     }
@@ -188,7 +195,7 @@ impl Auth {
                 plan: account.plan,
                 rates: account.rates,
                 role: key.role,
-                caller: Caller::Key(Arc::new(key)),
+                caller: Caller::Key(Arc::new(key.by_secret(hash))),
             };
             Known { principal, until: None }
         }))
@@ -226,6 +233,14 @@ impl Auth {
         tokio::time::timeout(self.wait, answer)
             .await
             .map_err(|_| Error::Database("no answer in time".to_owned()))?
+    }
+
+    /// Writes down when keys were last used.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn write_uses(&self) -> Result<(), StoreError> {
+        self.uses.write(self.store.as_ref()).await
     }
 
     /// Asks again for everybody: another process has changed some.

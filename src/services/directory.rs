@@ -1,237 +1,102 @@
-//! What is done to accounts, members and keys, by commands, by the admin API and by first logins.
+//! What is done to accounts, members, keys and the price table, by commands, by the admin API and
+//! by first logins.
 //!
 //! Invariant: every change is written with its entry in the audit log, which never holds a secret
 //! or its hash. Callers tell other processes (`Store::announce_change`).
 
+mod accounts;
+mod keys;
+mod members;
+mod prices;
+mod signup;
+
+pub use accounts::{AccountPatch, check_reference, create_account, enter, update_account};
+pub use keys::{KeyPatch, NewKey, create_key, revoke_key, rotate_key, shown_key, update_key};
+pub use members::{add_member, remove_member};
+pub use prices::set_price_table;
+pub use signup::{SignupTerms, sign_up};
+
 use crate::error::Error;
-use crate::models::account::{Account, AccountKind, NewAccount};
-use crate::models::audit::AuditEntry;
-use crate::models::identity::{Member, Role};
-use crate::models::ids::{AccountId, ApiKeyId, UserId};
-use crate::models::key::{ApiKey, KeyBudget, KeyLimits};
-use crate::models::ledger::EntryKind;
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
-use crate::models::timestamp::Timestamp;
-use crate::services::auth::NewSecret;
-use crate::store::directory::SignUp;
-use crate::store::{Entry, LedgerOp, Outcome, Store, StoreError};
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 /// A command on the server's own machine, as the audit log names it.
 pub const OPERATOR: &str = "operator";
 
-/// What a new key starts with.
-#[derive(Clone, Debug)]
-pub struct NewKey {
-    pub account_id: AccountId,
-    pub name: String,
-    pub models: Option<String>,
-    pub role: Role,
-    pub rates: RateLimits,
-    pub limits: KeyLimits,
-    pub expires_at: Option<Timestamp>,
+/// Texts longer than these are refused: each is in a row, and twice in the audit log.
+const NAME_CHARACTERS_MAX: usize = 200;
+const REASON_CHARACTERS_MAX: usize = 500;
+/// As long as Stripe's ids get. <https://docs.stripe.com/upgrades>
+const REFERENCE_CHARACTERS_MAX: usize = 255;
+/// A billion dollars: a few such amounts still add up to what a balance can hold.
+const AMOUNT_MAX: NanoUsd = NanoUsd(1_000_000_000 * 1_000_000_000);
+
+/// A member of a patch: not there, null, or a value.
+type Change<T> = Option<Option<T>>;
+
+/// For members whose null means something: with `#[serde(default)]`.
+fn change<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Change<T>, D::Error> {
+    Option::deserialize(de).map(Some)
 }
 
-impl NewKey {
-    /// A key that may do what its account may.
-    #[must_use]
-    pub fn plain(account_id: AccountId, name: &str, limits: KeyLimits) -> Self {
-        Self {
-            account_id,
-            name: name.to_owned(),
-            models: None,
-            role: Role::User,
-            rates: RateLimits::default(),
-            limits,
-            expires_at: None,
+/// For members that have no null.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(de).map(Some)
+}
+
+/// Rate limits with these changes.
+fn rates(
+    to: RateLimits,
+    requests: Change<i64>,
+    tokens: Change<i64>,
+    concurrent: Change<i64>,
+) -> Result<RateLimits, Error> {
+    let limits = RateLimits {
+        requests_per_minute: requests.unwrap_or(to.requests_per_minute),
+        tokens_per_minute: tokens.unwrap_or(to.tokens_per_minute),
+        concurrent_requests: concurrent.unwrap_or(to.concurrent_requests),
+    };
+    check_rates(&limits)?;
+    Ok(limits)
+}
+
+fn check_rates(limits: &RateLimits) -> Result<(), Error> {
+    for (param, limit) in [
+        ("requests_per_minute", limits.requests_per_minute),
+        ("tokens_per_minute", limits.tokens_per_minute),
+        ("concurrent_requests", limits.concurrent_requests),
+    ] {
+        if limit.is_some_and(|limit| limit < 1) {
+            return Err(Error::invalid(param, "must be at least 1, or null for no limit"));
         }
     }
+    Ok(())
 }
 
-/// Makes an account, with credit where there is some.
-///
-/// # Errors
-/// The store's, among them that the name is taken.
-pub async fn create_account(
-    store: &dyn Store,
-    actor: &str,
-    new: NewAccount,
-    credit: Option<NanoUsd>,
-) -> Result<Account, Error> {
-    let now = Timestamp::now();
-    let account = Account::open(new, now);
-    let audit = AuditEntry::new(actor, "account.create", &account.id, now)
-        .of_account(account.id)
-        .to(&shown(&account));
-    store.create_account(&account, &audit).await?;
-    if let Some(credit) = credit.filter(|credit| *credit > NanoUsd::ZERO) {
-        let reference = format!("opening:{}", account.id);
-        enter(
-            store,
-            actor,
-            Entry {
-                account_id: account.id,
-                kind: EntryKind::Credit,
-                amount_nusd: credit,
-                reason: "opening credit".to_owned(),
-                reference: Some(reference),
-                audit: None,
-            },
-        )
-        .await?;
+fn check_name(name: &str) -> Result<(), Error> {
+    check_text("name", name, NAME_CHARACTERS_MAX)
+}
+
+/// Control characters have no place in a list, and PostgreSQL takes no NUL.
+fn check_text(param: &'static str, text: &str, characters_max: usize) -> Result<(), Error> {
+    let is_printable = text.chars().all(|character| !character.is_control());
+    let characters = text.chars().count();
+    if is_printable && (1..=characters_max).contains(&characters) && text.trim() == text {
+        return Ok(());
     }
-    Ok(account)
+    let wanted =
+        format!("must be 1 to {characters_max} printable characters, without blanks at its ends");
+    Err(Error::invalid(param, &wanted))
 }
 
-/// What a user without an account gets at the first login.
-#[derive(Clone, Debug)]
-pub struct SignupTerms {
-    pub is_open: bool,
-    pub kind: AccountKind,
-    pub plan: Option<String>,
-    pub limit_nusd: Option<NanoUsd>,
-    pub credit: NanoUsd,
-}
-
-/// Makes a user's account and its first member, with credit where there is some: all of it or
-/// nothing, and once, however many try. The account that the user acts for; `None` when there is to
-/// be none, also for a user who had one and was removed from it.
-///
-/// # Errors
-/// The store's.
-pub async fn sign_up(
-    store: &dyn Store,
-    user: UserId,
-    terms: &SignupTerms,
-) -> Result<Option<Account>, Error> {
-    if !terms.is_open {
-        return Ok(None);
+/// A limit or an opening credit, where there is one.
+fn check_amount(param: &'static str, amount: Option<NanoUsd>) -> Result<(), Error> {
+    if amount.is_none_or(|amount| (NanoUsd::ZERO..=AMOUNT_MAX).contains(&amount)) {
+        return Ok(());
     }
-    let sign_up = first_login(user, terms, Timestamp::now());
-    match store.sign_up(&sign_up).await {
-        Ok(()) => Ok(Some(sign_up.account)),
-        // Another login of the same user was first, here or on another machine.
-        Err(StoreError::Exists(_)) => Ok(store.member(user).await?.map(|(_, account)| account)),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> SignUp {
-    let actor = format!("user:{user}");
-    let account = Account::open(
-        NewAccount {
-            // Unique: a user who signs up twice at once does it once.
-            name: actor.clone(),
-            kind: terms.kind,
-            plan: terms.plan.clone(),
-            limit_nusd: terms.limit_nusd,
-            stripe_customer_id: None,
-            rates: RateLimits::default(),
-        },
-        now,
-    );
-    let id = account.id;
-    let member = Member { user_id: user, account_id: id, created_at: now };
-    let audit = |action, subject: &dyn ToString, row| {
-        AuditEntry::new(&actor, action, subject, now).of_account(id).to(row)
-    };
-    let credit = (terms.credit > NanoUsd::ZERO).then(|| {
-        let entry = Entry {
-            account_id: id,
-            kind: EntryKind::Credit,
-            amount_nusd: terms.credit,
-            reason: "sign-up credit".to_owned(),
-            reference: Some(format!("signup:{user}")),
-            audit: None,
-        };
-        audited(&actor, entry, now)
-    });
-    SignUp {
-        account_audit: audit("account.create", &id, &shown(&account)),
-        member_audit: audit("member.create", &user, &shown(&member)),
-        account,
-        member,
-        credit,
-    }
-}
-
-/// Enters a credit or a correction, once for each reference. Gives the balance after it; `None`
-/// when the reference was entered before.
-///
-/// # Errors
-/// [`Error::Internal`] when the account is not there or the sum is out of range.
-pub async fn enter(store: &dyn Store, actor: &str, entry: Entry) -> Result<Option<NanoUsd>, Error> {
-    let now = Timestamp::now();
-    let entry = audited(actor, entry, now);
-    let outcomes = store.commit(&[LedgerOp::Enter(entry)], now).await?;
-    match outcomes.as_slice() {
-        [Outcome::Entered { balance }] => Ok(Some(*balance)),
-        [Outcome::AlreadyEntered] => Ok(None),
-        other => Err(Error::Internal(format!("the entry was not made: {other:?}"))),
-    }
-}
-
-fn audited(actor: &str, entry: Entry, now: Timestamp) -> Entry {
-    let audit = AuditEntry::new(actor, "credit.enter", &entry.account_id, now)
-        .of_account(entry.account_id)
-        .to(&json!({
-            "kind": entry.kind,
-            "amount_nusd": entry.amount_nusd,
-            "reason": entry.reason,
-            "reference": entry.reference,
-        }));
-    Entry { audit: Some(audit), ..entry }
-}
-
-/// Makes a key; its secret is not to be had again.
-///
-/// # Errors
-/// The store's.
-pub async fn create_key(
-    store: &dyn Store,
-    actor: &str,
-    new: NewKey,
-) -> Result<(ApiKey, NewSecret), Error> {
-    let secret = NewSecret::generate()?;
-    let now = Timestamp::now();
-    let key = ApiKey {
-        id: ApiKeyId::generate(),
-        account_id: new.account_id,
-        name: new.name,
-        secret_hash: secret.hash.clone(),
-        hint: secret.hint.clone(),
-        models: new.models,
-        role: new.role,
-        created_by: actor.to_owned(),
-        rates: new.rates,
-        created_at: now,
-        expires_at: new.expires_at,
-        revoked_at: None,
-        last_used_at: None,
-    };
-    let budget = KeyBudget::open(key.id, new.limits, now);
-    let audit = AuditEntry::new(actor, "key.create", &key.id, now)
-        .of_account(key.account_id)
-        .to(&shown(&key));
-    store.create_key(&key, &budget, &audit).await?;
-    Ok((key, secret))
-}
-
-/// Ends a key's life now.
-///
-/// # Errors
-/// [`Error::NotFound`] when there is no such key.
-pub async fn revoke_key(store: &dyn Store, actor: &str, id: ApiKeyId) -> Result<(), Error> {
-    let (key, budget) = store.key(id).await?.ok_or(Error::NotFound("API key"))?;
-    let now = Timestamp::now();
-    let revoked = ApiKey { revoked_at: key.revoked_at.or(Some(now)), ..key.clone() };
-    let audit = AuditEntry::new(actor, "key.revoke", &id, now)
-        .of_account(key.account_id)
-        .from(&shown(&key))
-        .to(&shown(&revoked));
-    Ok(store.update_key(&revoked, &budget, &audit).await?)
+    Err(Error::invalid(param, "must be from zero to a billion dollars"))
 }
 
 /// A row as others may see it: not even a secret's hash leaves, nobody needs it who may not have
@@ -241,8 +106,9 @@ pub fn shown<T: Serialize>(row: &T) -> Value {
     // Rows of plain members have no way to fail.
     let mut row = serde_json::to_value(row).unwrap_or_default();
     if let Some(members) = row.as_object_mut() {
-        members.remove("secret_hash");
-        members.remove("ledger_hash");
+        for hidden in ["secret_hash", "previous_secret_hash", "ledger_hash"] {
+            members.remove(hidden);
+        }
     }
     row
 }

@@ -3,6 +3,7 @@
 //! Invariants: a secret is only ever here as its hash; a change and its entry in the audit log are
 //! one transaction. What accounts and keys have spent is the ledger's, not this trait's.
 
+use crate::error::Error;
 use crate::models::account::Account;
 use crate::models::audit::AuditEntry;
 use crate::models::identity::Member;
@@ -24,14 +25,27 @@ pub struct SignUp {
     pub member_audit: AuditEntry,
     pub credit: Option<Entry>,
 }
+/// A key and what it may spend.
+pub type OwnKey = (ApiKey, KeyBudget);
+
+/// What becomes of a row and how the audit log tells of it, decided while nobody else changes it:
+/// so that two changes at the same time do not undo each other, and the log tells each as it was.
+pub type Decide<'a, T> = &'a (dyn Fn(&T) -> Result<(T, AuditEntry), Error> + Sync);
+
+/// How the audit log tells of a new member, or of one who was another account's.
+pub type TellMember<'a> = &'a (dyn Fn(Option<&Member>) -> AuditEntry + Sync);
 
 #[async_trait]
 pub trait DirectoryStore: Send + Sync {
     async fn create_account(&self, account: &Account, audit: &AuditEntry)
     -> Result<(), StoreError>;
-    /// Writes what an operator may change; what was spent stays as it is.
-    async fn update_account(&self, account: &Account, audit: &AuditEntry)
-    -> Result<(), StoreError>;
+    /// Writes what `decide` changes, of what an operator may change, and its entry; without a change
+    /// neither. The account as it is then; `None` without such an account.
+    async fn update_account(
+        &self,
+        id: AccountId,
+        decide: Decide<'_, Account>,
+    ) -> Result<Option<Account>, Error>;
     async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError>;
     async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError>;
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError>;
@@ -41,10 +55,21 @@ pub trait DirectoryStore: Send + Sync {
     async fn sign_up(&self, sign_up: &SignUp) -> Result<(), StoreError>;
 
     async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError>;
-    /// True when there was one.
-    async fn remove_member(&self, user: UserId, audit: &AuditEntry) -> Result<bool, StoreError>;
+    /// Makes a member, or moves one from another account; gives the row as it is then. `audit`
+    /// is told what there was.
+    async fn put_member(
+        &self,
+        member: &Member,
+        audit: TellMember<'_>,
+    ) -> Result<Member, StoreError>;
+    /// True when there was one, of this account.
+    async fn remove_member(&self, member: &Member, audit: &AuditEntry) -> Result<bool, StoreError>;
     async fn member(&self, user: UserId) -> Result<Option<(Member, Account)>, StoreError>;
-    async fn members_of(&self, account: AccountId) -> Result<Vec<Member>, StoreError>;
+    async fn members_of(
+        &self,
+        account: AccountId,
+        after: Option<UserId>,
+    ) -> Result<Vec<Member>, StoreError>;
 
     async fn create_key(
         &self,
@@ -52,16 +77,19 @@ pub trait DirectoryStore: Send + Sync {
         budget: &KeyBudget,
         audit: &AuditEntry,
     ) -> Result<(), StoreError>;
-    /// Writes what may be changed of a key and of its limits; what was spent stays as it is.
+    /// As [`DirectoryStore::update_account`], for a key and its limits.
     async fn update_key(
         &self,
-        key: &ApiKey,
-        budget: &KeyBudget,
-        audit: &AuditEntry,
-    ) -> Result<(), StoreError>;
-    async fn key(&self, id: ApiKeyId) -> Result<Option<(ApiKey, KeyBudget)>, StoreError>;
+        id: ApiKeyId,
+        decide: Decide<'_, OwnKey>,
+    ) -> Result<Option<OwnKey>, Error>;
+    async fn key(&self, id: ApiKeyId) -> Result<Option<OwnKey>, StoreError>;
     async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError>;
-    async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError>;
+    async fn keys_of(
+        &self,
+        account: AccountId,
+        after: Option<ApiKeyId>,
+    ) -> Result<Vec<ApiKey>, StoreError>;
     async fn key_budgets_after(
         &self,
         after: Option<ApiKeyId>,

@@ -15,13 +15,14 @@ mod rows;
 use batch::Sql;
 use rows::{classify, select};
 
-use super::table::{Table, postgres as sql};
+use super::table::{Table, parse, postgres as sql};
 use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
+use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{PgPool, Postgres};
+use sqlx::{AssertSqlSafe, PgPool, Postgres};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -158,5 +159,30 @@ impl PostgresStore {
             format!("WHERE $1 IS NULL OR t.{key} > $1 ORDER BY t.{key} LIMIT {PAGE_ROWS_MAX}");
         let mut conn = self.pool.acquire().await.map_err(classify)?;
         select(&mut conn, &sql::select(table, &condition).into(), after).await
+    }
+
+    /// An account's rows after `after` in the order of `key`, from the first where there is none.
+    async fn page_of<T, K>(
+        &self,
+        table: &Table,
+        key: &str,
+        account: AccountId,
+        after: Option<K>,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        T: DeserializeOwned,
+        K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
+    {
+        let condition = format!(
+            "WHERE account_id = $2 AND ($1 IS NULL OR {key} > $1) \
+             ORDER BY {key} LIMIT {PAGE_ROWS_MAX}"
+        );
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql::select(table, &condition)))
+            .bind(after)
+            .bind(account.0)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
     }
 }

@@ -10,10 +10,17 @@ use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord};
 use crate::store::StoreError;
 use async_trait::async_trait;
+
 #[async_trait]
 pub trait RecordStore: Send + Sync {
     async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError>;
 
+    /// An account's usage records, oldest first.
+    async fn usage_of(
+        &self,
+        account: AccountId,
+        after: Option<RequestId>,
+    ) -> Result<Vec<UsageRecord>, StoreError>;
     async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError>;
 
     async fn corrections_after(

@@ -14,13 +14,14 @@ mod rows;
 use batch::Sql;
 use rows::{classify, select};
 
-use super::table::{Table, sqlite as sql};
+use super::table::{Table, parse, sqlite as sql};
 use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
+use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, SqlitePool};
 use std::time::Duration;
 
 pub struct SqliteStore {
@@ -142,6 +143,25 @@ impl SqliteStore {
         let condition = format!("WHERE t.{key} > ?1 ORDER BY t.{key} LIMIT {PAGE_ROWS_MAX}");
         let mut conn = self.readers.acquire().await.map_err(classify)?;
         select(&mut conn, &sql::select(table, &condition).into(), after.unwrap_or_default()).await
+    }
+
+    /// An account's rows after `after` in the order of `key`, from the first where there is none.
+    async fn page_of<T: DeserializeOwned>(
+        &self,
+        table: &Table,
+        key: &str,
+        account: AccountId,
+        after: Option<String>,
+    ) -> Result<Vec<T>, StoreError> {
+        let condition =
+            format!("WHERE account_id = ?1 AND {key} > ?2 ORDER BY {key} LIMIT {PAGE_ROWS_MAX}");
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql::select(table, &condition)))
+            .bind(account.to_string())
+            .bind(after.unwrap_or_default())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::StoreError;
 use crate::models::price::Price;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
@@ -78,6 +79,8 @@ pub const API_KEYS: Table = Table {
         "expires_at",
         "revoked_at",
         "last_used_at",
+        "previous_secret_hash",
+        "previous_expires_at",
     ],
 };
 
@@ -85,13 +88,19 @@ pub const API_KEYS: Table = Table {
 pub const KEY_SETTINGS: &[&str] = &[
     "name",
     "models",
-    "role",
     "requests_per_minute",
     "tokens_per_minute",
     "concurrent_requests",
     "expires_at",
     "revoked_at",
+    "secret_hash",
+    "hint",
+    "previous_secret_hash",
+    "previous_expires_at",
 ];
+
+pub const PRICE_TABLES: Table =
+    Table { name: "price_tables", columns: &["version", "text", "actor", "created_at"] };
 
 pub const MEMBERS: Table =
     Table { name: "members", columns: &["user_id", "account_id", "created_at"] };
@@ -277,6 +286,18 @@ pub const BILLING_EVENTS: Table = Table {
         "created_at",
     ],
 };
+
+/// The columns in which two states of a row differ, of those that may be changed. Only these are
+/// written, so that two changes at the same time do not undo each other.
+pub fn differing<T: Serialize>(
+    before: &T,
+    after: &T,
+    may_change: &'static [&'static str],
+) -> Result<Vec<&'static str>, StoreError> {
+    let (before, after) = (serde_json::to_value(before)?, serde_json::to_value(after)?);
+    let columns = may_change.iter().copied();
+    Ok(columns.filter(|name| before.get(name) != after.get(name)).collect())
+}
 
 /// Rows as they come from either database.
 pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {

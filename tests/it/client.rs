@@ -286,6 +286,8 @@ impl Exchange {
         let length = self.answer.header("content-length").and_then(|text| text.parse().ok());
         self.framing = Some(match length {
             Some(length) => Framing::Length(length),
+            // «No content» has no body, and says nothing of one.
+            None if self.answer.status == 204 => Framing::Length(0),
             None if self.answer.header("transfer-encoding").is_some() => {
                 Framing::Chunked(Dechunker::default())
             }

@@ -13,6 +13,7 @@ mod random;
 mod source;
 mod upstream;
 
+mod admin;
 mod bad_input;
 mod books;
 mod commit_lost;

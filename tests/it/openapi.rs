@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::source::read;
 
-type Operation = (String, String);
+/// A method and a path, its parameters without their names.
+pub type Operation = (String, String);
 
 const METHODS: [&str; 7] = ["get", "post", "put", "patch", "delete", "head", "options"];
 
@@ -55,7 +56,7 @@ fn documented() -> BTreeSet<Operation> {
 }
 
 /// Reads `.route("path", get(…).post(…))`, over as many lines as it takes.
-fn routed(source: &str) -> BTreeSet<Operation> {
+pub fn routed(source: &str) -> BTreeSet<Operation> {
     assert!(!source.contains(".nest("), "a nested table hides its paths from this test");
     let mut operations = BTreeSet::new();
     for call in source.split(".route(").skip(1) {

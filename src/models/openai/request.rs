@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
     pub message: String,
-    pub param: Option<&'static str>,
+    pub param: Option<Cow<'static, str>>,
 }
 
 /// The members that matter, each as it stands in the body.
@@ -259,7 +259,7 @@ impl<'a> ChatRequest<'a> {
 }
 
 fn invalid(message: &str, param: Option<&'static str>) -> Invalid {
-    Invalid { message: message.to_owned(), param }
+    Invalid { message: message.to_owned(), param: param.map(Cow::Borrowed) }
 }
 
 fn missing(param: &'static str) -> Invalid {
@@ -411,7 +411,7 @@ mod tests {
             ("", None),
         ] {
             let refusal = ChatRequest::parse(body.as_bytes()).expect_err(body);
-            assert_eq!(refusal.param, param, "{body}: {}", refusal.message);
+            assert_eq!(refusal.param.as_deref(), param, "{body}: {}", refusal.message);
         }
     }
 }

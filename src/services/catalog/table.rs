@@ -4,14 +4,20 @@
 //! plan's accounts only; a price counts from its `effective_at` on.
 
 use crate::config::ConfigError;
+use crate::error::Error;
 use crate::models::account::AccountKind;
 use crate::models::key::{KeyLimits, matches_pattern};
 use crate::models::limits::{LimitsInForce, RateLimits};
 use crate::models::money::{Markup, NanoUsd, PicoUsd};
 use crate::models::price::Rates;
 use crate::models::timestamp::Timestamp;
+use crate::store::Store;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::Path;
+
+/// Every state of a table is kept, and the audit log has it once more.
+const TABLE_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Clone, Debug, Default)]
 pub struct OperatorTable {
@@ -30,6 +36,13 @@ pub struct Plan {
     pub key_limits: KeyLimits,
     /// Of accounts and keys without their own.
     pub rates: LimitsInForce,
+}
+
+impl Plan {
+    fn limits(&self) -> impl Iterator<Item = NanoUsd> {
+        let KeyLimits { day, week, month, total } = self.key_limits;
+        [self.limit_nusd, day, week, month, total].into_iter().flatten()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -56,14 +69,62 @@ impl OperatorTable {
         Self::parse(&text).map_err(fault)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The file where there is one, else the table that was set while running.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub async fn in_force(store: &dyn Store, path: Option<&str>) -> Result<Self, Error> {
+        if path.is_some() {
+            return Self::read(path).map_err(|error| Error::Internal(error.to_string()));
+        }
+        match store.price_table().await? {
+            Some(stored) => Self::parse(&stored.text).map_err(Error::Internal),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// # Errors
+    /// What is wrong with it, for whoever wrote it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.len() > TABLE_BYTES_MAX {
+            return Err(format!("it is larger than {TABLE_BYTES_MAX} bytes"));
+        }
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
-        file.read().map_err(|Unreadable(text)| {
+        let table = file.read().map_err(|Unreadable(text)| {
             format!(
                 "«{text}» is neither a decimal number in quotes, nor an RFC 3339 time, nor a rate \
                  of 1 or more"
             )
-        })
+        })?;
+        table.check()?;
+        Ok(table)
+    }
+
+    /// What reads well and cannot be meant. A plan's name is stored and shown, and two plans of one
+    /// name, or rows for a plan that is none, would be passed over in silence.
+    fn check(&self) -> Result<(), String> {
+        let mut names = BTreeSet::new();
+        for plan in &self.plans {
+            let name = plan.name.as_str();
+            if name.trim().is_empty() || name.chars().any(char::is_control) {
+                return Err(format!("a plan cannot be called «{}»", name.escape_debug()));
+            }
+            if !names.insert(name) {
+                return Err(format!("there are two plans «{name}»"));
+            }
+            if plan.kind == AccountKind::Prepaid && plan.limit_nusd.is_some() {
+                return Err(format!("plan «{name}» is prepaid, and only postpaid has a limit"));
+            }
+            if plan.limits().any(|limit| limit < NanoUsd::ZERO) {
+                return Err(format!("plan «{name}» has a limit below zero"));
+            }
+        }
+        let prices = self.prices.iter().map(|row| row.plan.as_deref());
+        let mut rows = prices.chain(self.markups.iter().map(|row| row.plan.as_deref())).flatten();
+        match rows.find(|plan| !names.contains(plan)) {
+            Some(plan) => Err(format!("a row is for the plan «{plan}», which is not in the table")),
+            None => Ok(()),
+        }
     }
 
     /// The fixed retail price of a model, now.
@@ -319,6 +380,12 @@ mod tests {
             "[[plan]]\nname = \"p\"\nlimmit = \"1\"",
             "[[plan]]\nname = \"p\"\nrequests_per_minute = 0",
             "[[markup]]\nmodel = \"m\"\nfactor = \"-1\"",
+            "[[markup]]\nmodel = \"m\"\nfactor = \"1\"\nplan = \"nowhere\"",
+            "[[plan]]\nname = \"\"",
+            "[[plan]]\nname = \"a\\u0000\"",
+            "[[plan]]\nname = \"p\"\n[[plan]]\nname = \"p\"",
+            "[[plan]]\nname = \"p\"\nkey_usd_total = \"-1\"",
+            "[[plan]]\nname = \"p\"\nlimit_usd_per_month = \"1\"",
         ] {
             assert!(OperatorTable::parse(file).is_err(), "{file}");
         }

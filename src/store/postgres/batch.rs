@@ -2,7 +2,7 @@
 //! written, one statement a table.
 
 use super::PostgresStore;
-use super::rows::{classify, ids, select, texts, write_rows};
+use super::rows::{classify, ids, one_reference, select, texts, write_rows};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
@@ -212,7 +212,9 @@ impl PostgresStore {
             self.write_corrections(conn, &changes.corrections).await?;
         }
         write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
-        write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
+        write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter())
+            .await
+            .map_err(one_reference)?;
         write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await?;
         write_rows(conn, &sql.insert_audit, changes.audit.iter()).await
     }

@@ -5,6 +5,7 @@ use crate::store::outbox::{BillingEvent, OutboxStore};
 use crate::store::postgres::PostgresStore;
 use crate::store::table::BILLING_EVENTS;
 use async_trait::async_trait;
+
 #[async_trait]
 impl OutboxStore for PostgresStore {
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {

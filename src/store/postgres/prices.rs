@@ -1,14 +1,17 @@
 //! Versions of prices, on PostgreSQL.
 
-use crate::models::price::Price;
+use crate::models::price::{Price, PriceTable};
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
-use crate::store::postgres::rows::classify;
-use crate::store::prices::PriceStore;
-use crate::store::table::price_rows;
+use crate::store::postgres::directory::log;
+use crate::store::postgres::rows::{classify, write_rows};
+use crate::store::prices::{NextTable, PriceStore};
+use crate::store::table::{PRICE_TABLES, postgres as sql, price_rows};
 use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, PgConnection};
 use std::sync::Arc;
+
 #[async_trait]
 impl PriceStore for PostgresStore {
     async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
@@ -47,4 +50,31 @@ impl PriceStore for PostgresStore {
             .map_err(classify)?;
         Ok(terms.map(|terms| serde_json::from_str(&terms)).transpose()?.map(Price::new))
     }
+
+    async fn put_price_table(&self, decide: NextTable<'_>) -> Result<PriceTable, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        // One after the other; readers go on.
+        sqlx::query("LOCK TABLE price_tables IN SHARE ROW EXCLUSIVE MODE")
+            .execute(&mut *tx)
+            .await
+            .map_err(classify)?;
+        let before = newest(&mut tx).await?;
+        let (table, audit) = decide(before.as_ref());
+        log(&mut tx, &audit).await?;
+        write_rows(&mut tx, &sql::insert(&PRICE_TABLES).into(), std::iter::once(&table)).await?;
+        tx.commit().await.map_err(classify)?;
+        Ok(table)
+    }
+
+    async fn price_table(&self) -> Result<Option<PriceTable>, StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        newest(&mut conn).await
+    }
+}
+
+async fn newest(conn: &mut PgConnection) -> Result<Option<PriceTable>, StoreError> {
+    let newest = sql::select(&PRICE_TABLES, "ORDER BY version DESC LIMIT 1");
+    let row: Option<String> =
+        sqlx::query_scalar(AssertSqlSafe(newest)).fetch_optional(conn).await.map_err(classify)?;
+    Ok(row.map(|row| serde_json::from_str(&row)).transpose()?)
 }

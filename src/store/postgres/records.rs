@@ -14,10 +14,19 @@ use crate::store::table::{
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::AssertSqlSafe;
+
 #[async_trait]
 impl RecordStore for PostgresStore {
     async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError> {
         self.one(sql::select(&USAGE_RECORDS, "WHERE id = $1"), id.0).await
+    }
+
+    async fn usage_of(
+        &self,
+        account: AccountId,
+        after: Option<RequestId>,
+    ) -> Result<Vec<UsageRecord>, StoreError> {
+        self.page_of(&USAGE_RECORDS, "id", account, after.map(|id| id.0)).await
     }
 
     async fn usage_after(&self, after: Option<RequestId>) -> Result<Vec<UsageRecord>, StoreError> {

@@ -72,6 +72,18 @@ pub fn unique(error: sqlx::Error, what: &'static str) -> StoreError {
     }
 }
 
+/// Two accounts at once with one reference: the second finds it when it writes.
+pub fn one_reference(error: StoreError) -> StoreError {
+    match &error {
+        StoreError::Refused(sqlx::Error::Database(inner))
+            if inner.constraint() == Some("ledger_entries_one_reference") =>
+        {
+            StoreError::Exists("an entry of this reference")
+        }
+        _ => error,
+    }
+}
+
 /// Only an error in the data itself (classes 22 and 23) is final: whatever else is the matter, a
 /// connection, a role, a disk, may be mended while the statement waits.
 /// <https://www.postgresql.org/docs/15/errcodes-appendix.html>

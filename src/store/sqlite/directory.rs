@@ -1,27 +1,28 @@
 //! Accounts, members and keys, on SQLite.
 
+use crate::error::Error;
 use crate::models::account::Account;
 use crate::models::audit::AuditEntry;
 use crate::models::identity::Member;
 use crate::models::ids::{AccountId, ApiKeyId, AuditId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::timestamp::Timestamp;
-use crate::store::directory::{DirectoryStore, KnownKey, SignUp};
+use crate::store::directory::{Decide, DirectoryStore, KnownKey, OwnKey, SignUp, TellMember};
 use crate::store::sqlite::rows::{classify, select, unique};
 use crate::store::sqlite::{SqliteStore, text};
 use crate::store::table::{
     ACCOUNT_SETTINGS, ACCOUNTS, API_KEYS, AUDIT_LOG, KEY_BUDGET_LIMITS, KEY_BUDGETS, KEY_SETTINGS,
-    MEMBERS, sqlite as sql,
+    MEMBERS, Table, differing, sqlite as sql,
 };
 use crate::store::{LedgerOp, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sqlx::{AssertSqlSafe, Sqlite, Transaction};
 
 const ACCOUNT_NAME: &str = "an account of this name";
 const MEMBER: &str = "this member";
 const KEY: &str = "this key";
-const AUDIT: &str = "this audit entry";
 
 #[async_trait]
 impl DirectoryStore for SqliteStore {
@@ -37,13 +38,23 @@ impl DirectoryStore for SqliteStore {
 
     async fn update_account(
         &self,
-        account: &Account,
-        audit: &AuditEntry,
-    ) -> Result<(), StoreError> {
-        let mut tx = self.audited(audit).await?;
-        let update = sql::update(&ACCOUNTS, "id", ACCOUNT_SETTINGS);
-        write(&mut tx, update, account, ACCOUNT_NAME).await?;
-        tx.commit().await.map_err(classify)
+        id: AccountId,
+        decide: Decide<'_, Account>,
+    ) -> Result<Option<Account>, Error> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let account = sql::select(&ACCOUNTS, "WHERE id = ?1");
+        let Some(before) = first::<Account>(&mut tx, account, id.to_string()).await? else {
+            return Ok(None);
+        };
+        let (after, audit) = decide(&before)?;
+        let columns = differing(&before, &after, ACCOUNT_SETTINGS)?;
+        if columns.is_empty() {
+            return Ok(Some(before));
+        }
+        log(&mut tx, &audit).await?;
+        change(&mut tx, (&ACCOUNTS, "id"), &columns, &after, ACCOUNT_NAME).await?;
+        tx.commit().await.map_err(classify)?;
+        Ok(Some(after))
     }
 
     async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError> {
@@ -62,7 +73,7 @@ impl DirectoryStore for SqliteStore {
         let SignUp { account, account_audit, member, member_audit, credit } = sign_up;
         let mut tx = self.audited(account_audit).await?;
         write(&mut tx, sql::insert(&ACCOUNTS), account, ACCOUNT_NAME).await?;
-        write(&mut tx, sql::insert(&AUDIT_LOG), member_audit, AUDIT).await?;
+        log(&mut tx, member_audit).await?;
         write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
         if let Some(credit) = credit {
             let batch = [LedgerOp::Enter(credit.clone())];
@@ -77,10 +88,36 @@ impl DirectoryStore for SqliteStore {
         tx.commit().await.map_err(classify)
     }
 
-    async fn remove_member(&self, user: UserId, audit: &AuditEntry) -> Result<bool, StoreError> {
+    async fn put_member(
+        &self,
+        member: &Member,
+        audit: TellMember<'_>,
+    ) -> Result<Member, StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let insert = format!("{} WHERE true ON CONFLICT DO NOTHING", sql::insert(&MEMBERS));
+        if write(&mut tx, insert, member, MEMBER).await? > 0 {
+            log(&mut tx, &audit(None)).await?;
+        } else {
+            let known = sql::select(&MEMBERS, "WHERE user_id = ?1");
+            let before = first::<Member>(&mut tx, known, member.user_id.to_string()).await?;
+            // Removed in this very moment.
+            let before = before.ok_or(StoreError::Exists(MEMBER))?;
+            if before.account_id == member.account_id {
+                return Ok(before);
+            }
+            log(&mut tx, &audit(Some(&before))).await?;
+            let moved = ["account_id", "created_at"];
+            change(&mut tx, (&MEMBERS, "user_id"), &moved, member, MEMBER).await?;
+        }
+        tx.commit().await.map_err(classify)?;
+        Ok(member.clone())
+    }
+
+    async fn remove_member(&self, member: &Member, audit: &AuditEntry) -> Result<bool, StoreError> {
         let mut tx = self.audited(audit).await?;
-        let done = sqlx::query("DELETE FROM members WHERE user_id = ?1")
-            .bind(user.to_string())
+        let done = sqlx::query("DELETE FROM members WHERE user_id = ?1 AND account_id = ?2")
+            .bind(member.user_id.to_string())
+            .bind(member.account_id.to_string())
             .execute(&mut *tx)
             .await
             .map_err(classify)?;
@@ -100,10 +137,12 @@ impl DirectoryStore for SqliteStore {
         Ok(account.map(|account| (member, account)))
     }
 
-    async fn members_of(&self, account: AccountId) -> Result<Vec<Member>, StoreError> {
-        let statement = sql::select(&MEMBERS, "WHERE account_id = ?1 ORDER BY user_id");
-        let mut conn = self.readers.acquire().await.map_err(classify)?;
-        select(&mut conn, &statement.into(), account.to_string()).await
+    async fn members_of(
+        &self,
+        account: AccountId,
+        after: Option<UserId>,
+    ) -> Result<Vec<Member>, StoreError> {
+        self.page_of(&MEMBERS, "user_id", account, text(after)).await
     }
 
     async fn create_key(
@@ -120,18 +159,29 @@ impl DirectoryStore for SqliteStore {
 
     async fn update_key(
         &self,
-        key: &ApiKey,
-        budget: &KeyBudget,
-        audit: &AuditEntry,
-    ) -> Result<(), StoreError> {
-        let mut tx = self.audited(audit).await?;
-        write(&mut tx, sql::update(&API_KEYS, "id", KEY_SETTINGS), key, KEY).await?;
-        let limits = sql::update(&KEY_BUDGETS, "api_key_id", KEY_BUDGET_LIMITS);
-        write(&mut tx, limits, budget, KEY).await?;
-        tx.commit().await.map_err(classify)
+        id: ApiKeyId,
+        decide: Decide<'_, OwnKey>,
+    ) -> Result<Option<OwnKey>, Error> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let key = sql::select(&API_KEYS, "WHERE id = ?1");
+        let key = first::<ApiKey>(&mut tx, key, id.to_string()).await?;
+        let budget = sql::select(&KEY_BUDGETS, "WHERE api_key_id = ?1");
+        let budget = first::<KeyBudget>(&mut tx, budget, id.to_string()).await?;
+        let Some(before) = key.zip(budget) else { return Ok(None) };
+        let (after, audit) = decide(&before)?;
+        let settings = differing(&before.0, &after.0, KEY_SETTINGS)?;
+        let limits = differing(&before.1, &after.1, KEY_BUDGET_LIMITS)?;
+        if settings.is_empty() && limits.is_empty() {
+            return Ok(Some(before));
+        }
+        log(&mut tx, &audit).await?;
+        change(&mut tx, (&API_KEYS, "id"), &settings, &after.0, KEY).await?;
+        change(&mut tx, (&KEY_BUDGETS, "api_key_id"), &limits, &after.1, KEY).await?;
+        tx.commit().await.map_err(classify)?;
+        Ok(Some(after))
     }
 
-    async fn key(&self, id: ApiKeyId) -> Result<Option<(ApiKey, KeyBudget)>, StoreError> {
+    async fn key(&self, id: ApiKeyId) -> Result<Option<OwnKey>, StoreError> {
         let key = self.one(sql::select(&API_KEYS, "WHERE id = ?1"), id.to_string()).await?;
         let budget =
             self.one(sql::select(&KEY_BUDGETS, "WHERE api_key_id = ?1"), id.to_string()).await?;
@@ -139,7 +189,8 @@ impl DirectoryStore for SqliteStore {
     }
 
     async fn key_by_hash(&self, secret_hash: &str) -> Result<Option<KnownKey>, StoreError> {
-        let statement = sql::select(&API_KEYS, "WHERE secret_hash = ?1");
+        let statement =
+            sql::select(&API_KEYS, "WHERE secret_hash = ?1 OR previous_secret_hash = ?1");
         let Some(key) = self.one::<ApiKey>(statement, secret_hash.to_owned()).await? else {
             return Ok(None);
         };
@@ -149,10 +200,12 @@ impl DirectoryStore for SqliteStore {
         Ok(account.zip(budget).map(|(account, budget)| (key, account, budget)))
     }
 
-    async fn keys_of(&self, account: AccountId) -> Result<Vec<ApiKey>, StoreError> {
-        let statement = sql::select(&API_KEYS, "WHERE account_id = ?1 ORDER BY id");
-        let mut conn = self.readers.acquire().await.map_err(classify)?;
-        select(&mut conn, &statement.into(), account.to_string()).await
+    async fn keys_of(
+        &self,
+        account: AccountId,
+        after: Option<ApiKeyId>,
+    ) -> Result<Vec<ApiKey>, StoreError> {
+        self.page_of(&API_KEYS, "id", account, text(after)).await
     }
 
     async fn key_budgets_after(
@@ -188,21 +241,53 @@ impl SqliteStore {
         audit: &AuditEntry,
     ) -> Result<Transaction<'static, Sqlite>, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
-        write(&mut tx, sql::insert(&AUDIT_LOG), audit, AUDIT).await?;
+        log(&mut tx, audit).await?;
         Ok(tx)
     }
 }
 
+/// Writes an entry into the audit log.
+pub(super) async fn log(
+    tx: &mut Transaction<'static, Sqlite>,
+    audit: &AuditEntry,
+) -> Result<(), StoreError> {
+    write(tx, sql::insert(&AUDIT_LOG), audit, "this audit entry").await?;
+    Ok(())
+}
+
+async fn first<T: DeserializeOwned>(
+    tx: &mut Transaction<'static, Sqlite>,
+    statement: String,
+    key: String,
+) -> Result<Option<T>, StoreError> {
+    Ok(select(tx, &statement.into(), key).await?.pop())
+}
+
+/// Writes a row; how many were.
 async fn write<T: Serialize>(
     tx: &mut Transaction<'static, Sqlite>,
     statement: String,
     row: &T,
     what: &'static str,
-) -> Result<(), StoreError> {
-    sqlx::query(AssertSqlSafe(statement))
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(AssertSqlSafe(statement))
         .bind(serde_json::to_string(&[row])?)
         .execute(&mut **tx)
         .await
         .map_err(|error| unique(error, what))?;
+    Ok(done.rows_affected())
+}
+
+/// Writes these columns of a row; without any there is nothing to do.
+async fn change<T: Serialize>(
+    tx: &mut Transaction<'static, Sqlite>,
+    (table, key): (&Table, &str),
+    columns: &[&str],
+    row: &T,
+    what: &'static str,
+) -> Result<(), StoreError> {
+    if !columns.is_empty() {
+        write(tx, sql::update(table, key, columns), row, what).await?;
+    }
     Ok(())
 }

@@ -1,0 +1,48 @@
+//! `/admin/v1/accounts/{id}/usage`, anyone's usage records, and `/admin/v1/audit`.
+
+use super::Page;
+use super::accounts::find;
+use crate::controllers::extract::{Operator, Question};
+use crate::error::Error;
+use crate::models::audit::AuditEntry;
+use crate::services::directory::shown;
+use crate::state::App;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// An account's usage records, oldest first, with what they cost the operator.
+pub async fn usage(
+    State(app): State<Arc<App>>,
+    _: Operator,
+    path: Result<Path<String>, PathRejection>,
+    Question(page): Question<Page>,
+) -> Result<Response, Error> {
+    let account = find(&app, path).await?;
+    let rows = app.store.usage_of(account.id, page.after()?).await?;
+    page.of(&rows, |record| record.id.to_string())
+}
+
+/// Who changed what, oldest first.
+pub async fn audit(
+    State(app): State<Arc<App>>,
+    _: Operator,
+    Question(page): Question<Page>,
+) -> Result<Response, Error> {
+    let entries = app.store.audit_after(page.after()?).await?;
+    page.told(&entries, told, |entry| entry.id.to_string())
+}
+
+/// The states before and after are JSON in the row, and objects here.
+fn told(entry: &AuditEntry) -> Value {
+    let mut row = shown(entry);
+    for member in ["before", "after"] {
+        let state = row[member].as_str().and_then(|text| serde_json::from_str(text).ok());
+        if let Some(state) = state {
+            row[member] = state;
+        }
+    }
+    row
+}

@@ -1,0 +1,87 @@
+//! First logins: a user of Supabase who has no account gets one.
+
+use super::accounts::audited;
+use super::shown;
+use crate::error::Error;
+use crate::models::account::{Account, AccountKind, NewAccount};
+use crate::models::audit::AuditEntry;
+use crate::models::identity::Member;
+use crate::models::ids::UserId;
+use crate::models::ledger::EntryKind;
+use crate::models::limits::RateLimits;
+use crate::models::money::NanoUsd;
+use crate::models::timestamp::Timestamp;
+use crate::store::directory::SignUp;
+use crate::store::{Entry, Store, StoreError};
+
+/// What a user without an account gets at the first login.
+#[derive(Clone, Debug)]
+pub struct SignupTerms {
+    pub is_open: bool,
+    pub kind: AccountKind,
+    pub plan: Option<String>,
+    pub limit_nusd: Option<NanoUsd>,
+    pub credit: NanoUsd,
+}
+
+/// Makes a user's account and its first member, with credit where there is some: all of it or
+/// nothing, and once, however many try. The account that the user acts for; `None` when there is to
+/// be none, also for a user who had one and was removed from it.
+///
+/// # Errors
+/// The store's.
+pub async fn sign_up(
+    store: &dyn Store,
+    user: UserId,
+    terms: &SignupTerms,
+) -> Result<Option<Account>, Error> {
+    if !terms.is_open {
+        return Ok(None);
+    }
+    let sign_up = first_login(user, terms, Timestamp::now());
+    match store.sign_up(&sign_up).await {
+        Ok(()) => Ok(Some(sign_up.account)),
+        // Another login of the same user was first, here or on another machine.
+        Err(StoreError::Exists(_)) => Ok(store.member(user).await?.map(|(_, account)| account)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> SignUp {
+    let actor = format!("user:{user}");
+    let account = Account::open(
+        NewAccount {
+            // Unique: a user who signs up twice at once does it once.
+            name: actor.clone(),
+            kind: terms.kind,
+            plan: terms.plan.clone(),
+            limit_nusd: terms.limit_nusd,
+            stripe_customer_id: None,
+            rates: RateLimits::default(),
+        },
+        now,
+    );
+    let id = account.id;
+    let member = Member { user_id: user, account_id: id, created_at: now };
+    let audit = |action, subject: &dyn ToString, row| {
+        AuditEntry::new(&actor, action, subject, now).of_account(id).to(row)
+    };
+    let credit = (terms.credit > NanoUsd::ZERO).then(|| {
+        let entry = Entry {
+            account_id: id,
+            kind: EntryKind::Credit,
+            amount_nusd: terms.credit,
+            reason: "sign-up credit".to_owned(),
+            reference: Some(format!("signup:{user}")),
+            audit: None,
+        };
+        audited(&actor, entry, now)
+    });
+    SignUp {
+        account_audit: audit("account.create", &id, &shown(&account)),
+        member_audit: audit("member.create", &user, &shown(&member)),
+        account,
+        member,
+        credit,
+    }
+}
