@@ -3,6 +3,10 @@
 //! Invariant: no SQL, no prices, no sockets here.
 
 pub mod chat;
+pub mod credits;
+pub mod export;
 pub mod extract;
 pub mod health;
 pub mod models;
+mod parameters;
+pub mod usage;

@@ -4,6 +4,7 @@
 //! cause goes to the log, once, where the response is made. Every variant has its status, type and
 //! code in one exhaustive match each.
 
+use crate::models::money::OutOfRange;
 use crate::models::openai::request::Invalid;
 use axum::http::header::{ALLOW, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -343,6 +344,12 @@ impl Error {
         } else {
             tracing::debug!(http.status = status, error.code = code, "request refused: {self}");
         }
+    }
+}
+
+impl From<OutOfRange> for Error {
+    fn from(error: OutOfRange) -> Self {
+        Self::Internal(error.to_string())
     }
 }
 

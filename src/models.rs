@@ -12,6 +12,8 @@ pub mod ledger;
 pub mod limits;
 pub mod money;
 pub mod openai;
+pub mod openrouter;
 pub mod price;
+pub mod report;
 pub mod timestamp;
 pub mod usage;

@@ -1,6 +1,6 @@
 //! The one table of routes, and the layers around it in the order a request meets them.
 
-use crate::controllers::{chat, health, models};
+use crate::controllers::{chat, credits, export, health, models, usage};
 use crate::error::Error;
 use crate::models::ids::RequestId;
 use crate::state::App;
@@ -21,6 +21,13 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::create).fallback(only_post))
         .route("/v1/models", get(models::list).fallback(only_get))
         .route("/v1/models/{*id}", get(models::retrieve).fallback(only_get))
+        .route("/v1/organization/usage/completions", get(usage::completions).fallback(only_get))
+        .route("/v1/organization/costs", get(usage::costs).fallback(only_get))
+        // OpenRouter's
+        .route("/v1/key", get(credits::key).fallback(only_get))
+        .route("/v1/credits", get(credits::credits).fallback(only_get))
+        // our own
+        .route("/v1/usage.csv", get(export::usage).fallback(only_get))
         // for whoever runs this
         .route("/healthz", get(health::live).fallback(only_get))
         .route("/readyz", get(health::ready).fallback(only_get))

@@ -19,6 +19,8 @@ pub mod postgres;
 pub mod prices;
 /// What was written down.
 pub mod records;
+/// Sums, and a payer's own records.
+pub mod reports;
 pub mod sqlite;
 /// Columns, once for both.
 mod table;
@@ -32,6 +34,7 @@ pub use ops::*;
 use outbox::OutboxStore;
 use prices::PriceStore;
 use records::RecordStore;
+use reports::ReportStore;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -74,7 +77,9 @@ pub const PAGE_ROWS_MAX: i64 = 1_000;
 
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
-pub trait Store: LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore {
+pub trait Store:
+    LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore + ReportStore
+{
     /// Applies pending migrations.
     async fn migrate(&self) -> Result<(), StoreError>;
 

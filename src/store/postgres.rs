@@ -9,6 +9,7 @@ mod ledger;
 mod outbox;
 mod prices;
 mod records;
+mod reports;
 mod rows;
 
 use batch::Sql;

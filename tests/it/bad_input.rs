@@ -14,7 +14,7 @@ const CHAT: &str = "/v1/chat/completions";
 /// Every refusal has the envelope's four members, JSON's content type and a request id. A code of ""
 /// is any, a param of "" is null.
 #[track_caller]
-fn assert_refused(got: &Answered, what: &str, status: u16, code: &str, param: &str) {
+pub fn assert_refused(got: &Answered, what: &str, status: u16, code: &str, param: &str) {
     assert_eq!(got.status, status, "{what}: {}", got.text());
     let body = got.json();
     let error = body["error"].as_object().unwrap_or_else(|| panic!("{what}: {body}"));

@@ -33,4 +33,5 @@ mod stream;
 mod surface;
 mod tidy;
 mod tools;
+mod views;
 mod wire;
