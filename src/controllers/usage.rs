@@ -25,6 +25,38 @@ const ADJUSTMENT: &str = "ledger correction";
 /// A cursor is this, the beginning of the next page and the end of the last, in seconds.
 const CURSOR: &str = "page";
 
+/// What `completions` understands.
+const COMPLETIONS: &[&str] = &[
+    "start_time",
+    "end_time",
+    "bucket_width",
+    "limit",
+    "page",
+    "group_by",
+    "models",
+    "api_key_ids",
+    "user_ids",
+    "project_ids",
+    "batch",
+];
+const COMPLETIONS_GROUPS: &[&str] =
+    &["model", "api_key_id", "project_id", "user_id", "batch", "service_tier", "api_source"];
+
+/// What `costs` understands.
+const COSTS: &[&str] = &[
+    "start_time",
+    "end_time",
+    "bucket_width",
+    "limit",
+    "page",
+    "group_by",
+    "line_items",
+    "api_key_ids",
+    "user_ids",
+    "project_ids",
+];
+const COSTS_GROUPS: &[&str] = &["line_item", "api_key_id", "project_id", "user_id", "api_source"];
+
 /// What was used, in buckets.
 ///
 /// # Errors
@@ -34,36 +66,9 @@ pub async fn completions(
     principal: Principal,
     parameters: Parameters,
 ) -> Result<Json<Page<CompletionsResult>>, Error> {
-    parameters.only(&[
-        "start_time",
-        "end_time",
-        "bucket_width",
-        "limit",
-        "page",
-        "group_by",
-        "models",
-        "api_key_ids",
-        "user_ids",
-        "project_ids",
-        "batch",
-    ])?;
-    let width = match parameters.one("bucket_width")? {
-        None | Some("1d") => Width::Day,
-        Some("1h") => Width::Hour,
-        Some("1m") => Width::Minute,
-        Some(_) => return Err(not_among("bucket_width", &["1m", "1h", "1d"])),
-    };
-    let (limit_default, limit_max) = match width {
-        Width::Day => (7, 31),
-        Width::Hour => (24, 168),
-        Width::Minute => (60, 1_440),
-    };
-    let limit = parameters.number("limit", limit_default, limit_max)?;
-    let window = Window::read(&parameters, width, limit)?;
-    let group = groups(
-        &parameters,
-        &["model", "api_key_id", "project_id", "user_id", "batch", "service_tier", "api_source"],
-    )?;
+    parameters.only(COMPLETIONS)?;
+    let window = completions_window(&parameters)?;
+    let group = Groups::read(&parameters, COMPLETIONS_GROUPS)?;
     let question = Question {
         account_id: principal.account_id,
         buckets: window.buckets.clone(),
@@ -82,6 +87,17 @@ pub async fn completions(
     Ok(Json(window.page(results)))
 }
 
+fn completions_window(parameters: &Parameters) -> Result<Window, Error> {
+    let (width, limit_default, limit_max) = match parameters.one("bucket_width")? {
+        None | Some("1d") => (Width::Day, 7, 31),
+        Some("1h") => (Width::Hour, 24, 168),
+        Some("1m") => (Width::Minute, 60, 1_440),
+        Some(_) => return Err(not_among("bucket_width", &["1m", "1h", "1d"])),
+    };
+    let limit = parameters.number("limit", limit_default, limit_max)?;
+    Window::read(parameters, width, limit)
+}
+
 /// What was paid, in days.
 ///
 /// # Errors
@@ -91,25 +107,13 @@ pub async fn costs(
     principal: Principal,
     parameters: Parameters,
 ) -> Result<Json<Page<CostsResult>>, Error> {
-    parameters.only(&[
-        "start_time",
-        "end_time",
-        "bucket_width",
-        "limit",
-        "page",
-        "group_by",
-        "line_items",
-        "api_key_ids",
-        "user_ids",
-        "project_ids",
-    ])?;
+    parameters.only(COSTS)?;
     if parameters.one("bucket_width")?.is_some_and(|width| width != "1d") {
         return Err(not_among("bucket_width", &["1d"]));
     }
     let limit = parameters.number("limit", 7, 180)?;
     let window = Window::read(&parameters, Width::Day, limit)?;
-    let supported = &["line_item", "api_key_id", "project_id", "user_id", "api_source"];
-    let group = groups(&parameters, supported)?;
+    let group = Groups::read(&parameters, COSTS_GROUPS)?;
     let line_items = parameters.many("line_items")?;
     let has_adjustments = |items: &Vec<String>| items.iter().any(|item| item == ADJUSTMENT);
     let items = Items { adjustments: line_items.as_ref().is_none_or(has_adjustments) };
@@ -197,6 +201,15 @@ fn continued(cursor: &str, whole: Span, has_end: bool) -> Option<Span> {
 struct Groups(Vec<String>);
 
 impl Groups {
+    fn read(parameters: &Parameters, supported: &[&str]) -> Result<Self, Error> {
+        let groups = parameters.many("group_by")?.unwrap_or_default();
+        if groups.iter().all(|group| supported.contains(&group.as_str())) {
+            Ok(Self(groups))
+        } else {
+            Err(not_among("group_by", supported))
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
         self.0.iter().any(|group| group == name)
     }
@@ -204,15 +217,6 @@ impl Groups {
     /// OpenAI's word for what did not come from its agents.
     fn api_source(&self) -> Option<&'static str> {
         self.has("api_source").then_some("unlabeled")
-    }
-}
-
-fn groups(parameters: &Parameters, supported: &[&str]) -> Result<Groups, Error> {
-    let groups = parameters.many("group_by")?.unwrap_or_default();
-    if groups.iter().all(|group| supported.contains(&group.as_str())) {
-        Ok(Groups(groups))
-    } else {
-        Err(not_among("group_by", supported))
     }
 }
 

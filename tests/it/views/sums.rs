@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{COSTS, Sums, USAGE, copy, expected, forget, hours_from_now, id_at, nano, results};
 use super::{see, traffic};
 use crate::app::{Setup, Store, TestApp, both_stores};
+use crate::bad_input::assert_refused;
 use crate::promises::corrected;
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
@@ -16,6 +17,8 @@ both_stores!(
     pages_follow_one_another_to_the_end,
     nobody_sees_anothers_figures,
     a_correction_is_in_the_figures,
+    a_correction_by_hand_is_an_item_of_its_own,
+    an_answer_is_bounded,
     a_key_and_its_account_are_shown,
 );
 
@@ -58,7 +61,8 @@ async fn usage_and_costs_are_what_the_records_say(store: Store) {
     assert_eq!(shown(&usage, "model"), figures.collect());
     for (_, result) in results(&usage) {
         assert_eq!(result["object"], json!("organization.usage.completions.result"));
-        assert_eq!(result["input_cached_tokens"], json!(5), "half of the calls: {result}");
+        let calls = result["num_model_requests"].as_i64().expect("a number");
+        assert_eq!(result["input_cached_tokens"], json!(5 * calls / 2), "the plain half: {result}");
         let parts = ["input_cached_tokens", "input_cache_write_tokens", "input_uncached_tokens"];
         let sum: i64 = parts.iter().filter_map(|name| result[*name].as_i64()).sum();
         assert_eq!(json!(sum), result["input_tokens"]);
@@ -132,14 +136,14 @@ async fn a_record_is_in_the_bucket_of_its_instant(store: Store) {
         .map(|at| id_at(at, 1));
     copy(&app, store, &record, &ids).await;
     let day = i64::try_from(DAY).expect("a time");
-    let cases: [(&str, i64, i64, &[(i64, i64)]); 6] = [
-        ("1d", day - 86_400, day + 86_400, &[(day - 86_400, 1), (day, 4)]),
-        ("1d", day, day + 86_400, &[(day, 4)]),
-        ("1h", day - 3_600, day + 86_400, &[(day - 3_600, 1), (day, 3), (day + 82_800, 1)]),
-        ("1m", day - 60, day + 120, &[(day - 60, 1), (day, 2), (day + 60, 1)]),
+    let cases = [
+        ("1d", day - 86_400, day + 86_400, vec![(day - 86_400, 1), (day, 4)]),
+        ("1d", day, day + 86_400, vec![(day, 4)]),
+        ("1h", day - 3_600, day + 86_400, vec![(day - 3_600, 1), (day, 3), (day + 82_800, 1)]),
+        ("1m", day - 60, day + 120, vec![(day - 60, 1), (day, 2), (day + 60, 1)]),
         // A span that begins and ends beside the boundaries has what is in it, and no more.
-        ("1d", day + 60, day + 86_399, &[(day + 60, 1)]),
-        ("1d", day + 1, day + 60, &[(day + 1, 1)]),
+        ("1d", day + 60, day + 86_399, vec![(day + 60, 1)]),
+        ("1d", day + 1, day + 60, vec![(day + 1, 1)]),
     ];
     for (width, start, end, expected) in cases {
         let query = format!("start_time={start}&end_time={end}&bucket_width={width}&limit=31");
@@ -183,7 +187,8 @@ async fn pages_follow_one_another_to_the_end(store: Store) {
     for pair in buckets.windows(2) {
         assert_eq!(pair[0]["end_time"], pair[1]["start_time"], "no gap and no overlap");
     }
-    let calls = results(&whole).iter().map(|(_, row)| row["num_model_requests"].as_i64());
+    let whole = results(&whole);
+    let calls = whole.iter().map(|(_, row)| row["num_model_requests"].as_i64());
     // Those at 0 and after 3,999 seconds are not in the span.
     assert_eq!(calls.map(Option::unwrap_or_default).sum::<i64>(), 99);
     // Without an end the last bucket is the one that is not over.
@@ -217,8 +222,8 @@ async fn nobody_sees_anothers_figures(store: Store) {
         let got = app.ask(&crate::client::Ask::get(&ask).bearer(&theirs)).await;
         assert_eq!(got.status, 400, "{}", got.text());
     }
-    let csv = app.ask(&crate::client::Ask::get(&format!("/v1/usage.csv?{query}")).bearer(&theirs));
-    assert_eq!(csv.await.ok().lines().count(), 1, "the header only");
+    let ask = crate::client::Ask::get(&format!("/v1/usage.csv?{query}")).bearer(&theirs);
+    assert_eq!(app.ask(&ask).await.ok().lines().count(), 1, "the header only");
     let credits = see(&app, &theirs, "/v1/credits").await;
     assert_eq!(credits.to_string(), r#"{"data":{"total_credits":3,"total_usage":0}}"#);
     assert_eq!(see(&app, &theirs, "/v1/key").await["data"]["usage"], json!(0));
@@ -243,6 +248,72 @@ async fn a_correction_is_in_the_figures(store: Store) {
     let line = csv.lines().nth(1).expect("a record");
     assert!(line.contains(",lookup,12,"), "where its numbers are from now: {line}");
     assert!(line.contains(",0.0000012,20"), "the net charge and when it was corrected: {line}");
+    app.finish().await;
+}
+
+/// No command enters a correction by hand yet: this one is written into the ledger, and taken away.
+async fn a_correction_by_hand_is_an_item_of_its_own(store: Store) {
+    let app = TestApp::start(store).await;
+    traffic(&app, &app.key).await;
+    let spent: i64 = app.books.records().await.iter().map(|record| record.charge_nusd).sum();
+    let entry = |seq: i64, amount: i64, at: &str| {
+        format!(
+            "INSERT INTO ledger_entries (account_id, seq, kind, amount_nusd, balance_nusd, \
+             reason, created_at, previous_hash, hash) VALUES \
+             ('{}', {seq}, 'correction', {amount}, 0, 'x', '{at}', '', '')",
+            app.account
+        )
+    };
+    // The last microsecond of one day, and the first two of the next.
+    for (seq, amount, at) in [
+        (901, 5_000, "2025-03-09T23:59:59.999999Z"),
+        (902, -700, "2025-03-10T00:00:00.000000Z"),
+        (903, -20, "2025-03-10T00:00:00.000001Z"),
+    ] {
+        app.books.tamper(&entry(seq, amount, at)).await;
+    }
+    let day = i64::try_from(DAY).expect("a time");
+    let query = format!("{COSTS}?start_time={}&end_time={}", day - 86_400, day + 86_400);
+    let costs = see(&app, &app.key, &format!("{query}&group_by=line_item")).await;
+    let seen: Vec<_> = results(&costs)
+        .into_iter()
+        .map(|(at, row)| (at, text(&row["line_item"]), nano(&row["amount"]["value"])))
+        .collect();
+    let item = || "ledger correction".to_string();
+    assert_eq!(seen, [(day - 86_400, item(), -5_000), (day, item(), 720)], "{costs}");
+    for (filter, count) in [("line_items=ledger+correction", 2), ("line_items=x", 0)] {
+        let costs = see(&app, &app.key, &format!("{query}&{filter}")).await;
+        assert_eq!(results(&costs).len(), count, "{costs}");
+    }
+    // Without groups it is part of the day.
+    app.books.tamper(&entry(904, -40, "2999-01-01T00:00:00.000000Z")).await;
+    let moved =
+        "UPDATE ledger_entries SET created_at = (SELECT MAX(started_at) FROM usage_records)";
+    app.books.tamper(&format!("{moved} WHERE seq = 904")).await;
+    let path = format!("{COSTS}?start_time={}", hours_from_now(-2));
+    let costs = see(&app, &app.key, &path).await;
+    let amounts = results(&costs).into_iter().map(|(_, row)| nano(&row["amount"]["value"]));
+    assert_eq!(amounts.sum::<i64>(), spent + 40, "{costs}");
+    app.books.tamper("DELETE FROM ledger_entries WHERE seq > 900").await;
+    app.finish().await;
+}
+
+async fn an_answer_is_bounded(store: Store) {
+    let app = TestApp::start(store).await;
+    let record = one_record(&app).await;
+    let ids: Vec<_> = (0..10_001).map(|number| id_at(DAY * 1_000, number)).collect();
+    copy(&app, store, &record, &ids).await;
+    let name = if store == Store::Sqlite { "id" } else { "id::text" };
+    app.books
+        .tamper(&format!("UPDATE usage_records SET model = {name} WHERE id <> '{record}'"))
+        .await;
+    let query = format!("{USAGE}?start_time={DAY}&end_time={}&group_by=model", DAY + 60);
+    let refused = app.get(&query).await;
+    assert_refused(&refused, "10,001 models", 400, "", "group_by");
+    // One fewer fits.
+    forget(&app, &ids[..1]).await;
+    assert_eq!(results(&see(&app, &app.key, &query).await).len(), 10_000);
+    forget(&app, &ids).await;
     app.finish().await;
 }
 
