@@ -1,6 +1,6 @@
 //! OpenRouter's answers about a key and an account's credits, as Tollgate writes them.
 //!
-//! Invariant: the members are OpenRouter's, all of them; amounts are the exact decimals of integers.
+//! Invariant: the members are OpenRouter's, all of them; amounts are exact decimals of integers.
 //! <https://openrouter.ai/docs/api-reference/api-keys/get-current-key>
 //! <https://openrouter.ai/docs/api-reference/credits/get-credits>
 

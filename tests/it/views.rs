@@ -61,7 +61,9 @@ pub async fn traffic(app: &TestApp, key: &str) {
         app.ask(&app.chat_ask(&streamed(model)).bearer(key)).await.ok();
     }
     app.upstream.script(Script::json(500, "{}"));
-    app.ask(&app.chat_ask(&question(MODEL)).bearer(key)).await;
+    let last = app.ask(&app.chat_ask(&question(MODEL)).bearer(key)).await;
+    // Settled in order: when the last record is there, all are.
+    app.record_of(&last).await;
     app.settled().await;
 }
 

@@ -8,9 +8,8 @@ use crate::models::report::{Adjustment, CreditTotals, Question, Span, UsageLine,
 use crate::models::timestamp::Timestamp;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::classify;
-use crate::store::reports::{
-    Dialect, GROUPS_MAX, ReportStore, STATEMENT_WAIT, groups, ids_of, lines, totals,
-};
+use crate::store::reports::statements::{Dialect, groups, ids_of, lines, totals};
+use crate::store::reports::{GROUPS_MAX, ReportStore, STATEMENT_WAIT};
 use crate::store::table::parse;
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
@@ -69,7 +68,8 @@ impl ReportStore for PostgresStore {
               FROM unnest($2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY \
               AS b (from_at, until_at, n) \
               JOIN ledger_entries e ON e.account_id = $1 AND e.request_id IS NULL \
-              AND e.kind = 'correction' AND e.created_at >= b.from_at AND e.created_at < b.until_at \
+              AND e.kind = 'correction' \
+              AND e.created_at >= b.from_at AND e.created_at < b.until_at \
               GROUP BY b.n) r",
         )
         .bind(account.0)

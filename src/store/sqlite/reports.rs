@@ -6,10 +6,10 @@
 use crate::models::ids::{AccountId, RequestId};
 use crate::models::report::{Adjustment, CreditTotals, Question, Span, UsageLine, UsageSum};
 use crate::models::timestamp::Timestamp;
-use crate::store::reports::{
-    Dialect, GROUPS_MAX, ReportStore, STATEMENT_WAIT, groups, ids_of, line_names, lines, sum_names,
-    totals,
+use crate::store::reports::statements::{
+    Dialect, groups, ids_of, line_names, lines, sum_names, totals,
 };
+use crate::store::reports::{GROUPS_MAX, ReportStore, STATEMENT_WAIT};
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::rows::classify;
 use crate::store::table::parse;
