@@ -6,6 +6,10 @@
 pub mod admin;
 pub mod chat;
 pub mod client;
+pub mod credits;
+pub mod export;
 pub mod extract;
 pub mod health;
 pub mod models;
+mod parameters;
+pub mod usage;

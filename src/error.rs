@@ -5,6 +5,7 @@
 //! code in one exhaustive match each.
 
 use crate::models::limits::{Limited, Rate, Room, millis_up};
+use crate::models::money::OutOfRange;
 use crate::models::openai::request::Invalid;
 use axum::http::header::{ALLOW, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -419,6 +420,12 @@ pub fn insert_room(headers: &mut HeaderMap, room: &Room) {
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(HeaderName::from_static(name), value);
         }
+    }
+}
+
+impl From<OutOfRange> for Error {
+    fn from(error: OutOfRange) -> Self {
+        Self::Internal(error.to_string())
     }
 }
 

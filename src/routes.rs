@@ -1,7 +1,7 @@
 //! The one table of routes, and the layers around it in the order a request meets them.
 
-use crate::controllers::admin::{accounts, credits, keys, members, prices, records};
-use crate::controllers::{chat, health, models};
+use crate::controllers::admin::{accounts, credits as entries, keys, members, prices, records};
+use crate::controllers::{chat, credits, export, health, models, usage};
 use crate::error::Error;
 use crate::models::ids::RequestId;
 use crate::state::App;
@@ -23,6 +23,13 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::create).fallback(only("POST")))
         .route("/v1/models", get(models::list).fallback(only(GET)))
         .route("/v1/models/{*id}", get(models::retrieve).fallback(only(GET)))
+        .route("/v1/organization/usage/completions", get(usage::completions).fallback(only(GET)))
+        .route("/v1/organization/costs", get(usage::costs).fallback(only(GET)))
+        // OpenRouter's
+        .route("/v1/key", get(credits::key).fallback(only(GET)))
+        .route("/v1/credits", get(credits::credits).fallback(only(GET)))
+        // our own
+        .route("/v1/usage.csv", get(export::usage).fallback(only(GET)))
         // for whoever watches this
         .route("/healthz", get(health::live).fallback(only(GET)))
         .route("/readyz", get(health::ready).fallback(only(GET)))
@@ -57,8 +64,8 @@ fn admin() -> Router<Arc<App>> {
             "/admin/v1/accounts/{id}/keys",
             get(keys::list).post(keys::create).fallback(only("GET, HEAD, POST")),
         )
-        .route("/admin/v1/accounts/{id}/credits", post(credits::create).fallback(only("POST")))
-        .route("/admin/v1/accounts/{id}/ledger", get(credits::ledger).fallback(only(GET)))
+        .route("/admin/v1/accounts/{id}/credits", post(entries::create).fallback(only("POST")))
+        .route("/admin/v1/accounts/{id}/ledger", get(entries::ledger).fallback(only(GET)))
         .route("/admin/v1/accounts/{id}/usage", get(records::usage).fallback(only(GET)))
         .route(
             "/admin/v1/keys/{id}",

@@ -27,4 +27,5 @@ pub mod upstream;
 // === what goes on beside requests ===
 pub mod late;
 pub mod recovery;
+pub mod reports;
 pub mod verify;

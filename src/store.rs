@@ -19,6 +19,8 @@ pub mod postgres;
 pub mod prices;
 /// What was written down.
 pub mod records;
+/// Sums, and a payer's own records.
+pub mod reports;
 pub mod sqlite;
 /// Columns, once for both.
 mod table;
@@ -32,6 +34,7 @@ pub use ops::*;
 use outbox::OutboxStore;
 use prices::PriceStore;
 use records::RecordStore;
+use reports::ReportStore;
 use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +82,9 @@ const WINDOW_UNUSED_FOR: Duration = Duration::from_secs(3_600);
 
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
-pub trait Store: LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore {
+pub trait Store:
+    LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore + ReportStore
+{
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;
 

@@ -17,6 +17,7 @@ use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Ledger, Writer};
 use crate::services::recovery::Recovery;
+use crate::services::reports::Reports;
 use crate::services::settle::Settler;
 use crate::services::tokens::Vocabularies;
 use crate::services::upstream::Upstream;
@@ -151,7 +152,8 @@ async fn build(
     let signup = signup_terms(&config, &table)?;
     let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait)?;
     let leaving = CancellationToken::new();
-    let app = App { config, store, auth, catalog, admission, leaving, stop };
+    let reports = Reports::new(store.clone());
+    let app = App { config, store, auth, catalog, admission, reports, leaving, stop };
     Ok((Arc::new(app), writer))
 }
 

@@ -1,6 +1,7 @@
 //! Typed ids: a UUIDv7 each, so that an account cannot stand where a request is meant and rows
 //! sort by the time they were made.
 
+use super::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -51,6 +52,15 @@ id!(
     /// One request; also the id of its hold and of its usage record.
     RequestId
 );
+impl RequestId {
+    /// Below every id made at this instant or later, and above those made before it.
+    #[must_use]
+    pub fn floor(at: Timestamp) -> Self {
+        let millis = u128::try_from(at.unix_millis()).unwrap_or_default();
+        Self(Uuid::from_u128(millis << 80))
+    }
+}
+
 id!(
     /// One running Tollgate process: the owner of holds.
     InstanceId

@@ -64,6 +64,24 @@ pub struct KeyLimits {
     pub total: Option<NanoUsd>,
 }
 
+/// A window of a key's budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    Day,
+    Week,
+    Month,
+    Total,
+}
+
+/// The window that decides what a key may still spend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TightestWindow {
+    pub window: Window,
+    pub limit: NanoUsd,
+    /// Negative when it is overdrawn.
+    pub left: NanoUsd,
+}
+
 impl KeyBudget {
     #[must_use]
     pub fn open(api_key_id: ApiKeyId, limits: KeyLimits, now: Timestamp) -> Self {
@@ -112,19 +130,27 @@ impl KeyBudget {
 
     /// What the tightest window leaves; to be asked after [`KeyBudget::roll`].
     pub fn available(&self) -> Result<NanoUsd, OutOfRange> {
+        Ok(self.tightest()?.map_or(NanoUsd(i64::MAX), |window| window.left))
+    }
+
+    /// The window that leaves least, where there is a limit; to be asked after
+    /// [`KeyBudget::roll`].
+    pub fn tightest(&self) -> Result<Option<TightestWindow>, OutOfRange> {
         let windows = [
-            (self.day_limit_nusd, self.day_nusd),
-            (self.week_limit_nusd, self.week_nusd),
-            (self.month_limit_nusd, self.month_nusd),
-            (self.total_limit_nusd, self.total_nusd),
+            (Window::Day, self.day_limit_nusd, self.day_nusd),
+            (Window::Week, self.week_limit_nusd, self.week_nusd),
+            (Window::Month, self.month_limit_nusd, self.month_nusd),
+            (Window::Total, self.total_limit_nusd, self.total_nusd),
         ];
-        let mut least = NanoUsd(i64::MAX);
-        for (limit, spent) in windows {
-            if let Some(limit) = limit {
-                least = least.min(limit.minus(spent)?.minus(self.held_nusd)?);
+        let mut tightest: Option<TightestWindow> = None;
+        for (window, limit, spent) in windows {
+            let Some(limit) = limit else { continue };
+            let left = limit.minus(spent)?.minus(self.held_nusd)?;
+            if tightest.is_none_or(|known| left < known.left) {
+                tightest = Some(TightestWindow { window, limit, left });
             }
         }
-        Ok(least)
+        Ok(tightest)
     }
 
     /// Counts a charge in every window.

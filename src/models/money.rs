@@ -4,7 +4,8 @@
 //! are `i128`; one rounding per charge, and its rule is [`NanoUsd::from_pico_ceil`]. No floats:
 //! decimals are read from their text.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
 use std::fmt;
 
 /// An amount in nano-USD; up to about 9.2 billion dollars.
@@ -94,6 +95,18 @@ impl fmt::Display for NanoUsd {
             "" => write!(f, "{sign}{whole}"),
             digits => write!(f, "{sign}{whole}.{digits}"),
         }
+    }
+}
+
+/// An amount as a JSON number of dollars: its decimal text, which no float has touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usd(pub NanoUsd);
+
+impl Serialize for Usd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let number =
+            RawValue::from_string(self.0.to_string()).map_err(serde::ser::Error::custom)?;
+        number.serialize(serializer)
     }
 }
 
@@ -241,6 +254,15 @@ mod tests {
         assert_eq!(NanoUsd(10_000_000_000).to_string(), "10");
         assert_eq!(NanoUsd(-1).to_string(), "-0.000000001");
         assert_eq!(NanoUsd(i64::MIN).to_string(), "-9223372036.854775808");
+    }
+
+    #[test]
+    fn dollars_in_json_are_their_exact_text() {
+        let json = |nano| serde_json::to_string(&Usd(NanoUsd(nano))).unwrap();
+        assert_eq!(json(300_000_000), "0.3");
+        assert_eq!(json(9_007_199_254_740_993), "9007199.254740993");
+        assert_eq!(json(-1), "-0.000000001");
+        assert_eq!(json(0), "0");
     }
 
     #[test]

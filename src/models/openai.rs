@@ -7,3 +7,4 @@ pub mod answer;
 mod lenient;
 pub mod request;
 pub mod splice;
+pub mod usage;

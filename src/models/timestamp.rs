@@ -37,6 +37,18 @@ impl Timestamp {
         self.0
     }
 
+    /// Whole seconds since 1970, what is below one cut off.
+    #[must_use]
+    pub fn unix_seconds(self) -> i64 {
+        self.0.div_euclid(MICROS_PER_SECOND)
+    }
+
+    /// Whole milliseconds since 1970: what a UUIDv7 begins with.
+    #[must_use]
+    pub fn unix_millis(self) -> i64 {
+        self.0.div_euclid(MICROS_PER_SECOND / 1_000)
+    }
+
     fn from_datetime(at: OffsetDateTime) -> Self {
         let micros = at.unix_timestamp_nanos() / 1_000;
         Self(i64::try_from(micros).unwrap_or(i64::MAX))

@@ -10,6 +10,7 @@ mod outbox;
 mod pooler;
 mod prices;
 mod records;
+mod reports;
 mod rows;
 
 use batch::Sql;

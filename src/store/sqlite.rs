@@ -9,6 +9,7 @@ mod ledger;
 mod outbox;
 mod prices;
 mod records;
+mod reports;
 mod rows;
 
 use batch::Sql;
@@ -27,12 +28,16 @@ use std::time::Duration;
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
+    /// For sums, which may take seconds.
+    reporters: SqlitePool,
     sinks: Vec<String>,
     sql: Sql,
 }
 
 /// Look-ups of keys are short; more readers than cores only wait for each other.
 const READERS_MAX: u32 = 2;
+/// Sums are work for a processor each.
+const REPORTERS_MAX: u32 = 2;
 /// How long a writer waits for another process (a command beside the server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection of ours.
@@ -58,8 +63,9 @@ impl SqliteStore {
             .connect_with(options.clone())
             .await
             .map_err(|error| StoreError::Setup(format!("cannot open the SQLite file: {error}")))?;
-        let readers = pool(READERS_MAX).connect_lazy_with(options);
-        Ok(Self { writer, readers, sinks, sql: Sql::new() })
+        let readers = pool(READERS_MAX).connect_lazy_with(options.clone());
+        let reporters = pool(REPORTERS_MAX).connect_lazy_with(options);
+        Ok(Self { writer, readers, reporters, sinks, sql: Sql::new() })
     }
 }
 

@@ -39,4 +39,5 @@ mod supabase;
 mod surface;
 mod tidy;
 mod tools;
+mod views;
 mod wire;

@@ -1,0 +1,131 @@
+//! Sums and a payer's own records, on PostgreSQL.
+//!
+//! Invariant: a statement runs in a transaction that ends it after `STATEMENT_WAIT`. Buckets are
+//! ranges of ids, so that months without them are pruned and each is one range of an index.
+
+use crate::models::ids::{AccountId, RequestId};
+use crate::models::report::{Adjustment, CreditTotals, Question, Span, UsageLine, UsageSum};
+use crate::models::timestamp::Timestamp;
+use crate::store::postgres::PostgresStore;
+use crate::store::postgres::rows::classify;
+use crate::store::reports::statements::{Dialect, groups, ids_of, lines, totals};
+use crate::store::reports::{GROUPS_MAX, ReportStore, STATEMENT_WAIT};
+use crate::store::table::parse;
+use crate::store::{PAGE_ROWS_MAX, StoreError};
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, Postgres, Transaction};
+use uuid::Uuid;
+
+const DIALECT: Dialect = Dialect {
+    from: "b.from_id",
+    until: "b.until_id",
+    is_asked: "($4 IS NULL OR u.model = ANY($4)) AND ($5 IS NULL OR u.api_key_id = ANY($5))",
+    no_model: "NULL::text",
+    no_key: "NULL::uuid",
+};
+
+#[async_trait]
+impl ReportStore for PostgresStore {
+    async fn usage_sums(&self, question: &Question) -> Result<Vec<UsageSum>, StoreError> {
+        let (from, until): (Vec<Uuid>, Vec<Uuid>) =
+            question.buckets.iter().map(ids_of).map(|(from, until)| (from.0, until.0)).unzip();
+        let keys =
+            question.keys.as_ref().map(|keys| keys.iter().map(|id| id.0).collect::<Vec<_>>());
+        let statement = format!(
+            "SELECT row_to_json(r)::text FROM \
+             (SELECT b.n - 1 AS bucket, s.model, s.api_key_id, {} \
+              FROM unnest($2, $3) WITH ORDINALITY AS b (from_id, until_id, n) \
+              CROSS JOIN LATERAL ({}) s \
+              GROUP BY b.n, s.model, s.api_key_id LIMIT {}) r",
+            totals(),
+            groups(question, &DIALECT),
+            GROUPS_MAX + 1,
+        );
+        let mut tx = self.bounded().await?;
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(question.account_id.0)
+            .bind(from)
+            .bind(until)
+            .bind(question.models.as_ref())
+            .bind(keys)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn adjustments(
+        &self,
+        account: AccountId,
+        buckets: &[Span],
+    ) -> Result<Vec<Adjustment>, StoreError> {
+        let (from, until): (Vec<String>, Vec<String>) =
+            buckets.iter().map(|span| (span.from.to_string(), span.until.to_string())).unzip();
+        let mut tx = self.bounded().await?;
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT row_to_json(r)::text FROM \
+             (SELECT b.n - 1 AS bucket, SUM(e.amount_nusd)::bigint AS amount_nusd \
+              FROM unnest($2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY \
+              AS b (from_at, until_at, n) \
+              JOIN ledger_entries e ON e.account_id = $1 AND e.request_id IS NULL \
+              AND e.kind = 'correction' \
+              AND e.created_at >= b.from_at AND e.created_at < b.until_at \
+              GROUP BY b.n) r",
+        )
+        .bind(account.0)
+        .bind(from)
+        .bind(until)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn credit_totals(&self, account: AccountId) -> Result<Option<CreditTotals>, StoreError> {
+        let mut tx = self.bounded().await?;
+        let row: Option<String> = sqlx::query_scalar(
+            "SELECT row_to_json(r)::text FROM \
+             (SELECT a.balance_nusd, (SELECT COALESCE(SUM(e.amount_nusd), 0)::bigint \
+               FROM ledger_entries e WHERE e.account_id = a.id AND e.request_id IS NULL \
+               AND e.kind = 'credit') AS credited_nusd \
+              FROM accounts a WHERE a.id = $1) r",
+        )
+        .bind(account.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(classify)?;
+        Ok(row.map(|row| serde_json::from_str(&row)).transpose()?)
+    }
+
+    async fn usage_lines(
+        &self,
+        account: AccountId,
+        after: RequestId,
+        before: Timestamp,
+    ) -> Result<Vec<UsageLine>, StoreError> {
+        let statement = format!("SELECT row_to_json(r)::text FROM ({}) r", lines());
+        let mut tx = self.bounded().await?;
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(account.0)
+            .bind(after.0)
+            .bind(RequestId::floor(before).0)
+            .bind(PAGE_ROWS_MAX)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
+    }
+}
+
+impl PostgresStore {
+    /// A transaction that only reads, and whose statements end in time.
+    async fn bounded(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        sqlx::query("SELECT set_config('statement_timeout', $1, true)")
+            .bind(STATEMENT_WAIT.as_millis().to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(classify)?;
+        Ok(tx)
+    }
+}
