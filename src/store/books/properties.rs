@@ -302,6 +302,8 @@ fn a_record_without_a_user_has_the_hash_it_had_before_there_were_users() {
 #[test]
 fn columns_are_the_members_of_their_structs_in_their_order() {
     use crate::models::identity::Member;
+    use crate::models::ids::UserId;
+    use crate::models::price::PriceTable;
     use crate::store::table;
     fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
         let text = serde_json::to_string(row).unwrap();
@@ -335,7 +337,10 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
     let entry = post(&mut chained, posting, now()).unwrap();
     let audit = AuditEntry::new("a", "b", &1, now());
     let member = Member { user_id: UserId::generate(), account_id: account, created_at: now() };
+    let prices =
+        PriceTable { version: 1, text: "t".to_owned(), actor: "a".to_owned(), created_at: now() };
     for (table, members) in [
+        (&table::PRICE_TABLES, members(&prices)),
         (&table::AUDIT_LOG, members(&audit)),
         (&table::MEMBERS, members(&member)),
         (&table::ACCOUNTS, members(&chained)),

@@ -32,9 +32,10 @@ CREATE POLICY ledger_entries_own ON ledger_entries FOR SELECT USING (account_id 
 -- later migration that makes a table replaces this function with a longer list.
 CREATE FUNCTION tollgate_tables() RETURNS SETOF REGCLASS LANGUAGE sql STABLE AS $$
     SELECT found FROM unnest(ARRAY[
-        '_sqlx_migrations', 'accounts', 'api_keys', 'audit_log', 'billing_events', 'holds',
+        '_sqlx_migrations', 'accounts', 'api_keys', 'audit_log', 'billing_events', 'billing_sinks',
+        'export_lanes', 'exports', 'holds',
         'idempotency_keys', 'key_budgets', 'ledger_entries', 'lookups', 'members', 'price_changes',
-        'prices', 'usage_corrections', 'usage_records'
+        'price_tables', 'prices', 'rate_windows', 'usage_corrections', 'usage_records'
     ]) AS name, to_regclass(name) AS found WHERE found IS NOT NULL
     UNION ALL
     SELECT inhrelid::REGCLASS FROM pg_inherits WHERE inhparent = to_regclass('usage_records')
