@@ -87,9 +87,13 @@ fn admin() -> Router<Arc<App>> {
 /// A request to the admin API that takes longer is given up: the database does not answer.
 const ADMIN_WAIT: Duration = Duration::from_secs(15);
 
+/// In a task of its own: a change that has begun is finished and other processes are told of it,
+/// also when its client has gone or its time is over.
 async fn bounded(request: Request, next: Next) -> Result<Response, Error> {
-    let answer = tokio::time::timeout(ADMIN_WAIT, next.run(request)).await;
-    answer.map_err(|_| Error::Database("no answer in time".to_owned()))
+    let work = tokio::spawn(next.run(request).in_current_span());
+    let answer = tokio::time::timeout(ADMIN_WAIT, work).await;
+    let answer = answer.map_err(|_| Error::Database("no answer in time".to_owned()))?;
+    answer.map_err(|error| Error::Internal(format!("the admin API: {error}")))
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -41,7 +41,7 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// A body that takes longer to arrive is given up.
 const BODY_WAIT: Duration = Duration::from_secs(60);
 
-/// The largest form is a price table of 1 MiB, every byte of it escaped.
+/// The largest form is a price table of 1 MiB, with room for what is escaped in it.
 const FORM_BYTES_MAX: usize = 4 << 20;
 /// Within the time that a request to the admin API has in all.
 const FORM_WAIT: Duration = Duration::from_secs(10);
@@ -108,7 +108,7 @@ fn misfit(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
     let member = error.path().to_string();
     let fault = error.into_inner();
     if member == "." {
-        // The fault itself names a member that is missing or unknown.
+        // The fault itself names a member that is missing.
         return invalid(format!("The body does not fit: {fault}."));
     }
     let message = format!("Invalid '{member}': {fault}.");
