@@ -39,8 +39,8 @@ pub type TellMember<'a> = &'a (dyn Fn(Option<&Member>) -> AuditEntry + Sync);
 pub trait DirectoryStore: Send + Sync {
     async fn create_account(&self, account: &Account, audit: &AuditEntry)
     -> Result<(), StoreError>;
-    /// Writes what `decide` changes, of what an operator may change, and its entry; without a change
-    /// neither. The account as it is then; `None` without such an account.
+    /// Writes what `decide` changes, of what an operator may change, and its entry; neither where
+    /// nothing changes. The account as it is then; `None` without such an account.
     async fn update_account(
         &self,
         id: AccountId,

@@ -1,5 +1,5 @@
-//! `/admin/v1`: accounts, members, keys, credits, prices and the audit log over HTTP, as the program
-//! uses it that runs the service; and that nobody else can.
+//! `/admin/v1`: accounts, members, keys, credits, prices and the audit log over HTTP, as it is used
+//! by the program that runs the service; and that nobody else can.
 
 mod accounts;
 mod at_once;
