@@ -148,8 +148,7 @@ async fn build(
         instance: InstanceId::generate(),
         terms: HoldTerms::of(&config),
     };
-    let table = OperatorTable::in_force(store.as_ref(), config.money.prices.as_deref()).await?;
-    let signup = signup_terms(&config, &table)?;
+    let signup = signup_terms(&config, store.as_ref()).await?;
     let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait)?;
     let leaving = CancellationToken::new();
     let reports = Reports::new(store.clone());
@@ -158,19 +157,19 @@ async fn build(
 }
 
 /// What a first login gets, by the plan that is named for it.
-fn signup_terms(config: &Config, table: &OperatorTable) -> anyhow::Result<SignupTerms> {
+async fn signup_terms(config: &Config, store: &dyn Store) -> anyhow::Result<SignupTerms> {
     let SignupConfig { is_open, plan, credit } = &config.identity.signup;
     let found = match plan {
-        Some(name) => Some(
-            table
-                .plan(name)
-                .with_context(|| format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»"))?,
-        ),
+        Some(name) => {
+            let table = OperatorTable::in_force(store, config.money.prices.as_deref()).await?;
+            let unknown = || format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»");
+            Some(table.plan(name).cloned().with_context(unknown)?)
+        }
         None => None,
     };
     Ok(SignupTerms {
         is_open: *is_open,
-        kind: found.map_or(AccountKind::Prepaid, |plan| plan.kind),
+        kind: found.as_ref().map_or(AccountKind::Prepaid, |plan| plan.kind),
         plan: plan.clone(),
         limit_nusd: found.and_then(|plan| plan.limit_nusd),
         credit: *credit,

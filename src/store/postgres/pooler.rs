@@ -19,7 +19,8 @@ use std::time::Duration;
 /// because a session pooler counts them, and commands ask as well.
 const CLIENTS: usize = 3;
 /// Whose turn it is. A pooler that gives out the server used last shows itself in the second turn,
-/// one that goes round in the fourth, and one under the load of others by not being lucky six times.
+/// one that goes round in the fourth, and one under the load of others by not being lucky six
+/// times.
 const TURNS: [usize; 9] = [0, 1, 2, 2, 1, 0, 1, 2, 0];
 /// For all the turns: a database that takes longer is away.
 const TURNS_TIMEOUT: Duration = Duration::from_secs(5);
