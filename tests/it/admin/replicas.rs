@@ -1,7 +1,7 @@
 //! Two processes on one PostgreSQL: what one is told, the other does; and a database that falls
 //! silent is said to be away.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -19,11 +19,16 @@ async fn status_at(base_url: &str, key: &str) -> u16 {
     Exchange::open(address_of(base_url), &ask).await.finish().await.status
 }
 
+/// What is remembered of a key ages in 10 seconds: sooner than this it was the news.
+const NEWS_WAIT: Duration = Duration::from_secs(5);
+
 /// Waits for it, and says how long it took.
 async fn noticed(what: &str, check: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     eventually(what, async || check().await.then_some(())).await;
-    eprintln!("{what}: after {:?}", begun.elapsed());
+    let took = begun.elapsed();
+    eprintln!("{what}: after {took:?}");
+    assert!(took < NEWS_WAIT, "{what}: after {took:?}, not by the news");
 }
 
 #[tokio::test]
