@@ -19,9 +19,12 @@ fn ask_of((method, path): &Operation, account: &str, key: &str) -> Ask {
     let first = if path.starts_with("/admin/v1/keys/") { key } else { account };
     let first = if path.starts_with("/v1/models/") { MODEL } else { first };
     let path = path.replacen("{}", first, 1).replacen("{}", NOBODY, 1);
-    // OpenAI's views of usage want to know since when.
-    let is_view = path.starts_with("/v1/organization/");
-    let path = if is_view { format!("{path}?start_time=0") } else { path };
+    // Views of usage want to know since when.
+    let path = match path.as_str() {
+        "/v1/usage.csv" => format!("{path}?start_time=0&end_time=86400"),
+        view if view.starts_with("/v1/organization/") => format!("{path}?start_time=0"),
+        _ => path,
+    };
     let ask = Ask::new(&method.to_uppercase(), &path);
     let body = match (method.as_str(), path.as_str()) {
         ("get" | "delete", _) => return ask,
