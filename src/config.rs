@@ -12,7 +12,8 @@ mod reader;
 mod server;
 mod upstream;
 
-pub use billing::BillingConfig;
+pub use billing::{BillingConfig, OpenMeterConfig, StripeConfig, WebhookConfig};
+pub use billing::{OPENMETER, STRIPE, WEBHOOK};
 pub use database::{DatabaseConfig, DatabaseKind};
 pub use log::LogConfig;
 pub use money::MoneyConfig;
@@ -47,7 +48,7 @@ impl Config {
         let database = DatabaseConfig::read(&mut env)?;
         let upstream = UpstreamConfig::read(&mut env)?;
         let money = MoneyConfig::read(&mut env)?;
-        let billing = BillingConfig::read(&mut env);
+        let billing = BillingConfig::read(&mut env)?;
         let log = LogConfig::read(&mut env)?;
         let shown = env.finish()?;
         Ok(Self { server, database, upstream, money, billing, log, shown })

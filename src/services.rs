@@ -1,9 +1,11 @@
 //! The trunk of a request, in its order, and the leaves it stands on.
 //!
 //! Invariant: a module may use those above it and those it is drawn beside, never one below. Leaves
-//! (`pricing`, `sse`, `tokens`, `tap`, `reading`) do no I/O.
+//! (`pricing`, `sse`, `tokens`, `tap`, `reading`) do no I/O; `http` is the client of all that is
+//! called.
 
 // === leaves ===
+pub mod http;
 pub mod pricing;
 pub mod sse;
 pub mod tokens;
@@ -23,6 +25,7 @@ pub mod tap;
 pub mod upstream;
 
 // === what goes on beside requests ===
+pub mod billing;
 pub mod late;
 pub mod recovery;
 pub mod verify;

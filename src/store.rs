@@ -8,6 +8,8 @@
 pub mod books;
 /// Accounts and keys.
 pub mod directory;
+/// Merged billing events.
+pub mod exports;
 /// Holds and the batches that change the books.
 pub mod ledger;
 /// What can be asked of the books.
@@ -27,6 +29,7 @@ use crate::error::Error;
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use directory::DirectoryStore;
+use exports::ExportStore;
 use ledger::LedgerStore;
 pub use ops::*;
 use outbox::OutboxStore;
@@ -74,7 +77,9 @@ pub const PAGE_ROWS_MAX: i64 = 1_000;
 
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
-pub trait Store: LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore {
+pub trait Store:
+    LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore + ExportStore
+{
     /// Applies pending migrations.
     async fn migrate(&self) -> Result<(), StoreError>;
 

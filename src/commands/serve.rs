@@ -7,10 +7,12 @@ mod welcome;
 
 use crate::config::{Config, DatabaseKind, UpstreamKind};
 use crate::models::ids::InstanceId;
+use crate::models::timestamp::Timestamp;
 use crate::routes;
 use crate::server::{self, Signals};
 use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
+use crate::services::billing;
 use crate::services::catalog::Catalog;
 use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Ledger, Writer};
@@ -41,6 +43,8 @@ const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
 const LAST_BYTES_WAIT: Duration = Duration::from_secs(2);
 /// For the ledger to write out what was settled.
 const LEDGER_WAIT: Duration = Duration::from_secs(30);
+/// For calls to billing sinks that are under way.
+const EXPORT_WAIT: Duration = Duration::from_secs(5);
 /// After a listener for changes has failed.
 const CHANGES_PAUSE: Duration = Duration::from_secs(1);
 
@@ -62,7 +66,12 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     app.store.expire_leases_of_others(app.admission.instance).await?;
     let background = CancellationToken::new();
     start_background(&app, &background);
+    let exports = start_exports(&app, &background).await?;
     serve(app, background, writer, leave_signals).await?;
+    // A call under way is finished, or its lease ends.
+    if tokio::time::timeout(EXPORT_WAIT, exports.wait()).await.is_err() {
+        tracing::warn!("a billing sink did not answer in time: its events are sent later");
+    }
     drop(lock);
     Ok(ExitCode::SUCCESS)
 }
@@ -169,6 +178,15 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
             () = stop.cancelled() => {}
         }
     });
+}
+
+/// The workers of the billing sinks.
+async fn start_exports(app: &App, background: &CancellationToken) -> anyhow::Result<TaskTracker> {
+    app.store.register_sinks(Timestamp::now()).await?;
+    let tasks = TaskTracker::new();
+    billing::start(&app.config.billing, &app.store, &tasks, background)?;
+    tasks.close();
+    Ok(tasks)
 }
 
 /// Drops what is remembered when another process has changed accounts or keys.

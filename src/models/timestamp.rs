@@ -74,6 +74,25 @@ impl Timestamp {
         Self::from_datetime(monday.midnight().assume_utc())
     }
 
+    /// Time before this; the year 1970 at the earliest that matters.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(micros))
+    }
+
+    /// The first instant of this minute.
+    #[must_use]
+    pub fn minute_start(self) -> Self {
+        Self(self.0 - self.0.rem_euclid(60 * MICROS_PER_SECOND))
+    }
+
+    /// Whole seconds since 1970.
+    #[must_use]
+    pub fn unix_seconds(self) -> i64 {
+        self.0.div_euclid(MICROS_PER_SECOND)
+    }
+
     /// Minutes since this day's midnight, UTC.
     #[must_use]
     pub fn minute_of_day(self) -> u16 {

@@ -10,15 +10,12 @@ mod retry;
 
 use crate::config::{Config, UpstreamConfig, UpstreamKind};
 use crate::error::Error;
+use crate::services::http::{self, AGENT, HttpClient};
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use secrecy::ExposeSecret;
 use std::future::Future;
 use std::pin::Pin;
@@ -27,8 +24,6 @@ use std::time::Duration;
 
 pub use lookup::Found;
 use retry::Retries;
-
-type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 pub struct Upstream {
     pub kind: UpstreamKind,
@@ -45,14 +40,10 @@ pub struct Upstream {
 /// A call under way. It owns all it needs, so that it can outlive the client that caused it.
 pub type Call = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Error>> + Send>>;
 
-/// Idle connections kept to the upstream, and for how long (below the usual 60 s of proxies).
-const IDLE_CONNECTIONS_MAX: usize = 512;
-const IDLE_FOR: Duration = Duration::from_secs(50);
 /// Answers to our own questions (models, generation).
 const QUESTION_WAIT: Duration = Duration::from_secs(20);
 /// OpenRouter's whole model list is about 1 MB.
 const QUESTION_BYTES_MAX: usize = 32 << 20;
-const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 impl Upstream {
     /// # Errors
@@ -69,7 +60,7 @@ impl Upstream {
             kind: *kind,
             base: base.to_owned(),
             authorization,
-            client: client(*connect),
+            client: http::client(*connect),
             head_wait: *head,
             lookup_wait: *lookup,
             lookup_first: *lookup_first,
@@ -133,7 +124,7 @@ impl Upstream {
             .body(Full::new(body))
             .map_err(|error| Error::Internal(format!("cannot make a request: {error}")))?;
         let headers = request.headers_mut();
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.insert(USER_AGENT, AGENT);
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -149,7 +140,7 @@ impl Upstream {
         let answer = tokio::time::timeout(wait, self.client.request(request))
             .await
             .map_err(|_| Error::UpstreamTimeout("waiting for an answer"))?
-            .map_err(|error| Error::UpstreamUnavailable(cause(&error)))?;
+            .map_err(|error| Error::UpstreamUnavailable(http::cause(&error)))?;
         let encoding = answer.headers().get(CONTENT_ENCODING);
         if encoding.is_some_and(|encoding| encoding != "identity") {
             let status = answer.status();
@@ -186,34 +177,4 @@ fn bearer(key: &str) -> Result<HeaderValue, Error> {
         .map_err(|_| Error::Internal("the upstream's key is not printable".to_owned()))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-fn client(connect: Duration) -> HttpClient {
-    let mut tcp = HttpConnector::new();
-    tcp.set_connect_timeout(Some(connect));
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(IDLE_FOR));
-    tcp.enforce_http(false);
-    let connector = HttpsConnectorBuilder::new()
-        .with_webpki_roots()
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_FOR)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-        .build(connector)
-}
-
-/// Kind of failure without the address it happened at.
-fn cause(error: &hyper_util::client::legacy::Error) -> String {
-    let what = if error.is_connect() { "connect" } else { "request" };
-    let mut source = std::error::Error::source(error);
-    let mut last = None;
-    while let Some(inner) = source {
-        last = Some(inner.to_string());
-        source = inner.source();
-    }
-    format!("{what}: {}", last.unwrap_or_else(|| "failed".to_owned()))
 }

@@ -280,8 +280,10 @@ fn a_reference_is_entered_once() {
 
 #[test]
 fn columns_are_the_members_of_their_structs_in_their_order() {
+    use crate::models::billing::{Lane, SinkWindow};
     use crate::models::identity::Member;
     use crate::models::ids::UserId;
+    use crate::store::exports::tests::export;
     use crate::store::table;
     fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
         let text = serde_json::to_string(row).unwrap();
@@ -314,6 +316,7 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
     };
     let entry = post(&mut chained, posting, now()).unwrap();
     let audit = AuditEntry::new("a", "b", &1, now());
+    let sink = SinkWindow { name: "s".to_owned(), since: now(), until: None };
     let member = Member { user_id: UserId::generate(), account_id: account, created_at: now() };
     for (table, members) in [
         (&table::AUDIT_LOG, members(&audit)),
@@ -323,7 +326,10 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
         (&table::HOLDS, members(&hold(account, key, id, 1, Some(1)))),
         (&table::USAGE_RECORDS, members(&record)),
         (&table::LEDGER_ENTRIES, members(&entry)),
-        (&table::BILLING_EVENTS, members(&event(&record, "s"))),
+        (&table::BILLING_SINKS, members(&sink)),
+        (&table::EXPORTS, members(&export(now()))),
+        (&table::EXPORT_LANES, members(&Lane::new("s", "c"))),
+        (&table::BILLING_EVENTS, members(&BillingEvent::usage(&record, "s"))),
         (&table::USAGE_CORRECTIONS, members(&correction(account, id, 1))),
         (&table::LOOKUPS, members(&lookup)),
         (&table::IDEMPOTENCY_KEYS, members(&idempotency)),
