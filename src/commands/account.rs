@@ -31,6 +31,15 @@ pub enum Account {
         #[arg(long)]
         stripe_customer: Option<String>,
     },
+    /// Change an account.
+    Set {
+        /// Name or id.
+        #[arg(long)]
+        account: String,
+        /// Who it is at Stripe: its events are sent there from now on.
+        #[arg(long)]
+        stripe_customer: String,
+    },
     /// Show one account.
     Show {
         /// Name or id.
@@ -82,6 +91,11 @@ pub async fn run_account(
             store.announce_change().await?;
             say!("{}", account.id);
             Ok(())
+        }
+        Account::Set { account, stripe_customer } => {
+            let account = find(store, &account).await?;
+            directory::set_stripe_customer(store, OPERATOR, account, stripe_customer).await?;
+            Ok(store.announce_change().await?)
         }
         Account::Show { account, output } => show(&find(store, &account).await?, output),
         Account::List { output } => list(store, output).await,

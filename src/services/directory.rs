@@ -84,6 +84,24 @@ pub async fn create_account(
     Ok(account)
 }
 
+/// Says who an account is at Stripe.
+///
+/// # Errors
+/// The store's.
+pub async fn set_stripe_customer(
+    store: &dyn Store,
+    actor: &str,
+    account: Account,
+    customer: String,
+) -> Result<(), Error> {
+    let changed = Account { stripe_customer_id: Some(customer), ..account.clone() };
+    let audit = AuditEntry::new(actor, "account.update", &account.id, Timestamp::now())
+        .of_account(account.id)
+        .from(&shown(&account))
+        .to(&shown(&changed));
+    Ok(store.update_account(&changed, &audit).await?)
+}
+
 /// Enters a credit or a correction, once for each reference. Gives the balance after it; `None`
 /// when the reference was entered before.
 ///

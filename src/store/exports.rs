@@ -44,14 +44,14 @@ pub struct ExportDone {
 
 #[async_trait]
 pub trait ExportStore: Send + Sync {
-    /// Merges what waits for a sink, at most `limit` events; gives their number.
+    /// Merges what waits for a sink, at most `limit` events.
     async fn plan_exports(
         &self,
         sink: &str,
         meters: &[Meter],
         now: Timestamp,
         limit: i64,
-    ) -> Result<usize, StoreError>;
+    ) -> Result<Planned, StoreError>;
 
     /// Takes exports that are due, in order within each customer.
     async fn claim_exports(&self, claim: &LaneClaim<'_>) -> Result<Vec<Export>, StoreError>;
@@ -78,6 +78,16 @@ pub trait ExportStore: Send + Sync {
     async fn exports_after(&self, after: &str) -> Result<Vec<Export>, StoreError>;
 
     async fn lanes(&self) -> Result<Vec<Lane>, StoreError>;
+}
+
+/// What became of events that waited to be merged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Planned {
+    pub taken: usize,
+    /// Parked because their account has no customer.
+    pub without_customer: usize,
+    /// Parked for another reason: money that does not arrive.
+    pub refused: usize,
 }
 
 /// What a plan writes.
@@ -117,7 +127,9 @@ pub fn plan(
             Ok(exports) => plan.add(lane, members, exports, now),
             // Nothing real is that large: for a person.
             Err(OutOfRange) => {
-                members.into_iter().for_each(|m| plan.park(m.event, reasons::OUT_OF_RANGE));
+                for Outgoing { event, .. } in members {
+                    plan.park(event, reasons::OUT_OF_RANGE);
+                }
             }
         }
     }
@@ -125,6 +137,16 @@ pub fn plan(
 }
 
 impl Plan {
+    /// For who asked for it.
+    #[must_use]
+    pub fn planned(&self) -> Planned {
+        let parked = self.events.iter().filter(|event| event.state == DeliveryState::Parked);
+        let (strangers, refused): (Vec<_>, Vec<_>) =
+            parked.partition(|event| event.reason.as_deref() == Some(reasons::NO_CUSTOMER));
+        let (without_customer, refused) = (strangers.len(), refused.len());
+        Planned { taken: self.events.len(), without_customer, refused }
+    }
+
     fn park(&mut self, event: BillingEvent, reason: &str) {
         let reason = Some(reason.to_owned());
         let state = DeliveryState::Parked;

@@ -10,10 +10,12 @@
 mod app;
 mod client;
 mod random;
+mod sinks;
 mod source;
 mod upstream;
 
 mod bad_input;
+mod billing;
 mod books;
 mod commit_lost;
 mod count;

@@ -219,7 +219,7 @@ async fn a_change_of_price_changes_no_past_record(store: Store) {
 }
 
 /// A stream that was broken off, counted because the upstream did not know it yet, and then known.
-async fn corrected(app: &TestApp) -> UsageRecord {
+pub async fn corrected(app: &TestApp) -> UsageRecord {
     let answer = Answer::openrouter().no_usage();
     app.upstream.script(answer.stream());
     let got = app.chat(&streamed(MODEL)).await;

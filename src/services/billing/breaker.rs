@@ -116,7 +116,7 @@ mod tests {
     fn a_parcels_own_trouble_is_not_the_sinks() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         let busy = [Verdict::Later(Trouble::of_parcel("lock_timeout".to_owned(), None))];
-        (0..10).for_each(|_| drop(breaker.learn(&busy, now)));
+        assert!(!(0..10).any(|_| breaker.learn(&busy, now)));
         assert_eq!(breaker.leave(now), Leave::All);
     }
 

@@ -179,7 +179,15 @@ impl ExportQueue {
         for _ in 0..PLANS_MAX {
             let planned =
                 self.store.plan_exports(STRIPE, &self.meters, now, EVENTS_PER_PLAN).await?;
-            if i64::try_from(planned).unwrap_or(i64::MAX) < EVENTS_PER_PLAN {
+            if planned.without_customer > 0 {
+                let events = planned.without_customer;
+                tracing::info!(events, "parked: their accounts have no Stripe customer");
+            }
+            if planned.refused > 0 {
+                let events = planned.refused;
+                tracing::error!(events, "parked: Stripe would not take them any more");
+            }
+            if i64::try_from(planned.taken).unwrap_or(i64::MAX) < EVENTS_PER_PLAN {
                 break;
             }
         }

@@ -137,14 +137,11 @@ where
     }
 
     async fn call(&self, parcels: &[Q::Parcel], round: &Round<'_>) -> Vec<Verdict> {
-        let verdicts =
-            match tokio::time::timeout(self.terms.wait, self.exporter.send(parcels)).await {
-                Ok(verdicts) => verdicts,
-                Err(_) => {
-                    let silence = Trouble::silence("no answer in time".to_owned());
-                    vec![Verdict::Later(silence); parcels.len()]
-                }
-            };
+        let sending = tokio::time::timeout(self.terms.wait, self.exporter.send(parcels));
+        let verdicts = sending.await.unwrap_or_else(|_| {
+            let silence = Trouble::silence("no answer in time".to_owned());
+            vec![Verdict::Later(silence); parcels.len()]
+        });
         let has_opened = lock(round.breaker).learn(&verdicts, Instant::now());
         if has_opened && let Some(Verdict::Later(trouble)) = verdicts.first() {
             tracing::warn!(

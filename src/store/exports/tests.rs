@@ -206,7 +206,9 @@ proptest! {
                     }
                     prop_assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Replanned));
                 }
-                again.iter_mut().for_each(|(outgoing, _)| outgoing.event.attempts += 1);
+                for (outgoing, _) in &mut again {
+                    outgoing.event.attempts += 1;
+                }
                 made = plan(again, [(CUSTOMER.to_owned(), lane)].into(), &meters(), now());
             }
             charged += amounts.iter().map(|(amount, _)| amount).sum::<i64>();

@@ -4,7 +4,7 @@ use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, O
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::exports::{ExportDone, ExportStore, LaneClaim, plan};
+use crate::store::exports::{ExportDone, ExportStore, LaneClaim, Planned, plan};
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::outbox::outgoing;
 use crate::store::postgres::rows::{classify, select, write_rows};
@@ -25,13 +25,13 @@ impl ExportStore for PostgresStore {
         meters: &[Meter],
         now: Timestamp,
         limit: i64,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Planned, StoreError> {
         let mut tx = self.pool.begin().await.map_err(classify)?;
         let events = due(&mut tx, sink, now, limit).await?;
         if events.is_empty() {
-            return Ok(0);
+            return Ok(Planned::default());
         }
-        let count = events.len();
+        let taken = events.len();
         let customers = customers(&mut tx, &events).await?;
         let named: BTreeSet<String> = customers.values().cloned().collect();
         let lanes = open_lanes(&mut tx, sink, named.into_iter().collect()).await?;
@@ -49,7 +49,7 @@ impl ExportStore for PostgresStore {
         let parked = plan.events.iter().filter(|event| event.state == DeliveryState::Parked);
         self.write_notices(&mut tx, parked.map(|event| event.id.clone()).collect(), now).await?;
         tx.commit().await.map_err(classify)?;
-        Ok(count)
+        Ok(Planned { taken, ..plan.planned() })
     }
 
     async fn claim_exports(&self, claim: &LaneClaim<'_>) -> Result<Vec<Export>, StoreError> {
@@ -107,7 +107,10 @@ impl ExportStore for PostgresStore {
         // Before the rest: what was planned meanwhile is seen below.
         lock_lanes(&mut tx, claim.sink, customers.to_vec()).await?;
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-        let update = format!("{update} AND t.state IN ('waiting', 'parked')");
+        let update = format!(
+            "{update} AND (t.state = 'waiting' \
+             OR (t.state = 'parked' AND r.state = 'exported'))"
+        );
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let ids = |state| {
             let of_state = done.iter().filter(move |done| done.state == state);

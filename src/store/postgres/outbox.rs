@@ -80,7 +80,11 @@ impl OutboxStore for PostgresStore {
     async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await.map_err(classify)?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
-        let update = format!("{update} AND t.state <> 'exported'");
+        // What was parked meanwhile stays so, unless it has arrived.
+        let update = format!(
+            "{update} AND (t.state = 'waiting' \
+             OR (t.state = 'parked' AND r.state = 'exported'))"
+        );
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
         self.write_notices(&mut tx, parked.map(|done| done.id.clone()).collect(), now).await?;

@@ -4,7 +4,7 @@ use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, O
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::exports::{ExportDone, ExportStore, LaneClaim, plan};
+use crate::store::exports::{ExportDone, ExportStore, LaneClaim, Planned, plan};
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::outbox::outgoing;
 use crate::store::sqlite::rows::{classify, select, write_rows};
@@ -24,13 +24,13 @@ impl ExportStore for SqliteStore {
         meters: &[Meter],
         now: Timestamp,
         limit: i64,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Planned, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
         let events = due(&mut tx, sink, now, limit).await?;
         if events.is_empty() {
-            return Ok(0);
+            return Ok(Planned::default());
         }
-        let count = events.len();
+        let taken = events.len();
         let customers = customers(&mut tx, &events).await?;
         let named: BTreeSet<String> = customers.values().cloned().collect();
         let lanes = open_lanes(&mut tx, sink, &Vec::from_iter(named)).await?;
@@ -49,7 +49,7 @@ impl ExportStore for SqliteStore {
         let parked: Vec<&str> = parked.map(|event| event.id.as_str()).collect();
         self.write_notices(&mut tx, &parked, now).await?;
         tx.commit().await.map_err(classify)?;
-        Ok(count)
+        Ok(Planned { taken, ..plan.planned() })
     }
 
     async fn claim_exports(&self, claim: &LaneClaim<'_>) -> Result<Vec<Export>, StoreError> {
@@ -104,7 +104,10 @@ impl ExportStore for SqliteStore {
     ) -> Result<(), StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-        let update = format!("{update} AND exports.state IN ('waiting', 'parked')");
+        let update = format!(
+            "{update} AND (exports.state = 'waiting' \
+             OR (exports.state = 'parked' AND r.state = 'exported'))"
+        );
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let ids = |state| {
             let of_state = done.iter().filter(move |done| done.state == state);
@@ -127,7 +130,7 @@ impl ExportStore for SqliteStore {
              reason = e.reason FROM exports e \
              WHERE e.id IN (SELECT value FROM json_each(?1)) AND e.state = 'parked' \
              AND billing_events.export_group = e.event_group \
-             AND billing_events.state = 'waiting' RETURNING billing_events.id",
+             AND billing_events.state = 'waiting' RETURNING id",
         )
         .bind(ids(DeliveryState::Parked)?)
         .fetch_all(&mut *tx)

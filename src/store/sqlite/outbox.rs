@@ -79,7 +79,11 @@ impl OutboxStore for SqliteStore {
     async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
-        let update = format!("{update} AND billing_events.state <> 'exported'");
+        // What was parked meanwhile stays so, unless it has arrived.
+        let update = format!(
+            "{update} AND (billing_events.state = 'waiting' \
+             OR (billing_events.state = 'parked' AND r.state = 'exported'))"
+        );
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
         let parked: Vec<&str> = parked.map(|done| done.id.as_str()).collect();
@@ -229,7 +233,7 @@ async fn renew_groups(
         exports.iter().map(|export| (export.sink.clone(), export.customer.clone())).collect();
     let mut lanes: BTreeMap<(String, String), Lane> = BTreeMap::new();
     for (sink, customer) in customers {
-        for lane in load_lanes(conn, &sink, &[customer.clone()]).await? {
+        for lane in load_lanes(conn, &sink, std::slice::from_ref(&customer)).await? {
             lanes.insert((sink.clone(), customer.clone()), lane);
         }
     }
