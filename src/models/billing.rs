@@ -342,3 +342,30 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+impl Export {
+    /// Any row.
+    pub fn sample(at: Timestamp) -> Self {
+        Self {
+            id: "e".to_owned(),
+            sink: "stripe".to_owned(),
+            event_group: "g".to_owned(),
+            customer: "cus_1".to_owned(),
+            meter: "m".to_owned(),
+            seq: 1,
+            used_at: at,
+            members: 1,
+            amount: 1,
+            unit: 1,
+            value: 1,
+            state: DeliveryState::Waiting,
+            attempts: 0,
+            refusals: 0,
+            first_sent_at: None,
+            next_attempt_at: at,
+            reason: None,
+            created_at: at,
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! The HTTP client of everything that Tollgate calls: the upstream and the sinks.
+//! The HTTP client of everything that Tollgate calls: the upstream, the auth server and
+//! the sinks.
 //!
 //! Invariants: no redirect is followed, no proxy of the environment is used, an error names no
 //! address; every wait has a deadline, which the caller gives. HTTP/1.1, TLS with our own roots.

@@ -284,4 +284,4 @@ pub fn by_group(exports: Vec<Export>) -> HashMap<String, Vec<Export>> {
 }
 
 #[cfg(test)]
-pub mod tests;
+mod tests;

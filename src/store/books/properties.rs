@@ -280,10 +280,9 @@ fn a_reference_is_entered_once() {
 
 #[test]
 fn columns_are_the_members_of_their_structs_in_their_order() {
-    use crate::models::billing::{Lane, SinkWindow};
+    use crate::models::billing::{Export, Lane, SinkWindow};
     use crate::models::identity::Member;
     use crate::models::ids::UserId;
-    use crate::store::exports::tests::export;
     use crate::store::table;
     fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
         let text = serde_json::to_string(row).unwrap();
@@ -327,7 +326,7 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
         (&table::USAGE_RECORDS, members(&record)),
         (&table::LEDGER_ENTRIES, members(&entry)),
         (&table::BILLING_SINKS, members(&sink)),
-        (&table::EXPORTS, members(&export(now()))),
+        (&table::EXPORTS, members(&Export::sample(now()))),
         (&table::EXPORT_LANES, members(&Lane::new("s", "c"))),
         (&table::BILLING_EVENTS, members(&BillingEvent::usage(&record, "s"))),
         (&table::USAGE_CORRECTIONS, members(&correction(account, id, 1))),

@@ -16,27 +16,8 @@ fn now() -> Timestamp {
     Timestamp::parse("2026-11-24T12:00:30Z").unwrap()
 }
 
-pub fn export(at: Timestamp) -> Export {
-    Export {
-        id: "e".to_owned(),
-        sink: "stripe".to_owned(),
-        event_group: "g".to_owned(),
-        customer: CUSTOMER.to_owned(),
-        meter: "m".to_owned(),
-        seq: 1,
-        used_at: at,
-        members: 1,
-        amount: 1_500,
-        unit: 1_000,
-        value: 1,
-        state: DeliveryState::Waiting,
-        attempts: 0,
-        refusals: 0,
-        first_sent_at: None,
-        next_attempt_at: at,
-        reason: None,
-        created_at: at,
-    }
+fn export() -> Export {
+    Export { id: "e".to_owned(), amount: 1_500, unit: 1_000, value: 1, ..Export::sample(now()) }
 }
 
 fn meters() -> Vec<Meter> {
@@ -164,14 +145,14 @@ fn what_may_have_arrived_keeps_its_identifier() {
     let parked = |reason: &str| Export {
         state: DeliveryState::Parked,
         reason: Some(reason.to_owned()),
-        ..export(now())
+        ..export()
     };
     lane.carried_nusd = 500;
     let mut group = [parked(reasons::IN_DOUBT)];
     assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent));
     assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Waiting, 500));
 
-    let sent = Export { state: DeliveryState::Exported, ..export(now()) };
+    let sent = Export { state: DeliveryState::Exported, ..export() };
     let mut group = [parked("resource_missing"), sent];
     assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent));
 
@@ -194,7 +175,10 @@ proptest! {
             let events: Vec<_> = (0..).zip(amounts).map(|(index, (amount, minute))| {
                 let at = now().plus(Duration::from_secs(60 * minute));
                 let number = u128::try_from(number * 100 + index + 1).unwrap();
-                if *amount < 0 { given_back(number, -amount, at) } else { used(number, *amount, at) }
+                match *amount {
+                    amount if amount < 0 => given_back(number, -amount, at),
+                    amount => used(number, amount, at),
+                }
             }).collect();
             let mut again = events.clone();
             let mut made = plan(events, lanes, &meters(), now());
