@@ -256,18 +256,20 @@ async fn a_sink_in_trouble_holds_up_nobody(store: Store) {
 
 async fn a_call_under_way_is_finished_at_the_end(store: Store) {
     let openmeter = OpenMeter::start().await;
+    openmeter.faults.queue([Fault::SlowAfter]);
     let mut app = with_openmeter(Setup::new(store), &openmeter).start().await;
-    for tokens in 1..=3 {
-        one(&app, tokens).await;
-    }
-    app.records(3).await;
-    all(&app, "exported").await;
+    one(&app, 1).await;
+    app.records(1).await;
+    eventually("the call has arrived", async || (openmeter.calls() == 1).then_some(())).await;
     app.sigterm();
     assert!(app.stopped().await.success());
+    let events = app.books.events().await;
+    assert_eq!(events[0].state, "exported", "its answer was waited for");
     app.restart().await;
-    one(&app, 4).await;
-    app.records(4).await;
+    one(&app, 2).await;
+    app.records(2).await;
     all(&app, "exported").await;
+    assert_eq!(openmeter.calls(), 2, "nothing was sent again");
     assert_eq!(openmeter.sums("charge_nusd"), ledger(&app).await);
     app.finish().await;
 }

@@ -148,10 +148,11 @@ pub struct ExportQueue {
     looked_at: Mutex<Option<Instant>>,
 }
 
-/// Events merged in one transaction: larger ones would keep settlements waiting on SQLite.
-const EVENTS_PER_PLAN: i64 = 500;
-/// Plans before something is sent: a backlog of a minute is merged well within them.
-const PLANS_MAX: usize = 8;
+/// Events merged in one transaction: more of them merge better, and larger ones would keep
+/// settlements waiting on SQLite.
+const EVENTS_PER_PLAN: i64 = 2_000;
+/// Plans before something is sent.
+const PLANS_MAX: usize = 4;
 /// A customer's exports that are taken at once.
 const EXPORTS_PER_LANE: i64 = 20;
 /// How soon a customer that was set is noticed.

@@ -99,6 +99,7 @@ async fn whatever_fails_the_sinks_have_what_the_ledger_says(store: Store) {
         let rest = charged[account] - sent[customer] * 1_000;
         assert!((0..1_000).contains(&rest), "{random}: {customer} differs by {rest} nano-USD");
     }
+    assert_eq!(stripe.wrong(), Vec::<String>::new(), "{random}");
     println!("{random}: {} calls to Stripe, {} to OpenMeter", stripe.calls(), openmeter.calls());
     drop(replica);
     app.finish().await;

@@ -24,6 +24,8 @@ pub enum Fault {
     CutAfter,
     FailAfter(u16),
     HangAfter,
+    /// The answer takes a second.
+    SlowAfter,
 }
 
 pub struct Reply {
@@ -149,14 +151,13 @@ async fn serve<H: Handler>(stream: TcpStream, handler: &H, faults: &Faults) {
                 }
             }
             Fault::CutBefore => return,
-            Fault::None | Fault::CutAfter | Fault::FailAfter(_) | Fault::HangAfter => {
-                handler.handle(&request, fault).await
-            }
+            _ => handler.handle(&request, fault).await,
         };
         match fault {
             Fault::CutAfter => return,
             // Longer than any deadline of a test.
             Fault::HangAfter => tokio::time::sleep(Duration::from_secs(60)).await,
+            Fault::SlowAfter => tokio::time::sleep(Duration::from_secs(1)).await,
             _ => {}
         }
         let mut head =
