@@ -13,7 +13,8 @@ mod reader;
 mod server;
 mod upstream;
 
-pub use billing::BillingConfig;
+pub use billing::{BillingConfig, OpenMeterConfig, StripeConfig, WebhookConfig};
+pub use billing::{OPENMETER, STRIPE, WEBHOOK};
 pub use database::{DatabaseConfig, DatabaseKind};
 pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
 pub use log::LogConfig;
@@ -50,7 +51,7 @@ impl Config {
         let database = DatabaseConfig::read(&mut env)?;
         let upstream = UpstreamConfig::read(&mut env)?;
         let money = MoneyConfig::read(&mut env)?;
-        let billing = BillingConfig::read(&mut env);
+        let billing = BillingConfig::read(&mut env)?;
         let identity = IdentityConfig::read(&mut env)?;
         let log = LogConfig::read(&mut env)?;
         let shown = env.finish()?;

@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod audit;
+pub mod billing;
 pub mod hold;
 pub mod identity;
 pub mod ids;

@@ -25,6 +25,7 @@ pub mod tap;
 pub mod upstream;
 
 // === what goes on beside requests ===
+pub mod billing;
 pub mod late;
 pub mod recovery;
 pub mod reports;

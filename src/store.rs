@@ -8,6 +8,8 @@
 pub mod books;
 /// Accounts and keys.
 pub mod directory;
+/// Merged billing events.
+pub mod exports;
 /// Holds and the batches that change the books.
 pub mod ledger;
 /// What can be asked of the books.
@@ -29,6 +31,7 @@ use crate::error::Error;
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use directory::DirectoryStore;
+use exports::ExportStore;
 use ledger::LedgerStore;
 pub use ops::*;
 use outbox::OutboxStore;
@@ -83,7 +86,7 @@ const WINDOW_UNUSED_FOR: Duration = Duration::from_secs(3_600);
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store:
-    LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore + ReportStore
+    LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore + ExportStore + ReportStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;

@@ -51,6 +51,7 @@ pub enum Account {
         suspend: bool,
         #[arg(long)]
         resume: bool,
+        /// Who it is at Stripe: its events are sent there from now on.
         #[arg(long)]
         stripe_customer: Option<String>,
     },

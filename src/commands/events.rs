@@ -1,22 +1,99 @@
 //! `tollgate events …` and `tollgate verify`.
 
 use super::{Output, print};
+use crate::models::billing::{BillingEvent, DeliveryState};
+use crate::models::timestamp::Timestamp;
 use crate::services::verify;
 use crate::store::Store;
-use clap::Subcommand;
+use anyhow::bail;
+use clap::{Args, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Subcommand)]
 pub enum Events {
     /// List billing events.
     List {
+        /// Only those that were given up until somebody acts.
+        #[arg(long)]
+        parked: bool,
+        /// Only those for this sink.
+        #[arg(long)]
+        sink: Option<String>,
         #[command(flatten)]
         output: Output,
     },
+    /// Send parked events again; prints their number.
+    Retry(Retry),
+    /// Keep waiting events back until they are retried; prints their number.
+    Park {
+        #[arg(required = true)]
+        ids: Vec<String>,
+        #[arg(long, default_value = "by the operator")]
+        reason: String,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct Retry {
+    /// All that are parked.
+    #[arg(long)]
+    parked: bool,
+    ids: Vec<String>,
 }
 
 pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
-    let Events::List { output } = command;
+    match command {
+        Events::List { parked, sink, output } => {
+            let is_wanted = |event: &BillingEvent| {
+                (!parked || event.state == DeliveryState::Parked)
+                    && sink.as_ref().is_none_or(|sink| event.sink == *sink)
+            };
+            list(store, output, is_wanted).await
+        }
+        Events::Retry(Retry { parked: true, .. }) => retry_parked(store).await,
+        Events::Retry(Retry { ids, .. }) => {
+            let count = store.retry_events(&ids, Timestamp::now()).await?;
+            said(count, "parked")
+        }
+        Events::Park { ids, reason } => {
+            let count = store.park_events(&ids, &reason, Timestamp::now()).await?;
+            said(count, "waiting and not on its way")
+        }
+    }
+}
+
+/// Page by page, each once: what is parked again meanwhile stays so.
+async fn retry_parked(store: &dyn Store) -> anyhow::Result<()> {
+    let mut count = 0;
+    let mut after = String::new();
+    loop {
+        let page = store.billing_events_after(&after).await?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.id);
+        let parked = page.into_iter().filter(|event| event.state == DeliveryState::Parked);
+        let ids: Vec<String> = parked.map(|event| event.id).collect();
+        if !ids.is_empty() {
+            count += store.retry_events(&ids, Timestamp::now()).await?;
+        }
+    }
+    say!("{count}");
+    Ok(())
+}
+
+fn said(count: u64, state: &str) -> anyhow::Result<()> {
+    if count == 0 {
+        bail!("none of these events is {state}");
+    }
+    say!("{count}");
+    Ok(())
+}
+
+async fn list(
+    store: &dyn Store,
+    output: Output,
+    is_wanted: impl Fn(&BillingEvent) -> bool,
+) -> anyhow::Result<()> {
     let mut after = String::new();
     loop {
         let page = store.billing_events_after(&after).await?;
@@ -24,7 +101,7 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
             return Ok(());
         };
         after.clone_from(&last.id);
-        for event in &page {
+        for event in page.iter().filter(|event| is_wanted(event)) {
             print(event, output, || {
                 let reason = event.reason.as_deref().unwrap_or_default();
                 format!("{}  {}  attempts {}  {reason}", event.id, event.state, event.attempts)
@@ -46,5 +123,9 @@ pub async fn verify(store: &dyn Store) -> anyhow::Result<ExitCode> {
         report.open_holds,
         report.differences.len()
     );
+    for (sink, counts) in &report.sinks {
+        let verify::EventCounts { exported, waiting, parked } = counts;
+        say!("{sink}: {exported} exported, {waiting} waiting, {parked} parked");
+    }
     Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -8,10 +8,12 @@ mod welcome;
 use crate::config::{Config, DatabaseKind, SignupConfig, UpstreamKind};
 use crate::models::account::AccountKind;
 use crate::models::ids::InstanceId;
+use crate::models::timestamp::Timestamp;
 use crate::routes;
 use crate::server::{self, Signals};
 use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
+use crate::services::billing;
 use crate::services::catalog::{Catalog, OperatorTable};
 use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
@@ -52,6 +54,8 @@ const LEDGER_WAIT: Duration = Duration::from_secs(30);
 const USES_EVERY: Duration = Duration::from_secs(30);
 /// … and how long the end waits for the last of it: less than a minute is lost.
 const LAST_USES_WAIT: Duration = Duration::from_secs(2);
+/// For calls to billing sinks that are under way.
+const EXPORT_WAIT: Duration = Duration::from_secs(5);
 /// After a listener for changes has failed.
 const CHANGES_PAUSE: Duration = Duration::from_secs(1);
 
@@ -75,7 +79,12 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     app.store.expire_leases_of_others(app.admission.instance).await?;
     let background = CancellationToken::new();
     start_background(&app, &background);
+    let exports = start_exports(&app, &background).await?;
     serve(app, background, writer, leave_signals).await?;
+    // A call under way is finished, or its lease ends.
+    if tokio::time::timeout(EXPORT_WAIT, exports.wait()).await.is_err() {
+        tracing::warn!("a billing sink did not answer in time: its events are sent later");
+    }
     drop(lock);
     Ok(ExitCode::SUCCESS)
 }
@@ -242,6 +251,15 @@ async fn write_uses(app: &App, stop: &CancellationToken) {
             tracing::debug!("when keys were last used is not written down yet: {error}");
         }
     }
+}
+
+/// The workers of the billing sinks.
+async fn start_exports(app: &App, background: &CancellationToken) -> anyhow::Result<TaskTracker> {
+    app.store.register_sinks(Timestamp::now()).await?;
+    let tasks = TaskTracker::new();
+    billing::start(&app.config.billing, &app.store, &tasks, background)?;
+    tasks.close();
+    Ok(tasks)
 }
 
 /// Drops what is remembered when another process has changed accounts or keys.

@@ -1,25 +1,220 @@
-//! The sinks that billing events are written for.
+//! The sinks that billing events are written for and sent to.
 
+use super::ConfigError;
 use super::reader::Reader;
+use crate::models::billing::{Measure, Meter};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::Uri;
+use secrecy::{ExposeSecret, SecretString};
+use std::time::Duration;
 
-/// The sinks that billing events are written for.
+/// The names of the sinks, as in the tables.
+pub const STRIPE: &str = "stripe";
+pub const OPENMETER: &str = "openmeter";
+pub const WEBHOOK: &str = "webhook";
+
 #[derive(Clone, Debug)]
 pub struct BillingConfig {
-    pub stripe: bool,
-    pub openmeter: bool,
+    pub stripe: Option<StripeConfig>,
+    pub openmeter: Option<OpenMeterConfig>,
+    pub webhook: Option<WebhookConfig>,
+    /// How long a sink may take to answer one call.
+    pub wait: Duration,
+    /// What a process took and did not finish in this time is taken by another.
+    pub lease: Duration,
 }
 
+#[derive(Clone, Debug)]
+pub struct StripeConfig {
+    pub key: SecretString,
+    /// Without a slash at its end.
+    pub base: String,
+    pub meters: Vec<Meter>,
+    /// The payload's members, as the meters name them.
+    pub customer_key: String,
+    pub value_key: String,
+    pub calls_per_second: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct OpenMeterConfig {
+    /// The full ingest address.
+    pub url: String,
+    pub token: Option<SecretString>,
+    /// CloudEvents' source: half of the key by which events are deduplicated.
+    pub source: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct WebhookConfig {
+    pub url: String,
+    /// As it was given: `whsec_` and base64.
+    pub secret: SecretString,
+}
+
+/// Of a secret for signatures. <https://www.standardwebhooks.com>
+pub const SECRET_PREFIX: &str = "whsec_";
+/// The standard wants 24 to 64 bytes.
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+/// Stripe's limit on names of events. <https://docs.stripe.com/api/billing/meter/create>
+const EVENT_NAME_CHARS_MAX: usize = 100;
+
 impl BillingConfig {
-    pub(super) fn read(env: &mut Reader) -> Self {
-        Self {
-            stripe: env.secret("STRIPE_SECRET_KEY").is_some(),
-            openmeter: env.optional("OPENMETER_URL").is_some(),
+    pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
+        let config = Self {
+            stripe: StripeConfig::read(env)?,
+            openmeter: OpenMeterConfig::read(env)?,
+            webhook: WebhookConfig::read(env)?,
+            wait: env.positive_seconds("TOLLGATE_EXPORT_SECONDS", "20")?,
+            lease: env.positive_seconds("TOLLGATE_EXPORT_LEASE_SECONDS", "120")?,
+        };
+        if config.lease <= config.wait {
+            let message = "TOLLGATE_EXPORT_LEASE_SECONDS must be more than TOLLGATE_EXPORT_SECONDS";
+            return Err(ConfigError(message.into()));
         }
+        Ok(config)
     }
 
     #[must_use]
     pub fn sinks(&self) -> Vec<String> {
-        let named = [("stripe", self.stripe), ("openmeter", self.openmeter)];
+        let named = [
+            (STRIPE, self.stripe.is_some()),
+            (OPENMETER, self.openmeter.is_some()),
+            (WEBHOOK, self.webhook.is_some()),
+        ];
         named.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+impl StripeConfig {
+    fn read(env: &mut Reader) -> Result<Option<Self>, ConfigError> {
+        let key = env.secret("STRIPE_SECRET_KEY");
+        let base = env.text("STRIPE_API_BASE", "https://api.stripe.com");
+        let charge = env.text("STRIPE_CHARGE_METER", "tollgate_charge_microusd");
+        let others = env.optional("STRIPE_METERS").unwrap_or_default();
+        let customer_key = env.text("STRIPE_CUSTOMER_KEY", "stripe_customer_id");
+        let value_key = env.text("STRIPE_VALUE_KEY", "value");
+        let calls_per_second: u32 = env.parsed("STRIPE_CALLS_PER_SECOND", "20")?;
+        if calls_per_second == 0 {
+            return Err(ConfigError("STRIPE_CALLS_PER_SECOND must be more than zero".into()));
+        }
+        let Some(key) = key else { return Ok(None) };
+        // The key would be readable on the way.
+        secure("STRIPE_API_BASE", &base)?;
+        let meters = meters(&charge, &others)?;
+        let base = base.trim_end_matches('/').to_owned();
+        Ok(Some(Self { key, base, meters, customer_key, value_key, calls_per_second }))
+    }
+}
+
+impl OpenMeterConfig {
+    fn read(env: &mut Reader) -> Result<Option<Self>, ConfigError> {
+        let url = env.optional("OPENMETER_URL");
+        let token = env.secret("OPENMETER_TOKEN");
+        let source = env.text("OPENMETER_SOURCE", "tollgate");
+        let Some(url) = url else { return Ok(None) };
+        // Its own server is without TLS and authentication, within the operator's network.
+        address("OPENMETER_URL", &url)?;
+        Ok(Some(Self { url, token, source }))
+    }
+}
+
+impl WebhookConfig {
+    fn read(env: &mut Reader) -> Result<Option<Self>, ConfigError> {
+        let url = env.optional("TOLLGATE_WEBHOOK_URL");
+        let secret = env.secret("TOLLGATE_WEBHOOK_SECRET");
+        let Some(url) = url else { return Ok(None) };
+        secure("TOLLGATE_WEBHOOK_URL", &url)?;
+        let wanted = "TOLLGATE_WEBHOOK_SECRET must be whsec_ and 24 to 64 bytes in base64";
+        let secret = secret.ok_or_else(|| ConfigError(wanted.into()))?;
+        let config = Self { url, secret };
+        match config.signing_key() {
+            Some(key) if SECRET_BYTES.contains(&key.len()) => Ok(Some(config)),
+            _ => Err(ConfigError(wanted.into())),
+        }
+    }
+
+    /// The bytes that sign.
+    #[must_use]
+    pub fn signing_key(&self) -> Option<Vec<u8>> {
+        let text = self.secret.expose_secret().strip_prefix(SECRET_PREFIX)?;
+        STANDARD.decode(text).ok()
+    }
+}
+
+/// `class=event_name`, separated by commas; the charge's own comes first.
+fn meters(charge: &str, others: &str) -> Result<Vec<Meter>, ConfigError> {
+    let mut meters =
+        vec![Meter { event_name: charge.to_owned(), measure: Measure::ChargeMicroUsd }];
+    for pair in others.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        let (class, name) = pair.split_once('=').unwrap_or((pair, ""));
+        let measure = Measure::OPTIONAL.iter().find(|(known, _)| *known == class);
+        let Some((_, measure)) = measure else {
+            let known: Vec<&str> = Measure::OPTIONAL.iter().map(|(known, _)| *known).collect();
+            let known = known.join(", ");
+            return Err(ConfigError(format!("STRIPE_METERS: «{class}» is not one of {known}")));
+        };
+        meters.push(Meter { event_name: name.to_owned(), measure: *measure });
+    }
+    for (index, meter) in meters.iter().enumerate() {
+        let name = &meter.event_name;
+        let is_name = !name.is_empty() && name.chars().count() <= EVENT_NAME_CHARS_MAX;
+        if !is_name || meters[..index].iter().any(|other| other.event_name == *name) {
+            let message = "STRIPE_METERS: each meter needs an event name of its own";
+            return Err(ConfigError(message.into()));
+        }
+    }
+    Ok(meters)
+}
+
+fn address(name: &str, url: &str) -> Result<Uri, ConfigError> {
+    let uri = url.parse::<Uri>().ok();
+    let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https"));
+    uri.filter(|uri| is_http(uri) && uri.host().is_some())
+        .ok_or_else(|| ConfigError(format!("{name} is not an http(s) URL")))
+}
+
+/// HTTPS, or this machine.
+fn secure(name: &str, url: &str) -> Result<(), ConfigError> {
+    let uri = address(name, url)?;
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let ip = host.parse::<std::net::IpAddr>();
+    let is_here = host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback());
+    if is_here || uri.scheme_str() == Some("https") {
+        return Ok(());
+    }
+    Err(ConfigError(format!("{name} must begin with https://, unless it is on this machine")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_this_machine_only() {
+        for good in
+            ["https://example.com/x", "http://127.0.0.1:1", "http://[::1]:1/", "http://localhost"]
+        {
+            assert!(secure("X", good).is_ok(), "{good}");
+        }
+        for bad in
+            ["http://example.com", "http://localhost.example.com", "ftp://127.0.0.1", "x", ""]
+        {
+            assert!(secure("X", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn meters_are_named_by_what_they_count() {
+        let named = meters("c", " reasoning_tokens=r, requests=n").unwrap();
+        let measures: Vec<_> = named.iter().map(|meter| meter.measure).collect();
+        assert_eq!(
+            measures,
+            [Measure::ChargeMicroUsd, Measure::ReasoningTokens, Measure::Requests]
+        );
+        for bad in ["tokens=t", "requests", "requests=c", "requests="] {
+            assert!(meters("c", bad).is_err(), "{bad}");
+        }
     }
 }

@@ -99,9 +99,10 @@ impl Timestamp {
         Self::from_datetime(self.datetime().date().midnight().assume_utc())
     }
 
+    /// The first instant of this minute.
     #[must_use]
     pub fn minute_start(self) -> Self {
-        Self(self.0 - self.0.rem_euclid(60_000_000))
+        self.floor(Duration::from_secs(60))
     }
 
     /// The first instant of this week, which begins on Monday, UTC.

@@ -1,16 +1,18 @@
-//! The HTTP client of everything that Tollgate calls: the upstream and the auth server.
+//! The HTTP client of everything that Tollgate calls: the upstream, the auth server and
+//! the sinks.
 //!
 //! Invariants: no redirect is followed, no proxy of the environment is used, an error names no
 //! address; every wait has a deadline, which the caller gives. HTTP/1.1, TLS with our own roots.
 
-use axum::http::HeaderValue;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -21,6 +23,47 @@ pub const AGENT: HeaderValue =
 /// Idle connections kept to one server, and for how long (below the usual 60 s of proxies).
 const IDLE_CONNECTIONS_MAX: usize = 512;
 const IDLE_FOR: Duration = Duration::from_secs(50);
+/// Answers of services that are asked something: lists of a hundred meters are far smaller.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// Asks, and reads the whole answer, within `wait`.
+///
+/// # Errors
+/// Why there was none, without the address; whether the request arrived is not known then.
+pub async fn ask(
+    client: &HttpClient,
+    request: Request<Full<Bytes>>,
+    wait: Duration,
+) -> Result<Answer, String> {
+    let answer = async {
+        let answer = client.request(request).await.map_err(|error| cause(&error))?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|_| "the answer broke off".to_owned())?.to_bytes();
+        Ok(Answer { status: head.status, headers: head.headers, body })
+    };
+    tokio::time::timeout(wait, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+}
+
+/// How long a server asks to be left alone: seconds, or until a date.
+/// <https://www.rfc-editor.org/rfc/rfc9110#field.retry-after>
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
 
 #[must_use]
 pub fn client(connect: Duration) -> HttpClient {
@@ -52,4 +95,23 @@ pub fn cause(error: &hyper_util::client::legacy::Error) -> String {
         source = inner.source();
     }
     format!("{what}: {}", last.unwrap_or_else(|| "failed".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_in_seconds_or_a_date() {
+        let after = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
+            retry_after(&headers, SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_770))
+        };
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(7)));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:00 GMT"), Some(Duration::ZERO), "it is past");
+        assert_eq!(after("soon"), None);
+        assert_eq!(after("-1"), None);
+    }
 }

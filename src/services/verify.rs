@@ -4,11 +4,14 @@
 //! between two of its changes; run it again before alarm.
 
 mod chain;
+mod events;
 mod holds;
 mod keys;
 mod records;
 
 use crate::store::{Store, StoreError};
+pub use events::EventCounts;
+use std::collections::BTreeMap;
 
 /// What was looked at, and what does not fit.
 #[derive(Debug, Default)]
@@ -17,6 +20,8 @@ pub struct Report {
     pub entries: usize,
     pub records: usize,
     pub open_holds: usize,
+    /// Billing events by sink.
+    pub sinks: BTreeMap<String, EventCounts>,
     pub differences: Vec<String>,
 }
 
@@ -30,6 +35,7 @@ const DIFFERENCES_MAX: usize = 1_000;
 pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let mut rows = records::check(store, &mut report).await?;
+    events::check(store, &rows, &mut report).await?;
     let mut held = holds::sum(store, &mut report).await?;
     holds::check_windows(store, &mut held, &mut report).await?;
     let mut spending = keys::Spending::load(store).await?;

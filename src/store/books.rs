@@ -8,11 +8,11 @@
 mod limits;
 mod needs;
 
-use super::outbox::BillingEvent;
 use super::{Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome};
 use super::{Placement, Settlement};
 use crate::models::account::{Account, AccountStatus};
 use crate::models::audit::AuditEntry;
+use crate::models::billing::BillingEvent;
 use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::key::KeyBudget;
@@ -269,7 +269,7 @@ impl Books {
             self.changes.closed.insert(record.id);
         }
         if record.is_billable() {
-            let events = self.sinks.iter().map(|sink| event(record, sink));
+            let events = self.sinks.iter().map(|sink| BillingEvent::usage(record, sink));
             self.changes.billing_events.extend(events);
         }
         let Some(id) = hold.idempotency_id() else { return };
@@ -324,6 +324,8 @@ impl Books {
         self.changes.ledger_entries.push(entry);
         self.keep(payer);
         self.corrected.insert(request);
+        let events = self.sinks.iter().map(|sink| BillingEvent::correction(&correction, sink));
+        self.changes.billing_events.extend(events);
         self.changes.corrections.push(correction);
         Ok(Outcome::Corrected { difference })
     }
@@ -423,21 +425,6 @@ fn post(
     .sealed();
     account.ledger_hash.clone_from(&entry.hash);
     Ok(entry)
-}
-
-fn event(record: &UsageRecord, sink: &str) -> BillingEvent {
-    BillingEvent {
-        id: format!("{}:{sink}", record.id),
-        sink: sink.to_owned(),
-        request_id: record.id,
-        account_id: record.account_id,
-        state: "waiting".to_owned(),
-        attempts: 0,
-        next_attempt_at: record.ended_at,
-        leased_until: None,
-        reason: None,
-        created_at: record.ended_at,
-    }
 }
 
 #[cfg(test)]

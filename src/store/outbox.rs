@@ -1,28 +1,115 @@
 //! Billing events on their way to sinks.
 //!
-//! Invariant: an event is written with its usage record, in one transaction.
+//! Invariants: an event is written with its usage record or correction, in one transaction; it is
+//! claimed for a time by one process, and what was exported is never sent again.
 
-use crate::models::ids::{AccountId, RequestId};
+use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Outgoing, SinkWindow};
+use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
+use crate::models::usage::{UsageCorrection, UsageRecord};
 use crate::store::StoreError;
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
-/// A copy of a usage record on its way to a sink, as listed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BillingEvent {
-    pub id: String,
-    pub sink: String,
-    pub request_id: RequestId,
-    pub account_id: AccountId,
-    pub state: String,
-    pub attempts: i64,
-    pub next_attempt_at: Timestamp,
-    pub leased_until: Option<Timestamp>,
-    pub reason: Option<String>,
-    pub created_at: Timestamp,
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// The sink that is told of what was parked.
+pub use crate::config::WEBHOOK;
+
+/// Taking what is due.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub sink: &'a str,
+    pub now: Timestamp,
+    /// Nobody else takes it before.
+    pub until: Timestamp,
+    pub limit: i64,
 }
+
+/// What became of an event.
+#[derive(Clone, Debug, Serialize)]
+pub struct EventDone {
+    pub id: String,
+    pub state: DeliveryState,
+    pub next_attempt_at: Timestamp,
+    pub reason: Option<String>,
+}
+
+/// Events that one call of [`OutboxStore::wake_customers`] wakes at most.
+pub const CHANGED_EVENTS_MAX: i64 = 1_000;
 
 #[async_trait]
 pub trait OutboxStore: Send + Sync {
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError>;
+
+    /// Writes down since when the configured sinks are, and which are no longer.
+    async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError>;
+
+    async fn sinks(&self) -> Result<Vec<SinkWindow>, StoreError>;
+
+    /// Takes events that are due.
+    async fn claim_events(&self, claim: Claim<'_>) -> Result<Vec<BillingEvent>, StoreError>;
+
+    /// The rows that events are copies of.
+    async fn outgoing(&self, events: Vec<BillingEvent>) -> Result<Vec<Outgoing>, StoreError>;
+
+    /// Writes down what became of claimed events.
+    async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError>;
+
+    /// Parked events whose account has a customer by now wait again; gives their number.
+    async fn wake_customers(&self, sink: &str, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Those of the events that are parked wait again; gives their number.
+    async fn retry_events(&self, ids: &[String], now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Parks events that wait and are not merged; gives their number.
+    async fn park_events(
+        &self,
+        ids: &[String],
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
+}
+
+/// Which rows events are copies of.
+pub struct Wanted {
+    pub records: Vec<RequestId>,
+    pub corrections: Vec<RequestId>,
+    /// Events that notices are about.
+    pub events: Vec<String>,
+}
+
+impl Wanted {
+    #[must_use]
+    pub fn of(events: &[BillingEvent]) -> Self {
+        let corrected = events.iter().filter(|event| event.kind == EventKind::Correction);
+        Self {
+            records: events.iter().map(|event| event.request_id).collect(),
+            corrections: corrected.map(|event| event.request_id).collect(),
+            events: events.iter().filter_map(|event| Some(event.subject()?.to_owned())).collect(),
+        }
+    }
+}
+
+/// The rows of [`Wanted`], put beside their events. One without its record is left out; `verify`
+/// names it.
+#[must_use]
+pub fn join(
+    events: Vec<BillingEvent>,
+    records: Vec<UsageRecord>,
+    corrections: Vec<UsageCorrection>,
+    subjects: Vec<BillingEvent>,
+) -> Vec<Outgoing> {
+    let records: HashMap<_, _> = records.into_iter().map(|row| (row.id, row)).collect();
+    let corrections: HashMap<_, _> =
+        corrections.into_iter().map(|row| (row.request_id, row)).collect();
+    let subjects: HashMap<_, _> = subjects.into_iter().map(|row| (row.id.clone(), row)).collect();
+    let with_rows = |event: BillingEvent| {
+        let record = records.get(&event.request_id)?.clone();
+        let correction = (event.kind == EventKind::Correction)
+            .then(|| corrections.get(&event.request_id).cloned())
+            .flatten();
+        let about = event.subject().and_then(|id| subjects.get(id)).cloned();
+        Some(Outgoing { event, record, correction, about })
+    };
+    events.into_iter().filter_map(with_rows).collect()
 }

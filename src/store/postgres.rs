@@ -5,6 +5,7 @@
 
 mod batch;
 mod directory;
+mod exports;
 mod ledger;
 mod outbox;
 mod pooler;

@@ -276,6 +276,7 @@ pub const BILLING_EVENTS: Table = Table {
     columns: &[
         "id",
         "sink",
+        "kind",
         "request_id",
         "account_id",
         "state",
@@ -283,6 +284,7 @@ pub const BILLING_EVENTS: Table = Table {
         "next_attempt_at",
         "leased_until",
         "reason",
+        "export_group",
         "created_at",
     ],
 };
@@ -298,6 +300,58 @@ pub fn differing<T: Serialize>(
     let columns = may_change.iter().copied();
     Ok(columns.filter(|name| before.get(name) != after.get(name)).collect())
 }
+/// What planning and sending change of an event.
+pub const EVENT_PROGRESS: &[&str] =
+    &["state", "next_attempt_at", "leased_until", "reason", "export_group"];
+
+/// What the end of an attempt changes of an event; its lease is over, so that is set to nothing.
+pub const EVENT_DONE: &[&str] = &["state", "next_attempt_at", "leased_until", "reason"];
+
+pub const BILLING_SINKS: Table =
+    Table { name: "billing_sinks", columns: &["name", "since", "until"] };
+
+pub const EXPORTS: Table = Table {
+    name: "exports",
+    columns: &[
+        "id",
+        "sink",
+        "event_group",
+        "customer",
+        "meter",
+        "seq",
+        "used_at",
+        "members",
+        "amount",
+        "unit",
+        "value",
+        "state",
+        "attempts",
+        "refusals",
+        "first_sent_at",
+        "next_attempt_at",
+        "reason",
+        "created_at",
+    ],
+};
+
+/// What sending changes of an export.
+pub const EXPORT_PROGRESS: &[&str] = &["state", "refusals", "next_attempt_at", "reason"];
+
+pub const EXPORT_LANES: Table = Table {
+    name: "export_lanes",
+    columns: &[
+        "sink",
+        "customer",
+        "carried_nusd",
+        "seq",
+        "next_attempt_at",
+        "leased_until",
+        "leased_by",
+    ],
+};
+
+/// What planning changes of a lane; `sink` is here because it is half of the key.
+pub const LANE_PROGRESS: &[&str] = &["sink", "carried_nusd", "seq", "next_attempt_at"];
 
 /// Rows as they come from either database.
 pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
@@ -383,6 +437,13 @@ pub mod sqlite {
         let pairs: Vec<String> =
             table.columns.iter().map(|name| format!("'{name}', t.{name}")).collect();
         format!("SELECT json_object({}) FROM {} t {condition}", pairs.join(", "), table.name)
+    }
+
+    /// The changed rows as JSON, at the end of an update.
+    pub fn returning(table: &Table) -> String {
+        let pairs: Vec<String> =
+            table.columns.iter().map(|name| format!("'{name}', {name}")).collect();
+        format!("RETURNING json_object({})", pairs.join(", "))
     }
 
     /// `?1`: the rows; sets `columns` of those with the same `key`.

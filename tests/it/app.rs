@@ -279,7 +279,11 @@ impl TestApp {
 
     /// The billing sinks that the environment configures.
     fn sinks(&self) -> Vec<&'static str> {
-        let sinks = [("OPENMETER_URL", "openmeter"), ("STRIPE_SECRET_KEY", "stripe")];
+        let sinks = [
+            ("OPENMETER_URL", "openmeter"),
+            ("STRIPE_SECRET_KEY", "stripe"),
+            ("TOLLGATE_WEBHOOK_URL", "webhook"),
+        ];
         let set = sinks.iter().filter(|(variable, _)| self.environment.contains_key(*variable));
         set.map(|(_, sink)| *sink).collect()
     }

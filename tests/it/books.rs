@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::app::audit;
 use crate::app::books::UsageRecord;
 use crate::app::{
-    Kind, Setup, Store, TestApp, both_stores, question, streamed, streamed_with_usage,
+    Kind, Setup, Store, TestApp, both_stores, eventually, question, streamed, streamed_with_usage,
 };
 use crate::upstream::answer::{Answer, DONE, nano_usd};
 use crate::upstream::catalog::{FREE_MODEL, MODEL, UNPRICED_MODEL, VARIABLE_MODEL};
@@ -326,8 +326,14 @@ async fn billing_events_for_each_sink(store: Store) {
     let events = app.books.events().await;
     let sinks: Vec<_> = events.iter().map(|event| event.sink.as_str()).collect();
     assert_eq!(sinks, ["openmeter", "stripe"]);
-    assert!(events.iter().all(|event| event.state == "waiting"), "{events:?}");
+    eventually("the account is nobody at Stripe, and OpenMeter is away", async || {
+        let events = app.books.events().await;
+        let states: Vec<_> = events.iter().map(|event| event.state.as_str()).collect();
+        (states == ["waiting", "parked"]).then_some(())
+    })
+    .await;
     assert_eq!(app.list(&["events", "list"]).await.len(), 2);
+    assert_eq!(app.list(&["events", "list", "--parked"]).await.len(), 1);
     app.finish().await;
 }
 

@@ -10,11 +10,13 @@
 mod app;
 mod client;
 mod random;
+mod sinks;
 mod source;
 mod upstream;
 
 mod admin;
 mod bad_input;
+mod billing;
 mod books;
 mod commit_lost;
 mod count;

@@ -272,7 +272,7 @@ async fn each_caller_sees_its_own_and_nothing_else() {
     let mut api = DataApi::connect(&books.app.environment["DATABASE_URL"]).await;
     let (shown, wrong) = matrix(&books, &mut api).await;
     println!("{shown}");
-    let advice = "a new table belongs into tollgate_tables(), see migration 0009";
+    let advice = "a new table belongs into tollgate_tables(), see migration 0008";
     assert!(wrong.is_empty(), "{} findings ({advice}):\n{}", wrong.len(), wrong.join("\n"));
 
     // The right rows, and not only their number.

@@ -1,10 +1,11 @@
 //! Usage records and corrections: each charge made again from its tokens and its price version.
 
 use super::Report;
-use crate::models::ids::{ApiKeyId, RequestId};
+use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::ledger::record_hash;
 use crate::models::money::NanoUsd;
 use crate::models::price::Price;
+use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageRecord, UsageSource};
 use crate::services::pricing;
 use crate::store::{Store, StoreError};
@@ -19,6 +20,10 @@ pub struct Expected {
     pub amount: NanoUsd,
     /// Whose budget it counts in.
     pub key: Option<ApiKeyId>,
+    pub account: AccountId,
+    /// Sinks that were configured then have an event of it.
+    pub is_billable: bool,
+    pub at: Timestamp,
 }
 
 pub const CHARGE: &str = "charge";
@@ -42,7 +47,10 @@ pub async fn check(store: &dyn Store, report: &mut Report) -> Result<Rows, Store
             check_record(record, prices.get(&record.price_id).and_then(Option::as_ref), report);
             let amount = NanoUsd(record.charge_nusd.0.saturating_neg());
             let (hash, key) = (record_hash(record), record.api_key_id);
-            rows.insert((record.id, CHARGE), Expected { hash, amount, key });
+            let (account, is_billable, at) =
+                (record.account_id, record.is_billable(), record.ended_at);
+            let expected = Expected { hash, amount, key, account, is_billable, at };
+            rows.insert((record.id, CHARGE), expected);
         }
     }
     collect_corrections(store, &mut rows).await?;
@@ -97,7 +105,9 @@ async fn collect_corrections(store: &dyn Store, rows: &mut Rows) -> Result<(), S
             let (hash, amount) = (record_hash(correction), correction.difference_nusd);
             let charge = rows.get(&(correction.request_id, CHARGE));
             let key = charge.and_then(|charge| charge.key);
-            rows.insert((correction.request_id, CORRECTION), Expected { hash, amount, key });
+            let (account, at) = (correction.account_id, correction.created_at);
+            let expected = Expected { hash, amount, key, account, is_billable: true, at };
+            rows.insert((correction.request_id, CORRECTION), expected);
         }
     }
 }

@@ -301,6 +301,7 @@ fn a_record_without_a_user_has_the_hash_it_had_before_there_were_users() {
 
 #[test]
 fn columns_are_the_members_of_their_structs_in_their_order() {
+    use crate::models::billing::{Export, Lane, SinkWindow};
     use crate::models::identity::Member;
     use crate::models::ids::UserId;
     use crate::models::price::PriceTable;
@@ -336,6 +337,7 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
     };
     let entry = post(&mut chained, posting, now()).unwrap();
     let audit = AuditEntry::new("a", "b", &1, now());
+    let sink = SinkWindow { name: "s".to_owned(), since: now(), until: None };
     let member = Member { user_id: UserId::generate(), account_id: account, created_at: now() };
     let prices =
         PriceTable { version: 1, text: "t".to_owned(), actor: "a".to_owned(), created_at: now() };
@@ -348,7 +350,10 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
         (&table::HOLDS, members(&hold(account, key, id, 1, Some(1)))),
         (&table::USAGE_RECORDS, members(&record)),
         (&table::LEDGER_ENTRIES, members(&entry)),
-        (&table::BILLING_EVENTS, members(&event(&record, "s"))),
+        (&table::BILLING_SINKS, members(&sink)),
+        (&table::EXPORTS, members(&Export::sample(now()))),
+        (&table::EXPORT_LANES, members(&Lane::new("s", "c"))),
+        (&table::BILLING_EVENTS, members(&BillingEvent::usage(&record, "s"))),
         (&table::USAGE_CORRECTIONS, members(&correction(account, id, 1))),
         (&table::LOOKUPS, members(&lookup)),
         (&table::RATE_WINDOWS, members(&RateWindow::open(account.into(), now()))),

@@ -1,14 +1,264 @@
 //! Billing events on their way to sinks, on PostgreSQL.
 
+use crate::models::billing::{
+    BillingEvent, DeliveryState, Export, Lane, NOTICE_SUFFIX, Outgoing, SinkWindow, reasons,
+};
+use crate::models::ids::RequestId;
+use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::outbox::{BillingEvent, OutboxStore};
+use crate::store::exports::{Renewed, by_group, renew};
+use crate::store::outbox::{
+    CHANGED_EVENTS_MAX, Claim, EventDone, OutboxStore, WEBHOOK, Wanted, join,
+};
 use crate::store::postgres::PostgresStore;
-use crate::store::table::BILLING_EVENTS;
+use crate::store::postgres::exports::{lock_lanes, write_lanes};
+use crate::store::postgres::rows::{classify, select, write_rows};
+use crate::store::table::{
+    BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS, USAGE_CORRECTIONS,
+    USAGE_RECORDS, parse, postgres as sql,
+};
 use async_trait::async_trait;
+use sqlx::PgConnection;
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
 
 #[async_trait]
 impl OutboxStore for PostgresStore {
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
         self.page(&BILLING_EVENTS, "id", Some(after.to_owned())).await
     }
+
+    async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        for statement in [
+            "INSERT INTO billing_sinks (name, since) SELECT n, $2::timestamptz FROM unnest($1) n \
+             WHERE NOT EXISTS (SELECT 1 FROM billing_sinks s WHERE s.name = n AND s.until IS NULL) \
+             ON CONFLICT DO NOTHING",
+            "UPDATE billing_sinks SET until = $2::timestamptz \
+             WHERE until IS NULL AND NOT name = ANY($1)",
+        ] {
+            sqlx::query(statement)
+                .bind(&self.sinks)
+                .bind(now.to_string())
+                .execute(&mut *tx)
+                .await
+                .map_err(classify)?;
+        }
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn sinks(&self) -> Result<Vec<SinkWindow>, StoreError> {
+        let statement = sql::select(&BILLING_SINKS, "WHERE $1 ORDER BY name, since");
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        select(&mut conn, &statement.into(), true).await
+    }
+
+    async fn claim_events(&self, claim: Claim<'_>) -> Result<Vec<BillingEvent>, StoreError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "UPDATE billing_events t SET attempts = attempts + 1, \
+             leased_until = $3::timestamptz, next_attempt_at = $3::timestamptz \
+             WHERE id IN (SELECT id FROM billing_events WHERE sink = $1 AND state = 'waiting' \
+              AND export_group IS NULL AND next_attempt_at <= $2::timestamptz \
+              ORDER BY next_attempt_at LIMIT $4 FOR UPDATE SKIP LOCKED) \
+             RETURNING row_to_json(t)::text",
+        )
+        .bind(claim.sink)
+        .bind(claim.now.to_string())
+        .bind(claim.until.to_string())
+        .bind(claim.limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn outgoing(&self, events: Vec<BillingEvent>) -> Result<Vec<Outgoing>, StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        outgoing(&mut conn, events).await
+    }
+
+    async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
+        // What was parked meanwhile stays so, unless it has arrived.
+        let update = format!(
+            "{update} AND (t.state = 'waiting' \
+             OR (t.state = 'parked' AND r.state = 'exported'))"
+        );
+        write_rows(&mut tx, &update.into(), done.iter()).await?;
+        let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
+        self.write_notices(&mut tx, parked.map(|done| done.id.clone()).collect(), now).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn wake_customers(&self, sink: &str, now: Timestamp) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "UPDATE billing_events SET state = 'waiting', reason = NULL, \
+             next_attempt_at = $2::timestamptz WHERE id IN (SELECT id FROM billing_events \
+              WHERE state = 'parked' AND sink = $1 AND reason = $3 AND account_id IN \
+              (SELECT id FROM accounts WHERE stripe_customer_id IS NOT NULL) \
+              LIMIT $4 FOR UPDATE SKIP LOCKED)",
+        )
+        .bind(sink)
+        .bind(now.to_string())
+        .bind(reasons::NO_CUSTOMER)
+        .bind(CHANGED_EVENTS_MAX)
+        .execute(&self.pool)
+        .await
+        .map_err(classify)?;
+        Ok(done.rows_affected())
+    }
+
+    async fn retry_events(&self, ids: &[String], now: Timestamp) -> Result<u64, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let parked = sql::select(
+            &BILLING_EVENTS,
+            "WHERE state = 'parked' AND id = ANY($1) ORDER BY id FOR UPDATE",
+        );
+        let parked: Vec<BillingEvent> = select(&mut tx, &parked.into(), ids.to_vec()).await?;
+        let single = parked.iter().filter(|event| event.export_group.is_none());
+        let single: Vec<String> = single.map(|event| event.id.clone()).collect();
+        let groups: BTreeSet<String> =
+            parked.iter().filter_map(|event| event.export_group.clone()).collect();
+        let mut changed = sqlx::query(
+            "UPDATE billing_events SET state = 'waiting', next_attempt_at = $2::timestamptz \
+             WHERE id = ANY($1)",
+        )
+        .bind(single)
+        .bind(now.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?
+        .rows_affected();
+        if !groups.is_empty() {
+            changed += renew_groups(&mut tx, groups, now).await?;
+        }
+        tx.commit().await.map_err(classify)?;
+        Ok(changed)
+    }
+
+    async fn park_events(
+        &self,
+        ids: &[String],
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let done = sqlx::query(
+            "UPDATE billing_events SET state = 'parked', reason = $2, leased_until = NULL \
+             WHERE id = ANY($1) AND state = 'waiting' AND export_group IS NULL",
+        )
+        .bind(ids)
+        .bind(reason)
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        self.write_notices(&mut tx, ids.to_vec(), now).await?;
+        tx.commit().await.map_err(classify)?;
+        Ok(done.rows_affected())
+    }
+}
+
+impl PostgresStore {
+    /// The webhook is told of what was parked; of a missing customer it is not, because that may be
+    /// every event of most accounts.
+    pub(super) async fn write_notices(
+        &self,
+        conn: &mut PgConnection,
+        parked: Vec<String>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        if parked.is_empty() || !self.sinks.iter().any(|sink| sink == WEBHOOK) {
+            return Ok(());
+        }
+        sqlx::query(
+            "INSERT INTO billing_events (id, sink, kind, request_id, account_id, state, attempts, \
+             next_attempt_at, created_at) SELECT id || $3, $4, 'notice', request_id, account_id, \
+             'waiting', 0, $2::timestamptz, $2::timestamptz FROM billing_events \
+             WHERE id = ANY($1) AND state = 'parked' AND sink <> $4 AND reason <> $5 \
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(parked)
+        .bind(now.to_string())
+        .bind(NOTICE_SUFFIX)
+        .bind(WEBHOOK)
+        .bind(reasons::NO_CUSTOMER)
+        .execute(conn)
+        .await
+        .map_err(classify)?;
+        Ok(())
+    }
+}
+
+/// The rows that events are copies of.
+pub async fn outgoing(
+    conn: &mut PgConnection,
+    events: Vec<BillingEvent>,
+) -> Result<Vec<Outgoing>, StoreError> {
+    let wanted = Wanted::of(&events);
+    let uuids = |ids: Vec<RequestId>| ids.into_iter().map(|id| id.0).collect::<Vec<Uuid>>();
+    let records = sql::select(&USAGE_RECORDS, "WHERE id = ANY($1)");
+    let records = select(conn, &records.into(), uuids(wanted.records)).await?;
+    let mut corrections = Vec::new();
+    if !wanted.corrections.is_empty() {
+        let statement = sql::select(&USAGE_CORRECTIONS, "WHERE request_id = ANY($1)");
+        corrections = select(conn, &statement.into(), uuids(wanted.corrections)).await?;
+    }
+    let mut subjects = Vec::new();
+    if !wanted.events.is_empty() {
+        let statement = sql::select(&BILLING_EVENTS, "WHERE id = ANY($1)");
+        subjects = select(conn, &statement.into(), wanted.events).await?;
+    }
+    Ok(join(events, records, corrections, subjects))
+}
+
+/// Parked groups: planned anew, or sent again where something of them may have arrived.
+async fn renew_groups(
+    conn: &mut PgConnection,
+    groups: BTreeSet<String>,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let statement = sql::select(&EXPORTS, "WHERE event_group = ANY($1) AND state <> 'void'");
+    let exports: Vec<Export> =
+        select(conn, &statement.into(), groups.into_iter().collect::<Vec<_>>()).await?;
+    let customers: BTreeSet<(String, String)> =
+        exports.iter().map(|export| (export.sink.clone(), export.customer.clone())).collect();
+    let mut lanes: BTreeMap<(String, String), Lane> = BTreeMap::new();
+    for (sink, customer) in customers {
+        for lane in lock_lanes(conn, &sink, vec![customer.clone()]).await? {
+            lanes.insert((sink.clone(), customer.clone()), lane);
+        }
+    }
+    let (mut replanned, mut resent, mut written) = (Vec::new(), Vec::new(), Vec::new());
+    for (group, mut exports) in by_group(exports) {
+        let Some(first) = exports.first() else { continue };
+        let Some(lane) = lanes.get_mut(&(first.sink.clone(), first.customer.clone())) else {
+            continue;
+        };
+        match renew(lane, &mut exports, now) {
+            Ok(Renewed::Replanned) => replanned.push(group),
+            Ok(Renewed::Resent) => resent.push(group),
+            Err(error) => {
+                tracing::error!("a parked group stays: {error}");
+                continue;
+            }
+        }
+        written.extend(exports);
+    }
+    let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
+    write_rows(conn, &update.into(), written.iter()).await?;
+    write_lanes(conn, lanes.values()).await?;
+    let done = sqlx::query(
+        "UPDATE billing_events SET state = 'waiting', reason = NULL, attempts = attempts + 1, \
+         next_attempt_at = $3::timestamptz, \
+         export_group = CASE WHEN export_group = ANY($1) THEN NULL ELSE export_group END \
+         WHERE state = 'parked' AND (export_group = ANY($1) OR export_group = ANY($2))",
+    )
+    .bind(replanned)
+    .bind(resent)
+    .bind(now.to_string())
+    .execute(conn)
+    .await
+    .map_err(classify)?;
+    Ok(done.rows_affected())
 }

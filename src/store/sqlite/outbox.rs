@@ -1,14 +1,273 @@
 //! Billing events on their way to sinks, on SQLite.
 
+use crate::models::billing::{
+    BillingEvent, DeliveryState, Export, Lane, NOTICE_SUFFIX, Outgoing, SinkWindow, reasons,
+};
+use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::outbox::{BillingEvent, OutboxStore};
+use crate::store::exports::{Renewed, by_group, renew};
+use crate::store::outbox::{
+    CHANGED_EVENTS_MAX, Claim, EventDone, OutboxStore, WEBHOOK, Wanted, join,
+};
 use crate::store::sqlite::SqliteStore;
-use crate::store::table::BILLING_EVENTS;
+use crate::store::sqlite::exports::{load_lanes, write_lanes};
+use crate::store::sqlite::rows::{classify, select, write_rows};
+use crate::store::table::{
+    BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS, USAGE_CORRECTIONS,
+    USAGE_RECORDS, parse, sqlite as sql,
+};
 use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, SqliteConnection};
+use std::collections::{BTreeMap, BTreeSet};
 
 #[async_trait]
 impl OutboxStore for SqliteStore {
     async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
         self.page(&BILLING_EVENTS, "id", Some(after.to_owned())).await
     }
+
+    async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError> {
+        let sinks = serde_json::to_string(&self.sinks)?;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        for statement in [
+            "INSERT INTO billing_sinks (name, since) SELECT value, ?2 FROM json_each(?1) \
+             WHERE NOT EXISTS (SELECT 1 FROM billing_sinks s \
+              WHERE s.name = value AND s.until IS NULL) ON CONFLICT DO NOTHING",
+            "UPDATE billing_sinks SET until = ?2 WHERE until IS NULL \
+             AND name NOT IN (SELECT value FROM json_each(?1))",
+        ] {
+            sqlx::query(statement)
+                .bind(&sinks)
+                .bind(now.to_string())
+                .execute(&mut *tx)
+                .await
+                .map_err(classify)?;
+        }
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn sinks(&self) -> Result<Vec<SinkWindow>, StoreError> {
+        let statement = sql::select(&BILLING_SINKS, "WHERE ?1 = '' ORDER BY name, since");
+        let mut conn = self.readers.acquire().await.map_err(classify)?;
+        select(&mut conn, &statement.into(), String::new()).await
+    }
+
+    async fn claim_events(&self, claim: Claim<'_>) -> Result<Vec<BillingEvent>, StoreError> {
+        let statement = format!(
+            "UPDATE billing_events SET attempts = attempts + 1, leased_until = ?3, \
+             next_attempt_at = ?3 WHERE id IN (SELECT id FROM billing_events WHERE sink = ?1 \
+              AND state = 'waiting' AND export_group IS NULL AND next_attempt_at <= ?2 \
+              ORDER BY next_attempt_at LIMIT ?4) {}",
+            sql::returning(&BILLING_EVENTS)
+        );
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(claim.sink)
+            .bind(claim.now.to_string())
+            .bind(claim.until.to_string())
+            .bind(claim.limit)
+            .fetch_all(&self.writer)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn outgoing(&self, events: Vec<BillingEvent>) -> Result<Vec<Outgoing>, StoreError> {
+        let mut conn = self.readers.acquire().await.map_err(classify)?;
+        outgoing(&mut conn, events).await
+    }
+
+    async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
+        // What was parked meanwhile stays so, unless it has arrived.
+        let update = format!(
+            "{update} AND (billing_events.state = 'waiting' \
+             OR (billing_events.state = 'parked' AND r.state = 'exported'))"
+        );
+        write_rows(&mut tx, &update.into(), done.iter()).await?;
+        let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
+        let parked: Vec<&str> = parked.map(|done| done.id.as_str()).collect();
+        self.write_notices(&mut tx, &parked, now).await?;
+        tx.commit().await.map_err(classify)
+    }
+
+    async fn wake_customers(&self, sink: &str, now: Timestamp) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "UPDATE billing_events SET state = 'waiting', reason = NULL, next_attempt_at = ?2 \
+             WHERE id IN (SELECT id FROM billing_events WHERE state = 'parked' AND sink = ?1 \
+              AND reason = ?3 AND account_id IN \
+              (SELECT id FROM accounts WHERE stripe_customer_id IS NOT NULL) LIMIT ?4)",
+        )
+        .bind(sink)
+        .bind(now.to_string())
+        .bind(reasons::NO_CUSTOMER)
+        .bind(CHANGED_EVENTS_MAX)
+        .execute(&self.writer)
+        .await
+        .map_err(classify)?;
+        Ok(done.rows_affected())
+    }
+
+    async fn retry_events(&self, ids: &[String], now: Timestamp) -> Result<u64, StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let parked = sql::select(
+            &BILLING_EVENTS,
+            "WHERE state = 'parked' AND id IN (SELECT value FROM json_each(?1)) ORDER BY id",
+        );
+        let ids = serde_json::to_string(ids)?;
+        let parked: Vec<BillingEvent> = select(&mut tx, &parked.into(), ids).await?;
+        let single = parked.iter().filter(|event| event.export_group.is_none());
+        let single: Vec<&str> = single.map(|event| event.id.as_str()).collect();
+        let groups: BTreeSet<String> =
+            parked.iter().filter_map(|event| event.export_group.clone()).collect();
+        let mut changed = sqlx::query(
+            "UPDATE billing_events SET state = 'waiting', next_attempt_at = ?2 \
+             WHERE id IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(serde_json::to_string(&single)?)
+        .bind(now.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?
+        .rows_affected();
+        if !groups.is_empty() {
+            changed += renew_groups(&mut tx, groups, now).await?;
+        }
+        tx.commit().await.map_err(classify)?;
+        Ok(changed)
+    }
+
+    async fn park_events(
+        &self,
+        ids: &[String],
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let done = sqlx::query(
+            "UPDATE billing_events SET state = 'parked', reason = ?2, leased_until = NULL \
+             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'waiting' \
+             AND export_group IS NULL",
+        )
+        .bind(serde_json::to_string(ids)?)
+        .bind(reason)
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        self.write_notices(&mut tx, &ids, now).await?;
+        tx.commit().await.map_err(classify)?;
+        Ok(done.rows_affected())
+    }
+}
+
+impl SqliteStore {
+    /// The webhook is told of what was parked; of a missing customer it is not, because that may be
+    /// every event of most accounts.
+    pub(super) async fn write_notices(
+        &self,
+        conn: &mut SqliteConnection,
+        parked: &[&str],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        if parked.is_empty() || !self.sinks.iter().any(|sink| sink == WEBHOOK) {
+            return Ok(());
+        }
+        sqlx::query(
+            "INSERT INTO billing_events (id, sink, kind, request_id, account_id, state, attempts, \
+             next_attempt_at, created_at) SELECT id || ?3, ?4, 'notice', request_id, account_id, \
+             'waiting', 0, ?2, ?2 FROM billing_events \
+             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'parked' \
+             AND sink <> ?4 AND reason <> ?5 ON CONFLICT DO NOTHING",
+        )
+        .bind(serde_json::to_string(parked)?)
+        .bind(now.to_string())
+        .bind(NOTICE_SUFFIX)
+        .bind(WEBHOOK)
+        .bind(reasons::NO_CUSTOMER)
+        .execute(conn)
+        .await
+        .map_err(classify)?;
+        Ok(())
+    }
+}
+
+/// The rows that events are copies of.
+pub async fn outgoing(
+    conn: &mut SqliteConnection,
+    events: Vec<BillingEvent>,
+) -> Result<Vec<Outgoing>, StoreError> {
+    const LISTED: &str = "IN (SELECT value FROM json_each(?1))";
+    let wanted = Wanted::of(&events);
+    let records = sql::select(&USAGE_RECORDS, &format!("WHERE id {LISTED}"));
+    let ids = serde_json::to_string(&wanted.records)?;
+    let records = select(conn, &records.into(), ids).await?;
+    let mut corrections = Vec::new();
+    if !wanted.corrections.is_empty() {
+        let statement = sql::select(&USAGE_CORRECTIONS, &format!("WHERE request_id {LISTED}"));
+        let ids = serde_json::to_string(&wanted.corrections)?;
+        corrections = select(conn, &statement.into(), ids).await?;
+    }
+    let mut subjects = Vec::new();
+    if !wanted.events.is_empty() {
+        let statement = sql::select(&BILLING_EVENTS, &format!("WHERE id {LISTED}"));
+        let ids = serde_json::to_string(&wanted.events)?;
+        subjects = select(conn, &statement.into(), ids).await?;
+    }
+    Ok(join(events, records, corrections, subjects))
+}
+
+/// Parked groups: planned anew, or sent again where something of them may have arrived.
+async fn renew_groups(
+    conn: &mut SqliteConnection,
+    groups: BTreeSet<String>,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let statement = sql::select(
+        &EXPORTS,
+        "WHERE event_group IN (SELECT value FROM json_each(?1)) AND state <> 'void'",
+    );
+    let exports: Vec<Export> =
+        select(conn, &statement.into(), serde_json::to_string(&groups)?).await?;
+    let customers: BTreeSet<(String, String)> =
+        exports.iter().map(|export| (export.sink.clone(), export.customer.clone())).collect();
+    let mut lanes: BTreeMap<(String, String), Lane> = BTreeMap::new();
+    for (sink, customer) in customers {
+        for lane in load_lanes(conn, &sink, std::slice::from_ref(&customer)).await? {
+            lanes.insert((sink.clone(), customer.clone()), lane);
+        }
+    }
+    let (mut replanned, mut resent, mut written) = (Vec::new(), Vec::new(), Vec::new());
+    for (group, mut exports) in by_group(exports) {
+        let Some(first) = exports.first() else { continue };
+        let Some(lane) = lanes.get_mut(&(first.sink.clone(), first.customer.clone())) else {
+            continue;
+        };
+        match renew(lane, &mut exports, now) {
+            Ok(Renewed::Replanned) => replanned.push(group),
+            Ok(Renewed::Resent) => resent.push(group),
+            Err(error) => {
+                tracing::error!("a parked group stays: {error}");
+                continue;
+            }
+        }
+        written.extend(exports);
+    }
+    let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
+    write_rows(conn, &update.into(), written.iter()).await?;
+    write_lanes(conn, lanes.values()).await?;
+    let done = sqlx::query(
+        "UPDATE billing_events SET state = 'waiting', reason = NULL, attempts = attempts + 1, \
+         next_attempt_at = ?3, export_group = CASE WHEN export_group IN \
+          (SELECT value FROM json_each(?1)) THEN NULL ELSE export_group END \
+         WHERE state = 'parked' AND export_group IN \
+         (SELECT value FROM json_each(?1) UNION SELECT value FROM json_each(?2))",
+    )
+    .bind(serde_json::to_string(&replanned)?)
+    .bind(serde_json::to_string(&resent)?)
+    .bind(now.to_string())
+    .execute(conn)
+    .await
+    .map_err(classify)?;
+    Ok(done.rows_affected())
 }

@@ -106,7 +106,9 @@ fn charged_once(record: &UsageRecord, entries: &[LedgerEntry]) -> Option<String>
 
 fn sent_once(record: &UsageRecord, events: &[BillingEvent], sinks: &[&str]) -> Vec<String> {
     let used = record.charge_nusd + record.prompt_tokens + record.completion_tokens > 0;
-    let own: Vec<_> = events.iter().filter(|event| event.request_id == record.id).collect();
+    let own = events.iter().filter(|event| event.request_id == record.id);
+    // One more may tell of a correction, and one that an event was parked.
+    let own: Vec<_> = own.filter(|event| event.kind == "usage").collect();
     let mut found = Vec::new();
     for sink in sinks {
         let count = own.iter().filter(|event| event.sink == *sink).count();

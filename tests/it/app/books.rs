@@ -87,10 +87,13 @@ pub struct LedgerEntry {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct BillingEvent {
+    pub id: String,
     pub sink: String,
+    pub kind: String,
     pub request_id: String,
     pub account_id: String,
     pub state: String,
+    pub reason: Option<String>,
 }
 
 /// SQLite has no booleans.

@@ -73,6 +73,11 @@ impl Setup {
         self
     }
 
+    /// What was chosen so far, for a restart with it.
+    pub fn environment(self) -> Environment {
+        self.environment
+    }
+
     /// `drain`, `lookup` or `count`.
     pub fn policy(self, policy: &str) -> Self {
         self.env("TOLLGATE_DISCONNECT", policy)

@@ -1,0 +1,70 @@
+//! Billing events leave for their sinks: Stripe, OpenMeter, a webhook.
+//!
+//! Invariants: no transaction is open while a sink is called; what a sink has is never sent as
+//! something new, because identifiers follow from the events; settling never waits for any of
+//! this. `worker` takes, sends and acknowledges; `queue` is what the store does for that; the rest
+//! are the sinks.
+
+mod breaker;
+mod exporter;
+mod openmeter;
+mod queue;
+pub mod stripe;
+mod webhook;
+mod worker;
+
+use crate::config::BillingConfig;
+use crate::error::Error;
+use crate::store::Store;
+use exporter::Exporter;
+use openmeter::OpenMeter;
+use queue::{EventQueue, ExportQueue, Queue};
+use std::sync::Arc;
+use std::time::Duration;
+use stripe::Stripe;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use webhook::Webhook;
+use worker::{Terms, Worker};
+
+/// How long connecting to a sink may take.
+const CONNECT_WAIT: Duration = Duration::from_secs(5);
+
+/// Starts a worker for each sink that is set; each ends soon after `stop`.
+///
+/// # Errors
+/// [`Error::Internal`] when a key or an address cannot be used in a request.
+pub fn start(
+    config: &BillingConfig,
+    store: &Arc<dyn Store>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let terms = Terms { wait: config.wait, lease: config.lease };
+    if let Some(stripe) = &config.stripe {
+        let queue = ExportQueue::new(store.clone(), stripe.meters.clone());
+        let exporter = Stripe::new(stripe, store.clone(), config.wait)?;
+        run(queue, exporter, terms, tasks, stop);
+    }
+    if let Some(openmeter) = &config.openmeter {
+        let exporter = OpenMeter::new(openmeter, config.wait)?;
+        let queue = EventQueue::new(store.clone(), OpenMeter::SINK, openmeter::EVENTS_PER_CALL);
+        run(queue, exporter, terms, tasks, stop);
+    }
+    if let Some(webhook) = &config.webhook {
+        let exporter = Webhook::new(webhook, config.wait)?;
+        let queue = EventQueue::new(store.clone(), Webhook::SINK, 1);
+        run(queue, exporter, terms, tasks, stop);
+    }
+    Ok(())
+}
+
+fn run<Q, E>(queue: Q, exporter: E, terms: Terms, tasks: &TaskTracker, stop: &CancellationToken)
+where
+    Q: Queue + 'static,
+    E: Exporter<Parcel = Q::Parcel> + 'static,
+{
+    let worker = Worker { queue, exporter, terms };
+    let stop = stop.clone();
+    tasks.spawn(async move { worker.run(stop).await });
+}

@@ -1,0 +1,69 @@
+//! What a sink is to the worker: one call with some parcels, and a verdict on each.
+//!
+//! Invariant: a verdict never says «rejected» of what another try could deliver, nor «delivered» of
+//! what the sink did not say so of.
+
+use std::future::Future;
+use std::time::Duration;
+
+/// What became of one parcel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The sink has it, from this call or an earlier one.
+    Delivered,
+    /// To be tried again.
+    Later(Trouble),
+    /// The sink will not take it however often it is sent: for a person.
+    Rejected(String),
+    /// It was not sent: it goes back as it was.
+    Untouched,
+}
+
+/// Why something is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub reason: String,
+    /// What the sink asked for.
+    pub after: Option<Duration>,
+    /// The whole sink is in trouble, not just this parcel.
+    pub is_sinks: bool,
+    /// The sink answered, and that answer may be what it repeats for the same idempotency key.
+    pub is_answer: bool,
+}
+
+impl Trouble {
+    /// The sink did not answer: it may have the parcel, or not.
+    pub fn silence(reason: String) -> Self {
+        Self { reason, after: None, is_sinks: true, is_answer: false }
+    }
+
+    /// The sink answered that it cannot, now.
+    pub fn of_sink(reason: String, after: Option<Duration>) -> Self {
+        Self { reason, after, is_sinks: true, is_answer: true }
+    }
+
+    /// This parcel has to wait; the sink is well.
+    pub fn of_parcel(reason: String, after: Option<Duration>) -> Self {
+        Self { reason, after, is_sinks: false, is_answer: true }
+    }
+}
+
+/// A sink.
+pub trait Exporter: Send + Sync {
+    type Parcel: Send + Sync;
+
+    /// Its name in the tables.
+    const SINK: &'static str;
+    /// Calls at once at most.
+    const CALLS_MAX: usize;
+
+    /// One call, bounded in time; a verdict on each parcel, in their order.
+    fn send(&self, parcels: &[Self::Parcel]) -> impl Future<Output = Vec<Verdict>> + Send;
+}
+
+/// A sink's words as they may stand in a reason: short, on one line.
+pub fn shortened(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+}
+
+const REASON_CHARS_MAX: usize = 300;

@@ -1,0 +1,199 @@
+//! Stripe: one merged meter event a call, one call at a time for a customer.
+//!
+//! Invariants: an export keeps its identifier over all tries, so that Stripe takes it once within
+//! its window; past that window nothing is sent before the meter's summary has been read. An answer
+//! of 5xx is what Stripe repeats for an idempotency key: the next try has another one, and the
+//! identifier still holds. <https://docs.stripe.com/api/billing/meter-event/create>
+
+pub mod api;
+mod doubt;
+
+use super::exporter::{Exporter, Trouble, Verdict, shortened};
+use crate::config::StripeConfig;
+use crate::error::Error;
+use crate::models::billing::{DeliveryState, Export, reasons};
+use crate::models::timestamp::Timestamp;
+use crate::services::http::{Answer, retry_after};
+use crate::store::Store;
+use crate::store::exports::OLDEST;
+use api::{StripeApi, StripeError};
+use axum::http::StatusCode;
+use doubt::Found;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+pub struct Stripe {
+    api: StripeApi,
+    store: Arc<dyn Store>,
+    customer_key: String,
+    value_key: String,
+    /// Ids of meters by their event names, as they are needed.
+    meters: Mutex<HashMap<String, String>>,
+}
+
+/// Identifiers are unique within at least 24 hours; an hour less for clocks.
+/// <https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>
+const IDENTIFIER_KEPT: Duration = Duration::from_secs(23 * 3_600);
+const MINUTE: Duration = Duration::from_secs(60);
+
+impl Stripe {
+    /// # Errors
+    /// [`Error::Internal`] when the key cannot be used in a request.
+    pub fn new(
+        config: &StripeConfig,
+        store: Arc<dyn Store>,
+        wait: Duration,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            api: StripeApi::new(config, wait)?,
+            store,
+            customer_key: config.customer_key.clone(),
+            value_key: config.value_key.clone(),
+            meters: Mutex::default(),
+        })
+    }
+
+    async fn deliver(&self, export: &Export) -> Verdict {
+        let now = Timestamp::now();
+        let since = export.first_sent_at.unwrap_or(now);
+        if now.since(since) > IDENTIFIER_KEPT {
+            match self.was_counted(export).await {
+                Ok(Found::Counted) => return Verdict::Delivered,
+                Ok(Found::Missing) => {}
+                Ok(Found::Unclear) => return Verdict::Rejected(reasons::IN_DOUBT.to_owned()),
+                Err(verdict) => return verdict,
+            }
+            if let Err(error) = self.store.restart_export(&export.id, now).await {
+                return Verdict::Later(Trouble::of_parcel(error.to_string(), None));
+            }
+        }
+        // Not younger than planned: a day of the 35 is left.
+        if export.used_at < now.minus(OLDEST) {
+            return Verdict::Rejected(reasons::TOO_OLD.to_owned());
+        }
+        self.post(export).await
+    }
+
+    async fn post(&self, export: &Export) -> Verdict {
+        let customer = format!("payload[{}]", self.customer_key);
+        let value = format!("payload[{}]", self.value_key);
+        let form = [
+            ("event_name", export.meter.clone()),
+            ("identifier", export.id.clone()),
+            ("timestamp", export.used_at.unix_seconds().to_string()),
+            (&customer, export.customer.clone()),
+            (&value, export.value.to_string()),
+        ];
+        let key = format!("{}-{}", export.id, export.refusals);
+        match self.api.post("/v1/billing/meter_events", &form, &key).await {
+            Ok(answer) => verdict(&answer, &export.id, SystemTime::now()),
+            Err(silence) => Verdict::Later(Trouble::silence(silence)),
+        }
+    }
+
+    /// Whether the meter has counted this export, told by what its minute sums to.
+    async fn was_counted(&self, export: &Export) -> Result<Found, Verdict> {
+        let from = export.used_at.minute_start();
+        let to = from.plus(MINUTE);
+        let of = (export.customer.as_str(), export.meter.as_str());
+        let exports = self.store.exports_used(of, from, to).await;
+        let exports =
+            exports.map_err(|error| Verdict::Later(Trouble::of_parcel(error.to_string(), None)))?;
+        let meter = self.meter_id(&export.meter).await?;
+        let summed = self.api.summed(&meter, &export.customer, from, to).await;
+        let summed = summed.map_err(|error| unread(&error))?;
+        let others = exports.iter().filter(|other| other.id != export.id);
+        let mut known = 0_i64;
+        let mut doubtful = Vec::new();
+        for other in others {
+            match other.state {
+                DeliveryState::Exported => known = known.saturating_add(other.value),
+                DeliveryState::Waiting | DeliveryState::Parked if other.first_sent_at.is_some() => {
+                    doubtful.push(other.value);
+                }
+                // Never sent, or refused for good.
+                DeliveryState::Waiting | DeliveryState::Parked | DeliveryState::Void => {}
+            }
+        }
+        let found = doubt::judge(summed.saturating_sub(known), export.value, &doubtful);
+        tracing::warn!(export.id = export.id, "an answer from Stripe is a day late: {found:?}");
+        Ok(found)
+    }
+
+    async fn meter_id(&self, event_name: &str) -> Result<String, Verdict> {
+        let known = |meters: &Mutex<HashMap<String, String>>| {
+            meters.lock().unwrap_or_else(PoisonError::into_inner).get(event_name).cloned()
+        };
+        if let Some(id) = known(&self.meters) {
+            return Ok(id);
+        }
+        let found = self.api.meters().await.map_err(|error| unread(&error))?;
+        *self.meters.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        known(&self.meters).ok_or_else(|| Verdict::Rejected(reasons::IN_DOUBT.to_owned()))
+    }
+}
+
+impl Exporter for Stripe {
+    type Parcel = Export;
+
+    const SINK: &'static str = crate::config::STRIPE;
+    /// Of different customers.
+    const CALLS_MAX: usize = 16;
+
+    async fn send(&self, parcels: &[Export]) -> Vec<Verdict> {
+        let mut verdicts = Vec::with_capacity(parcels.len());
+        for export in parcels {
+            verdicts.push(self.deliver(export).await);
+        }
+        verdicts
+    }
+}
+
+/// A summary that could not be read decides nothing.
+fn unread(error: &str) -> Verdict {
+    Verdict::Later(Trouble::of_sink(format!("{}: {error}", reasons::IN_DOUBT), None))
+}
+
+/// What an answer to a meter event means.
+fn verdict(answer: &Answer, identifier: &str, now: SystemTime) -> Verdict {
+    let status = answer.status;
+    if status.is_success() {
+        return Verdict::Delivered;
+    }
+    let StripeError { kind, code, message } = StripeError::read(&answer.body);
+    // Stripe has no code for this: <https://github.com/langfuse/langfuse/pull/16292>
+    let names_it = message.contains("already exists")
+        && (message.contains(identifier) || message.contains("identifier"));
+    if status == StatusCode::BAD_REQUEST && names_it {
+        return Verdict::Delivered;
+    }
+    let reason = shortened(&format!("{} {code} {message}", status.as_u16()));
+    let after = retry_after(&answer.headers, now);
+    let asks_again = answer.headers.get("stripe-should-retry").is_some_and(|v| v == "true");
+    match status {
+        // The operator's key, or Stripe itself.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Verdict::Later(Trouble::of_sink(reason, after))
+        }
+        StatusCode::TOO_MANY_REQUESTS if code == "lock_timeout" => {
+            Verdict::Later(Trouble { is_answer: false, ..Trouble::of_parcel(reason, after) })
+        }
+        // Not stored under the idempotency key.
+        StatusCode::TOO_MANY_REQUESTS => {
+            Verdict::Later(Trouble { is_answer: false, ..Trouble::of_sink(reason, after) })
+        }
+        // The same key is in use, by a call of ours whose answer was lost.
+        StatusCode::CONFLICT => {
+            Verdict::Later(Trouble { is_answer: false, ..Trouble::of_parcel(reason, after) })
+        }
+        _ if status.is_server_error() => Verdict::Later(Trouble::of_sink(reason, after)),
+        // Another key, the same identifier.
+        _ if kind == "idempotency_error" => Verdict::Later(Trouble::of_parcel(reason, after)),
+        _ if asks_again => Verdict::Later(Trouble::of_parcel(reason, after)),
+        _ => Verdict::Rejected(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests;

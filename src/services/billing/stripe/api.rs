@@ -1,0 +1,233 @@
+//! Stripe's API: form-encoded requests, JSON answers, one pinned version.
+//!
+//! Invariants: every call carries the version, waits for its turn and has a deadline; the key never
+//! shows in an error. What a call is for is not decided here.
+//! <https://docs.stripe.com/api/versioning>
+
+use crate::config::StripeConfig;
+use crate::error::Error;
+use crate::models::timestamp::Timestamp;
+use crate::services::billing::CONNECT_WAIT;
+use crate::services::http::{self, AGENT, Answer, HttpClient};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use axum::http::{HeaderValue, Method, Request, StatusCode};
+use bytes::Bytes;
+use http_body_util::Full;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// The version whose shapes are read here.
+pub const VERSION: HeaderValue = HeaderValue::from_static("2026-10-28.endive");
+
+pub struct StripeApi {
+    client: HttpClient,
+    base: String,
+    authorization: HeaderValue,
+    wait: Duration,
+    /// Between two calls, and when the next may begin.
+    interval: Duration,
+    next: Mutex<Instant>,
+}
+
+/// The envelope of Stripe's errors. <https://docs.stripe.com/api/errors>
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StripeError {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub code: String,
+    pub message: String,
+}
+
+impl StripeError {
+    /// Empty where the body is something else.
+    #[must_use]
+    pub fn read(body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Envelope {
+            error: StripeError,
+        }
+        serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.error).unwrap_or_default()
+    }
+}
+
+/// A page of a list. <https://docs.stripe.com/api/pagination>
+#[derive(Deserialize)]
+struct Page<T> {
+    data: Vec<T>,
+    #[serde(default)]
+    has_more: bool,
+}
+
+#[derive(Deserialize)]
+struct Meter {
+    id: String,
+    event_name: String,
+}
+
+#[derive(Deserialize)]
+struct Summary {
+    aggregated_value: Box<RawValue>,
+}
+
+/// Pages of a list that are read: two thousand meters.
+const PAGES_MAX: usize = 20;
+
+impl StripeApi {
+    /// # Errors
+    /// [`Error::Internal`] when the key cannot be used in a request.
+    pub fn new(config: &StripeConfig, wait: Duration) -> Result<Self, Error> {
+        let mut authorization =
+            HeaderValue::from_str(&format!("Bearer {}", config.key.expose_secret()))
+                .map_err(|_| Error::Internal("STRIPE_SECRET_KEY is not printable".to_owned()))?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            client: http::client(CONNECT_WAIT),
+            base: config.base.clone(),
+            authorization,
+            wait,
+            interval: Duration::from_secs(1) / config.calls_per_second,
+            next: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// # Errors
+    /// Why there was no answer: whether Stripe got the request is not known then.
+    pub async fn post(
+        &self,
+        path: &str,
+        form: &[(&str, String)],
+        idempotency_key: &str,
+    ) -> Result<Answer, String> {
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        let mut request = self.request(Method::POST, path, Bytes::from(body))?;
+        let key = HeaderValue::from_str(idempotency_key).map_err(|error| error.to_string())?;
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, FORM);
+        headers.insert("idempotency-key", key);
+        self.call(request).await
+    }
+
+    /// # Errors
+    /// Why there was no answer.
+    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Answer, String> {
+        let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
+        self.call(self.request(Method::GET, &format!("{path}?{query}"), Bytes::new())?).await
+    }
+
+    /// The ids of active meters by their event names.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn meters(&self) -> Result<HashMap<String, String>, String> {
+        let mut found = HashMap::new();
+        let mut after: Option<String> = None;
+        for _ in 0..PAGES_MAX {
+            let mut query = vec![("status", "active".to_owned()), ("limit", "100".to_owned())];
+            query.extend(after.take().map(|id| ("starting_after", id)));
+            let answer = self.get("/v1/billing/meters", &query).await?;
+            let page: Page<Meter> = read(&answer)?;
+            after = page.data.last().map(|meter| meter.id.clone());
+            found.extend(page.data.into_iter().map(|meter| (meter.event_name, meter.id)));
+            if !page.has_more || after.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a meter has summed for a customer; the times are whole minutes.
+    /// <https://docs.stripe.com/api/billing/meter-event-summary/list>
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn summed(
+        &self,
+        meter: &str,
+        customer: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<i64, String> {
+        let path = format!("/v1/billing/meters/{meter}/event_summaries");
+        let query = [
+            ("customer", customer.to_owned()),
+            ("start_time", from.unix_seconds().to_string()),
+            ("end_time", to.unix_seconds().to_string()),
+        ];
+        let answer = self.get(&path, &query).await?;
+        let page: Page<Summary> = read(&answer)?;
+        let mut sum = 0_i64;
+        for summary in page.data {
+            let value = whole(summary.aggregated_value.get());
+            let value = value.ok_or("a summary is not a whole number")?;
+            sum = sum.checked_add(value).ok_or("a summary is out of range")?;
+        }
+        Ok(sum)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, String> {
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        let mut request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, AGENT);
+        headers.insert("stripe-version", VERSION);
+        headers.insert(AUTHORIZATION, self.authorization.clone());
+        Ok(request)
+    }
+
+    async fn call(&self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+        self.turn().await;
+        http::ask(&self.client, request, self.wait).await
+    }
+
+    /// Waits until the rate allows another call.
+    async fn turn(&self) {
+        let at = {
+            let mut next = self.next.lock().await;
+            let at = (*next).max(Instant::now());
+            *next = at + self.interval;
+            at
+        };
+        tokio::time::sleep_until(at.into()).await;
+    }
+}
+
+const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
+
+fn read<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, String> {
+    if answer.status != StatusCode::OK {
+        let StripeError { code, message, .. } = StripeError::read(&answer.body);
+        return Err(format!("{} {code} {message}", answer.status.as_u16()));
+    }
+    serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
+}
+
+/// A number that Stripe's types call a float, when it is a whole one.
+fn whole(text: &str) -> Option<i64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    fraction.bytes().all(|digit| digit == b'0').then(|| whole.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole;
+
+    #[test]
+    fn summaries_are_whole_numbers() {
+        assert_eq!(whole("12"), Some(12));
+        assert_eq!(whole("-12.0"), Some(-12));
+        assert_eq!(whole("9007199254740993"), Some(9_007_199_254_740_993), "no float in between");
+        for odd in ["12.5", "1e3", "", "null", "\"1\""] {
+            assert_eq!(whole(odd), None, "{odd}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! One sink's worker: takes parcels under a lease, sends them, and writes down what became of them.
+//!
+//! Invariants: no transaction is open while the sink is called; nothing is sent after its lease
+//! could have ended; after `stop` nothing new is sent, and what was not sent goes back. A process
+//! that dies leaves leases that end by themselves.
+
+use super::breaker::{Breaker, Leave};
+use super::exporter::{Exporter, Trouble, Verdict};
+use super::queue::{Done, Lane, Lease, Queue};
+use crate::models::timestamp::Timestamp;
+use crate::store::StoreError;
+use futures::StreamExt;
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// The longest that a call may take.
+    pub wait: Duration,
+    pub lease: Duration,
+}
+
+pub struct Worker<Q, E> {
+    pub queue: Q,
+    pub exporter: E,
+    pub terms: Terms,
+}
+
+/// How often an empty queue is looked at. Nobody is told of new events: a sink is in no hurry.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
+/// After the store has failed.
+const STORE_PAUSE: Duration = Duration::from_secs(3);
+/// A store that does not answer in this time is away.
+const STORE_WAIT: Duration = Duration::from_secs(30);
+/// Lanes taken for each call that may go on at once, so that none of those waits for the store.
+const LANES_PER_CALL: usize = 4;
+/// Lanes whose ends are written down in one transaction, where that many have ended.
+const LANES_PER_FINISH: usize = 32;
+
+/// What holds for one round.
+struct Round<'a> {
+    lease: Lease,
+    /// No call begins after this.
+    send_until: Instant,
+    breaker: &'a Mutex<Breaker>,
+    stop: &'a CancellationToken,
+}
+
+impl<Q, E> Worker<Q, E>
+where
+    Q: Queue,
+    E: Exporter<Parcel = Q::Parcel>,
+{
+    /// Works until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let breaker = Mutex::new(Breaker::default());
+        while !stop.is_cancelled() {
+            let leave = lock(&breaker).leave(Instant::now());
+            let pause = match leave {
+                Leave::Nothing(pause) => pause,
+                Leave::One => self.round(1, &breaker, &stop).await,
+                Leave::All => self.round(E::CALLS_MAX * LANES_PER_CALL, &breaker, &stop).await,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// One round; gives the pause after it.
+    async fn round(
+        &self,
+        lanes: usize,
+        breaker: &Mutex<Breaker>,
+        stop: &CancellationToken,
+    ) -> Duration {
+        match self.deliver(lanes, breaker, stop).await {
+            Ok(0) => IDLE_PAUSE,
+            Ok(_) => Duration::ZERO,
+            Err(error) => {
+                tracing::warn!(sink = E::SINK, "billing events wait for the database: {error}");
+                STORE_PAUSE
+            }
+        }
+    }
+
+    /// Takes, sends and finishes; gives the number of parcels.
+    async fn deliver(
+        &self,
+        lanes: usize,
+        breaker: &Mutex<Breaker>,
+        stop: &CancellationToken,
+    ) -> Result<usize, StoreError> {
+        let now = Timestamp::now();
+        let until = now.plus(self.terms.lease);
+        let lease = Lease { by: Uuid::now_v7().to_string(), now, until };
+        let send_until = Instant::now() + self.terms.lease.saturating_sub(self.terms.wait);
+        let taken = within(STORE_WAIT, self.queue.take(&lease, lanes)).await?;
+        let round = Round { lease, send_until, breaker, stop };
+        let sending = taken.into_iter().map(|lane| self.send(lane, &round));
+        let mut ended = futures::stream::iter(sending)
+            .buffer_unordered(E::CALLS_MAX)
+            .ready_chunks(LANES_PER_FINISH);
+        let mut count = 0;
+        let mut first_error = None;
+        while let Some(lanes) = ended.next().await {
+            let done: Done<Q::Parcel> = lanes.into_iter().flatten().collect();
+            count += done.len();
+            say_parked(E::SINK, &done);
+            // What cannot be written down is found again when its lease ends.
+            let finish = within(STORE_WAIT, self.queue.finish(&round.lease, &done));
+            if let Err(error) = finish.await {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(count), Err)
+    }
+
+    /// A lane's calls, one after the other; after the first trouble the rest goes back.
+    async fn send(&self, lane: Lane<Q::Parcel>, round: &Round<'_>) -> Done<Q::Parcel> {
+        let mut done = Vec::new();
+        let mut is_well = true;
+        for parcels in lane {
+            let verdicts = if is_well && round.may_send() {
+                self.call(&parcels, round).await
+            } else {
+                vec![Verdict::Untouched; parcels.len()]
+            };
+            is_well &= !verdicts.iter().any(|verdict| matches!(verdict, Verdict::Later(_)));
+            done.extend(parcels.into_iter().zip(verdicts));
+        }
+        done
+    }
+
+    async fn call(&self, parcels: &[Q::Parcel], round: &Round<'_>) -> Vec<Verdict> {
+        let sending = tokio::time::timeout(self.terms.wait, self.exporter.send(parcels));
+        let verdicts = sending.await.unwrap_or_else(|_| {
+            let silence = Trouble::silence("no answer in time".to_owned());
+            vec![Verdict::Later(silence); parcels.len()]
+        });
+        let has_opened = lock(round.breaker).learn(&verdicts, Instant::now());
+        if has_opened && let Some(Verdict::Later(trouble)) = verdicts.first() {
+            tracing::warn!(
+                sink = E::SINK,
+                "the sink is left alone for a while: {}",
+                trouble.reason
+            );
+        }
+        verdicts
+    }
+}
+
+impl Round<'_> {
+    fn may_send(&self) -> bool {
+        let now = Instant::now();
+        let leave = lock(self.breaker).leave(now);
+        !self.stop.is_cancelled() && now < self.send_until && !matches!(leave, Leave::Nothing(_))
+    }
+}
+
+fn lock(breaker: &Mutex<Breaker>) -> MutexGuard<'_, Breaker> {
+    breaker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A sink that refuses usage is money that does not arrive: said aloud, once for a batch.
+fn say_parked<P>(sink: &str, done: &Done<P>) {
+    let reasons: Vec<&String> = done
+        .iter()
+        .filter_map(|(_, verdict)| match verdict {
+            Verdict::Rejected(reason) => Some(reason),
+            _ => None,
+        })
+        .collect();
+    if let Some(first) = reasons.first() {
+        let count = reasons.len();
+        tracing::error!(sink, events.parked = count, "parked, the first because: {first}");
+    }
+}
+
+async fn within<T>(
+    wait: Duration,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let timed_out = |_| StoreError::Setup("the database did not answer in time".to_owned());
+    tokio::time::timeout(wait, work).await.map_err(timed_out)?
+}

@@ -1,0 +1,287 @@
+//! Merged events: planned from what waits, written down, then sent, one customer at a time.
+//!
+//! Invariants: an event is a member of one group for ever, unless the sink refused the group and
+//! nothing of it arrived; `carried = sum of amounts - sum of values × unit` of the exports that are
+//! not void, and it is less than a unit. [`plan`] and [`renew`] are pure: both stores load, let
+//! them decide, and write.
+
+use crate::models::billing::{
+    BillingEvent, DeliveryState, Export, Lane, Measure, Meter, Outgoing, reasons,
+};
+use crate::models::ledger::sha256_hex;
+use crate::models::money::OutOfRange;
+use crate::models::timestamp::Timestamp;
+use crate::store::StoreError;
+use async_trait::async_trait;
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Stripe takes events of the last 35 days; a day less leaves time to send them.
+/// <https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>
+pub const OLDEST: Duration = Duration::from_secs(34 * 86_400);
+
+/// Taking customers' exports that are due, under a lease of this name.
+#[derive(Clone, Debug)]
+pub struct LaneClaim<'a> {
+    pub sink: &'a str,
+    pub by: &'a str,
+    pub now: Timestamp,
+    pub until: Timestamp,
+    pub lanes: i64,
+    pub exports_per_lane: i64,
+}
+
+/// What became of an export.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportDone {
+    pub id: String,
+    pub state: DeliveryState,
+    pub refusals: i64,
+    pub next_attempt_at: Timestamp,
+    pub reason: Option<String>,
+}
+
+#[async_trait]
+pub trait ExportStore: Send + Sync {
+    /// Merges what waits for a sink, at most `limit` events.
+    async fn plan_exports(
+        &self,
+        sink: &str,
+        meters: &[Meter],
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Planned, StoreError>;
+
+    /// Takes exports that are due, in order within each customer.
+    async fn claim_exports(&self, claim: &LaneClaim<'_>) -> Result<Vec<Export>, StoreError>;
+
+    /// Writes down what became of claimed exports, and gives the lanes back.
+    async fn finish_exports(
+        &self,
+        claim: &LaneClaim<'_>,
+        customers: &[String],
+        done: &[ExportDone],
+    ) -> Result<(), StoreError>;
+
+    /// It is known that it had not arrived before: from now on it may have.
+    async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError>;
+
+    /// A meter's exports of a customer, used from `from` until before `to`.
+    async fn exports_used(
+        &self,
+        of: (&str, &str),
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<Export>, StoreError>;
+
+    async fn exports_after(&self, after: &str) -> Result<Vec<Export>, StoreError>;
+
+    async fn lanes(&self) -> Result<Vec<Lane>, StoreError>;
+}
+
+/// What became of events that waited to be merged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Planned {
+    pub taken: usize,
+    /// Parked because their account has no customer.
+    pub without_customer: usize,
+    /// Parked for another reason: money that does not arrive.
+    pub refused: usize,
+}
+
+/// What a plan writes.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub exports: Vec<Export>,
+    pub events: Vec<BillingEvent>,
+    pub lanes: BTreeMap<String, Lane>,
+}
+
+/// Merges events by customer and minute. `lanes` has those of every customer named.
+#[must_use]
+pub fn plan(
+    outgoing: Vec<(Outgoing, Option<String>)>,
+    lanes: BTreeMap<String, Lane>,
+    meters: &[Meter],
+    now: Timestamp,
+) -> Plan {
+    let mut plan = Plan { lanes, ..Plan::default() };
+    let mut groups: BTreeMap<(String, i64), Vec<Outgoing>> = BTreeMap::new();
+    for (outgoing, customer) in outgoing {
+        match customer {
+            _ if outgoing.event.created_at < now.minus(OLDEST) => {
+                plan.park(outgoing.event, reasons::TOO_OLD);
+            }
+            None => plan.park(outgoing.event, reasons::NO_CUSTOMER),
+            Some(customer) => {
+                let minute = outgoing.event.created_at.minute_start().unix_seconds();
+                groups.entry((customer, minute)).or_default().push(outgoing);
+            }
+        }
+    }
+    for ((customer, _), mut members) in groups {
+        members.sort_by(|a, b| a.event.id.cmp(&b.event.id));
+        let Some(mut lane) = plan.lanes.get(&customer).cloned() else { continue };
+        match merge(&mut lane, &members, meters, now) {
+            Ok(exports) => plan.add(lane, members, exports, now),
+            // Nothing real is that large: for a person.
+            Err(OutOfRange) => {
+                for Outgoing { event, .. } in members {
+                    plan.park(event, reasons::OUT_OF_RANGE);
+                }
+            }
+        }
+    }
+    plan
+}
+
+impl Plan {
+    /// For who asked for it.
+    #[must_use]
+    pub fn planned(&self) -> Planned {
+        let parked = self.events.iter().filter(|event| event.state == DeliveryState::Parked);
+        let (strangers, refused): (Vec<_>, Vec<_>) =
+            parked.partition(|event| event.reason.as_deref() == Some(reasons::NO_CUSTOMER));
+        let (without_customer, refused) = (strangers.len(), refused.len());
+        Planned { taken: self.events.len(), without_customer, refused }
+    }
+
+    fn park(&mut self, event: BillingEvent, reason: &str) {
+        let reason = Some(reason.to_owned());
+        let state = DeliveryState::Parked;
+        self.events.push(BillingEvent { state, reason, leased_until: None, ..event });
+    }
+
+    fn add(
+        &mut self,
+        mut lane: Lane,
+        members: Vec<Outgoing>,
+        exports: Vec<Export>,
+        now: Timestamp,
+    ) {
+        let waits = exports.iter().any(|export| export.state == DeliveryState::Waiting);
+        if waits {
+            lane.wake(now);
+        }
+        let state = if waits { DeliveryState::Waiting } else { DeliveryState::Exported };
+        let group = exports.first().map(|export| export.event_group.clone());
+        for Outgoing { event, .. } in members {
+            let export_group = group.clone();
+            self.events.push(BillingEvent { state, reason: None, export_group, ..event });
+        }
+        self.exports.extend(exports);
+        self.lanes.insert(lane.customer.clone(), lane);
+    }
+}
+
+/// One export for each meter. A value of zero is not sent.
+fn merge(
+    lane: &mut Lane,
+    members: &[Outgoing],
+    meters: &[Meter],
+    now: Timestamp,
+) -> Result<Vec<Export>, OutOfRange> {
+    let ids: Vec<&str> = members.iter().map(|member| member.event.id.as_str()).collect();
+    let attempt = members.iter().map(|member| member.event.attempts).max().unwrap_or(0);
+    // Of the same members after a refusal another group is made, with other identifiers.
+    let event_group = sha256_hex(format!("{attempt}\n{}", ids.join("\n")).as_bytes());
+    let used_at = members.iter().map(|member| member.event.created_at).max().unwrap_or(now);
+    let mut exports = Vec::with_capacity(meters.len());
+    for meter in meters {
+        let mut amount = 0_i64;
+        for member in members {
+            let added = meter.measure.of(&member.billed());
+            amount = amount.checked_add(added).ok_or(OutOfRange)?;
+        }
+        let value = whole_units(lane, meter.measure, amount)?;
+        lane.seq = lane.seq.checked_add(1).ok_or(OutOfRange)?;
+        exports.push(Export {
+            id: format!(
+                "tollgate-{}",
+                sha256_hex(format!("{event_group}{}", meter.event_name).as_bytes())
+            ),
+            sink: lane.sink.clone(),
+            event_group: event_group.clone(),
+            customer: lane.customer.clone(),
+            meter: meter.event_name.clone(),
+            seq: lane.seq,
+            used_at,
+            members: i64::try_from(members.len()).map_err(|_| OutOfRange)?,
+            amount,
+            unit: meter.measure.unit(),
+            value,
+            state: if value == 0 { DeliveryState::Exported } else { DeliveryState::Waiting },
+            attempts: 0,
+            refusals: 0,
+            first_sent_at: None,
+            next_attempt_at: now,
+            reason: None,
+            created_at: now,
+        });
+    }
+    Ok(exports)
+}
+
+/// How many whole units an amount makes with what is carried; the rest is carried on. Down, also
+/// below zero, so that what was sent is never more than what was charged.
+fn whole_units(lane: &mut Lane, measure: Measure, amount: i64) -> Result<i64, OutOfRange> {
+    if measure.unit() == 1 {
+        return Ok(amount);
+    }
+    let due = lane.carried_nusd.checked_add(amount).ok_or(OutOfRange)?;
+    lane.carried_nusd = due.rem_euclid(measure.unit());
+    Ok(due.div_euclid(measure.unit()))
+}
+
+/// What becomes of a parked group when it is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// Refused as a whole: its members are planned anew, perhaps for another customer.
+    Replanned,
+    /// Some of it has arrived, or may have: the same exports are sent again.
+    Resent,
+}
+
+/// Renews a group's exports, and takes what is void out of what its lane has carried.
+///
+/// # Errors
+/// [`OutOfRange`] on overflow; nothing must be written then.
+pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Renewed, OutOfRange> {
+    let has_arrived = |export: &Export| {
+        let is_sent = export.state == DeliveryState::Exported && export.value != 0;
+        is_sent || export.reason.as_deref() == Some(reasons::IN_DOUBT)
+    };
+    let is_parked = |export: &Export| export.state == DeliveryState::Parked;
+    let is_waiting = |export: &Export| export.state == DeliveryState::Waiting;
+    if group.iter().any(|export| has_arrived(export) || is_waiting(export)) {
+        for export in group.iter_mut().filter(|export| is_parked(export)) {
+            export.state = DeliveryState::Waiting;
+            export.next_attempt_at = now;
+        }
+        lane.wake(now);
+        return Ok(Renewed::Resent);
+    }
+    for export in group.iter_mut() {
+        if export.unit != 1 {
+            let sent = export.value.checked_mul(export.unit).ok_or(OutOfRange)?;
+            let carried = lane.carried_nusd.checked_add(sent).ok_or(OutOfRange)?;
+            lane.carried_nusd = carried.checked_sub(export.amount).ok_or(OutOfRange)?;
+        }
+        export.state = DeliveryState::Void;
+    }
+    Ok(Renewed::Replanned)
+}
+
+/// Sets groups side by side with their exports.
+#[must_use]
+pub fn by_group(exports: Vec<Export>) -> HashMap<String, Vec<Export>> {
+    let mut groups: HashMap<String, Vec<Export>> = HashMap::new();
+    for export in exports {
+        groups.entry(export.event_group.clone()).or_default().push(export);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests;

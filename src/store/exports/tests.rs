@@ -1,0 +1,209 @@
+//! Whatever the order of usage, corrections and refusals: what was sent is the ledger's, in whole
+//! units, and the rest is carried.
+
+use super::*;
+use crate::models::hold::Hold;
+use crate::models::ids::{AccountId, InstanceId, RequestId};
+use crate::models::limits::Counted;
+use crate::models::money::{NanoUsd, Tokens};
+use crate::models::openai::answer::Reported;
+use crate::models::usage::{Ending, TokenUsage, UsageCorrection, UsageRecord, UsageSource};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+const CUSTOMER: &str = "cus_1";
+
+fn now() -> Timestamp {
+    Timestamp::parse("2026-11-24T12:00:30Z").unwrap()
+}
+
+fn export() -> Export {
+    Export { id: "e".to_owned(), amount: 1_500, unit: 1_000, value: 1, ..Export::sample(now()) }
+}
+
+fn meters() -> Vec<Meter> {
+    [("charge", Measure::ChargeMicroUsd), ("prompts", Measure::UncachedPromptTokens)]
+        .map(|(name, measure)| Meter { event_name: name.to_owned(), measure })
+        .into()
+}
+
+fn record(number: u128, charge: i64, at: Timestamp) -> UsageRecord {
+    let hold = Hold {
+        request_id: RequestId(Uuid::from_u128(number)),
+        account_id: AccountId(Uuid::from_u128(1)),
+        api_key_id: None,
+        amount_nusd: NanoUsd::ZERO,
+        owner: InstanceId::generate(),
+        lease_expires_at: at,
+        upstream: "openai".to_owned(),
+        model: "m".to_owned(),
+        price_id: "p".to_owned(),
+        prompt_tokens_estimate: Tokens(1),
+        completion_tokens_seen: Tokens(0),
+        generation_id: None,
+        idempotency_key: None,
+        streamed: true,
+        placed_at: at,
+        user_id: None,
+        counted: Counted::default(),
+    };
+    let tokens = TokenUsage { prompt: Tokens(7), cached: Tokens(3), ..TokenUsage::default() };
+    let reported = Reported { tokens, cost_pico: None };
+    UsageRecord {
+        charge_nusd: NanoUsd(charge),
+        ..hold.closed(Ending::Completed, UsageSource::Upstream, reported, at)
+    }
+}
+
+fn used(number: u128, charge: i64, at: Timestamp) -> (Outgoing, Option<String>) {
+    let record = record(number, charge, at);
+    let event = BillingEvent::usage(&record, "stripe");
+    let outgoing = Outgoing { event, record, correction: None, about: None };
+    (outgoing, Some(CUSTOMER.to_owned()))
+}
+
+fn given_back(number: u128, difference: i64, at: Timestamp) -> (Outgoing, Option<String>) {
+    let record = record(number, 0, at);
+    let correction = UsageCorrection {
+        request_id: record.id,
+        account_id: record.account_id,
+        generation_id: "g".to_owned(),
+        prompt_tokens: Tokens(5),
+        completion_tokens: Tokens(0),
+        upstream_cost_pusd: None,
+        charge_nusd: NanoUsd::ZERO,
+        difference_nusd: NanoUsd(difference),
+        created_at: at,
+    };
+    let event = BillingEvent::correction(&correction, "stripe");
+    let outgoing = Outgoing { event, record, correction: Some(correction), about: None };
+    (outgoing, Some(CUSTOMER.to_owned()))
+}
+
+fn lanes() -> BTreeMap<String, Lane> {
+    [(CUSTOMER.to_owned(), Lane::new("stripe", CUSTOMER))].into()
+}
+
+fn values(plan: &Plan, meter: &str) -> Vec<i64> {
+    plan.exports.iter().filter(|export| export.meter == meter).map(|export| export.value).collect()
+}
+
+#[test]
+fn a_minute_is_one_export_and_the_rest_is_carried() {
+    let next = now().plus(Duration::from_secs(60));
+    let events = vec![used(1, 1_400, now()), used(2, 1_500, now()), used(3, 200, next)];
+    let plan = plan(events, lanes(), &meters(), next);
+    assert_eq!(values(&plan, "charge"), [2, 1], "2,900 and what it leaves with 200");
+    assert_eq!(values(&plan, "prompts"), [8, 4], "without the cached ones");
+    assert_eq!(plan.lanes[CUSTOMER].carried_nusd, 100);
+    assert_eq!(plan.lanes[CUSTOMER].seq, 4);
+    assert_eq!(plan.exports[0].used_at, now());
+    let groups: Vec<_> = plan.events.iter().map(|event| event.export_group.clone()).collect();
+    assert!(groups[0] == groups[1] && groups[1] != groups[2], "{groups:?}");
+}
+
+#[test]
+fn what_gives_back_is_netted_or_negative() {
+    let plan =
+        plan(vec![used(1, 5_000, now()), given_back(2, 7_500, now())], lanes(), &meters(), now());
+    assert_eq!(values(&plan, "charge"), [-3], "rounded down: never more sent than charged");
+    assert_eq!(values(&plan, "prompts"), [4 - 2]);
+    assert_eq!(plan.lanes[CUSTOMER].carried_nusd, 500);
+}
+
+#[test]
+fn nothing_is_sent_for_less_than_a_unit() {
+    let charge = [meters().remove(0)];
+    let plan = plan(vec![used(1, 999, now())], lanes(), &charge, now());
+    assert_eq!(plan.exports[0].state, DeliveryState::Exported);
+    assert_eq!(plan.events[0].state, DeliveryState::Exported);
+    assert_eq!(plan.lanes[CUSTOMER].next_attempt_at, None);
+    assert_eq!(plan.lanes[CUSTOMER].carried_nusd, 999);
+}
+
+#[test]
+fn nobody_and_long_ago_are_parked() {
+    let old = now().minus(OLDEST + Duration::from_secs(1));
+    let (stranger, _) = used(1, 5_000, now());
+    let plan = plan(vec![(stranger, None), used(2, 5_000, old)], lanes(), &meters(), now());
+    let parked: Vec<_> = plan.events.iter().map(|event| event.reason.as_deref()).collect();
+    assert_eq!(parked, [Some(reasons::NO_CUSTOMER), Some(reasons::TOO_OLD)]);
+    assert!(plan.exports.is_empty());
+}
+
+#[test]
+fn a_leased_lane_is_not_woken() {
+    let mut lane = Lane::new("stripe", CUSTOMER);
+    let until = now().plus(Duration::from_secs(60));
+    lane.leased_until = Some(until);
+    lane.next_attempt_at = Some(until);
+    let lanes = [(CUSTOMER.to_owned(), lane)].into();
+    let plan = plan(vec![used(1, 5_000, now())], lanes, &meters(), now());
+    assert_eq!(plan.lanes[CUSTOMER].next_attempt_at, Some(until));
+}
+
+#[test]
+fn what_may_have_arrived_keeps_its_identifier() {
+    let mut lane = Lane::new("stripe", CUSTOMER);
+    let parked = |reason: &str| Export {
+        state: DeliveryState::Parked,
+        reason: Some(reason.to_owned()),
+        ..export()
+    };
+    lane.carried_nusd = 500;
+    let mut group = [parked(reasons::IN_DOUBT)];
+    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent));
+    assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Waiting, 500));
+
+    let sent = Export { state: DeliveryState::Exported, ..export() };
+    let mut group = [parked("resource_missing"), sent];
+    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent));
+
+    let mut group = [parked("resource_missing")];
+    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Replanned));
+    assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Void, 0));
+}
+
+proptest! {
+    #[test]
+    fn over_any_period_less_than_a_unit_differs(
+        amounts in proptest::collection::vec((-20_000..20_000_i64, 0..5_u64), 1..60),
+        batch in 1..10_usize,
+        refuse in proptest::collection::vec(any::<bool>(), 60),
+    ) {
+        let mut lanes = lanes();
+        let (mut sent, mut charged) = (0, 0);
+        let mut refuse = refuse.into_iter();
+        for (number, amounts) in amounts.chunks(batch).enumerate() {
+            let events: Vec<_> = (0..).zip(amounts).map(|(index, (amount, minute))| {
+                let at = now().plus(Duration::from_secs(60 * minute));
+                let number = u128::try_from(number * 100 + index + 1).unwrap();
+                match *amount {
+                    amount if amount < 0 => given_back(number, -amount, at),
+                    amount => used(number, amount, at),
+                }
+            }).collect();
+            let mut again = events.clone();
+            let mut made = plan(events, lanes, &meters(), now());
+            if refuse.next() == Some(true) {
+                let mut lane = made.lanes[CUSTOMER].clone();
+                for (_, mut group) in by_group(made.exports) {
+                    for export in &mut group {
+                        export.state = DeliveryState::Parked;
+                    }
+                    prop_assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Replanned));
+                }
+                for (outgoing, _) in &mut again {
+                    outgoing.event.attempts += 1;
+                }
+                made = plan(again, [(CUSTOMER.to_owned(), lane)].into(), &meters(), now());
+            }
+            charged += amounts.iter().map(|(amount, _)| amount).sum::<i64>();
+            sent += values(&made, "charge").iter().sum::<i64>();
+            lanes = made.lanes;
+            let rest = charged - sent * 1_000;
+            prop_assert_eq!(lanes[CUSTOMER].carried_nusd, rest);
+            prop_assert!((0..1_000).contains(&rest), "{rest}");
+        }
+    }
+}

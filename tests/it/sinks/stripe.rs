@@ -1,0 +1,313 @@
+//! Stripe's meter events, as strict as its documentation: form encoding, the pinned version,
+//! idempotency keys that are kept with their answers, identifiers that are unique, one call at a
+//! time for a customer and meter, whole numbers of at most 15 digits, times of the last 35 days.
+//!
+//! What it took is summed by customer, meter and minute, as event summaries are.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::server::{Fault, Faults, Handler, Reply, Server};
+use crate::upstream::http::Request;
+
+pub const KEY: &str = "sk_test_tollgate_0451";
+pub const CHARGE_METER: &str = "tollgate_charge_microusd";
+
+/// One meter event that was taken.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    pub identifier: String,
+    pub meter: String,
+    pub customer: String,
+    pub value: i64,
+    pub timestamp: i64,
+}
+
+#[derive(Default)]
+struct State {
+    meters: BTreeSet<String>,
+    customers: BTreeSet<String>,
+    taken: Vec<Taken>,
+    /// Which identifiers are still known.
+    identifiers: HashSet<String>,
+    /// What was asked, and answered, with a key.
+    idempotent: HashMap<String, (String, u16, Value)>,
+    under_way: HashSet<(String, String)>,
+    /// What a caller should never have done.
+    wrong: Vec<String>,
+    calls: usize,
+    summaries: usize,
+}
+
+pub struct Books {
+    state: Mutex<State>,
+    /// How long one call takes.
+    pace: Duration,
+}
+
+pub struct Stripe {
+    server: Server,
+    books: Arc<Books>,
+    pub faults: Arc<Faults>,
+}
+
+impl Stripe {
+    pub async fn start(customers: &[&str]) -> Self {
+        let state = State {
+            meters: [CHARGE_METER.to_string()].into(),
+            customers: customers.iter().map(|name| (*name).to_string()).collect(),
+            ..State::default()
+        };
+        let books = Arc::new(Books { state: Mutex::new(state), pace: Duration::from_millis(3) });
+        let faults = Arc::new(Faults::default());
+        let server = Server::start(books.clone(), faults.clone()).await;
+        Self { server, books, faults }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.server.address)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.books.state.lock().expect("no panic")
+    }
+
+    pub fn add_customer(&self, name: &str) {
+        self.state().customers.insert(name.to_string());
+    }
+
+    pub fn add_meter(&self, name: &str) {
+        self.state().meters.insert(name.to_string());
+    }
+
+    /// The window for duplicates has passed.
+    pub fn forget(&self) {
+        let mut state = self.state();
+        state.identifiers.clear();
+        state.idempotent.clear();
+    }
+
+    /// Somebody else's usage of the charge's meter, at the time of what was taken last.
+    pub fn add_foreign(&self, value: i64) {
+        let mut state = self.state();
+        let last = state.taken.last().expect("something was taken").clone();
+        state.taken.push(Taken { identifier: "foreign".to_string(), value, ..last });
+    }
+
+    pub fn taken(&self) -> Vec<Taken> {
+        self.state().taken.clone()
+    }
+
+    pub fn calls(&self) -> usize {
+        self.state().calls
+    }
+
+    pub fn summaries_read(&self) -> usize {
+        self.state().summaries
+    }
+
+    pub fn wrong(&self) -> Vec<String> {
+        self.state().wrong.clone()
+    }
+
+    /// What a meter has summed, by customer.
+    pub fn sums(&self, meter: &str) -> BTreeMap<String, i64> {
+        let mut sums = BTreeMap::new();
+        for taken in self.state().taken.iter().filter(|taken| taken.meter == meter) {
+            *sums.entry(taken.customer.clone()).or_default() += taken.value;
+        }
+        sums
+    }
+}
+
+fn refused(status: u16, kind: &str, code: &str, message: &str) -> (u16, Value) {
+    let error = json!({"error": {"type": kind, "code": code, "message": message}});
+    (status, error)
+}
+
+fn invalid(code: &str, message: &str) -> (u16, Value) {
+    refused(400, "invalid_request_error", code, message)
+}
+
+impl Handler for Books {
+    async fn handle(&self, request: &Request, fault: Fault) -> Reply {
+        self.state.lock().expect("no panic").calls += 1;
+        if request.header("authorization") != Some(&format!("Bearer {KEY}")) {
+            return reply(refused(401, "invalid_request_error", "", "Invalid API Key provided"));
+        }
+        if request.header("stripe-version") != Some("2026-10-28.endive") {
+            return reply(invalid("", "This test wants one version"));
+        }
+        match (request.method.as_str(), request.path()) {
+            ("POST", "/v1/billing/meter_events") => reply(self.event(request, fault).await),
+            ("GET", "/v1/billing/meters") => reply((200, self.list())),
+            ("GET", path) if path.ends_with("/event_summaries") => {
+                reply((200, self.summary(path, &pairs(request.target.split_once('?')))))
+            }
+            _ => reply(refused(404, "invalid_request_error", "", "Unrecognized request URL")),
+        }
+    }
+}
+
+fn reply((status, body): (u16, Value)) -> Reply {
+    let reply = Reply::json(status, &body).header("request-id", "req_test");
+    if status == 400 { reply.header("stripe-should-retry", "false") } else { reply }
+}
+
+type Form = BTreeMap<String, String>;
+
+fn pairs(query: Option<(&str, &str)>) -> Form {
+    let query = query.map(|(_, query)| query).unwrap_or_default();
+    form_urlencoded::parse(query.as_bytes()).into_owned().collect()
+}
+
+impl Books {
+    async fn event(&self, request: &Request, fault: Fault) -> (u16, Value) {
+        if request.header("content-type") != Some("application/x-www-form-urlencoded") {
+            return invalid("", "Invalid request: send a form");
+        }
+        let text = String::from_utf8(request.body.clone()).expect("a form is ASCII");
+        let form: Form = form_urlencoded::parse(text.as_bytes()).into_owned().collect();
+        let lane = (
+            form.get("payload[stripe_customer_id]").cloned().unwrap_or_default(),
+            form.get("event_name").cloned().unwrap_or_default(),
+        );
+        if !self.state.lock().expect("no panic").under_way.insert(lane.clone()) {
+            let mut state = self.state.lock().expect("no panic");
+            state.wrong.push(format!("two calls at once for {lane:?}"));
+            return refused(
+                429,
+                "invalid_request_error",
+                "lock_timeout",
+                "This object cannot be accessed right now because another API request is currently accessing it.",
+            );
+        }
+        tokio::time::sleep(self.pace).await;
+        let key = request.header("idempotency-key").map(str::to_string);
+        let answer = self.answer(&form, &text, key, fault);
+        self.state.lock().expect("no panic").under_way.remove(&lane);
+        answer
+    }
+
+    fn answer(&self, form: &Form, text: &str, key: Option<String>, fault: Fault) -> (u16, Value) {
+        let mut state = self.state.lock().expect("no panic");
+        if let Some((asked, status, body)) = key.as_ref().and_then(|key| state.idempotent.get(key))
+        {
+            if asked != text {
+                return refused(
+                    400,
+                    "idempotency_error",
+                    "",
+                    "Keys for idempotent requests can only be used with the same parameters they were first used with.",
+                );
+            }
+            return (*status, body.clone());
+        }
+        let (mut status, mut body) = match state.check(form) {
+            Ok(taken) => {
+                state.identifiers.insert(taken.identifier.clone());
+                let body = json!({"object": "billing.meter_event", "identifier": taken.identifier,
+                    "event_name": taken.meter, "timestamp": taken.timestamp, "livemode": false});
+                state.taken.push(taken);
+                (200, body)
+            }
+            Err(refusal) => return refusal,
+        };
+        if let Fault::FailAfter(code) = fault {
+            (status, body) = refused(code, "api_error", "", "An unknown error occurred");
+        }
+        // Also a failure is kept, and repeated.
+        if let Some(key) = key {
+            state.idempotent.insert(key, (text.to_string(), status, body.clone()));
+        }
+        (status, body)
+    }
+
+    fn list(&self) -> Value {
+        let meters = self.state.lock().expect("no panic").meters.clone();
+        let meters: Vec<Value> = meters
+            .iter()
+            .map(|name| {
+                json!({"id": format!("mtr_{name}"), "object": "billing.meter",
+                "event_name": name, "status": "active"})
+            })
+            .collect();
+        json!({"object": "list", "data": meters, "has_more": false})
+    }
+
+    fn summary(&self, path: &str, query: &Form) -> Value {
+        let mut state = self.state.lock().expect("no panic");
+        state.summaries += 1;
+        let meter = path.split('/').nth(4).and_then(|id| id.strip_prefix("mtr_")).expect("an id");
+        let time = |name: &str| query[name].parse::<i64>().expect("seconds");
+        let (from, to) = (time("start_time"), time("end_time"));
+        assert!(from % 60 == 0 && to % 60 == 0, "times must be whole minutes");
+        let of_minute = state.taken.iter().filter(|taken| {
+            taken.meter == meter
+                && taken.customer == query["customer"]
+                && (from..to).contains(&taken.timestamp)
+        });
+        let sum: i64 = of_minute.map(|taken| taken.value).sum();
+        let text = format!("{sum}.0");
+        let value: Value = serde_json::from_str(&text).expect("a number");
+        json!({"object": "list", "has_more": false, "data": [{
+            "object": "billing.meter_event_summary", "aggregated_value": value,
+            "start_time": from, "end_time": to, "meter": meter}]})
+    }
+}
+
+impl State {
+    fn check(&self, form: &Form) -> Result<Taken, (u16, Value)> {
+        const KNOWN: [&str; 5] = [
+            "event_name",
+            "identifier",
+            "timestamp",
+            "payload[stripe_customer_id]",
+            "payload[value]",
+        ];
+        if let Some(unknown) = form.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+            return Err(invalid(
+                "parameter_unknown",
+                &format!("Received unknown parameter: {unknown}"),
+            ));
+        }
+        let member = |name: &str| {
+            form.get(name).cloned().ok_or_else(|| {
+                invalid("parameter_missing", &format!("Missing required param: {name}."))
+            })
+        };
+        let meter = member("event_name")?;
+        if !self.meters.contains(&meter) {
+            return Err(invalid("", &format!("No active meter found for event name {meter}.")));
+        }
+        let customer = member("payload[stripe_customer_id]")?;
+        if !self.customers.contains(&customer) {
+            return Err(invalid("resource_missing", &format!("No such customer: '{customer}'")));
+        }
+        let text = member("payload[value]")?;
+        let digits = text.strip_prefix('-').unwrap_or(&text);
+        let is_whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_whole || digits.len() > 15 {
+            return Err(invalid("", &format!("Invalid value {text}: whole numbers of 15 digits")));
+        }
+        let identifier = member("identifier")?;
+        if identifier.len() > 100 {
+            return Err(invalid("", "identifier is too long"));
+        }
+        if self.identifiers.contains(&identifier) {
+            let message = format!("An event already exists with identifier {identifier}.");
+            return Err(invalid("", &message));
+        }
+        let timestamp: i64 = member("timestamp")?.parse().map_err(|_| invalid("", "timestamp"))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let now = i64::try_from(now).expect("this century");
+        if timestamp < now - 35 * 86_400 || timestamp > now + 300 {
+            return Err(invalid("", "timestamp must be within the past 35 calendar days"));
+        }
+        let value = text.parse().expect("a number");
+        Ok(Taken { identifier, meter, customer, value, timestamp })
+    }
+}
