@@ -83,10 +83,14 @@ pub const PAGE_ROWS_MAX: i64 = 1_000;
 /// of all processes were right.
 const WINDOW_UNUSED_FOR: Duration = Duration::from_secs(3_600);
 
+/// Billing events, and what they are merged into.
+pub trait Outbox: OutboxStore + ExportStore {}
+impl<T: OutboxStore + ExportStore> Outbox for T {}
+
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store:
-    LedgerStore + DirectoryStore + PriceStore + RecordStore + OutboxStore + ExportStore + ReportStore
+    LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbox + ReportStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;

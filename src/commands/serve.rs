@@ -253,10 +253,26 @@ async fn write_uses(app: &App, stop: &CancellationToken) {
     }
 }
 
+/// A database that is away does not keep the server from its start.
+async fn register_sinks_later(store: &dyn Store, stop: &CancellationToken) {
+    while store.register_sinks(Timestamp::now()).await.is_err() {
+        tokio::select! {
+            () = tokio::time::sleep(CHANGES_PAUSE) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 /// The workers of the billing sinks.
 async fn start_exports(app: &App, background: &CancellationToken) -> anyhow::Result<TaskTracker> {
-    app.store.register_sinks(Timestamp::now()).await?;
     let tasks = TaskTracker::new();
+    match app.store.register_sinks(Timestamp::now()).await {
+        Err(error) if error.is_transient() => {
+            let (store, stop) = (app.store.clone(), background.clone());
+            tasks.spawn(async move { register_sinks_later(store.as_ref(), &stop).await });
+        }
+        registered => registered?,
+    }
     billing::start(&app.config.billing, &app.store, &tasks, background)?;
     tasks.close();
     Ok(tasks)
