@@ -172,7 +172,8 @@ def test_an_upstreams_rate_limit_is_tried_again(customer):
     with pytest.raises(openai.RateLimitError) as caught:
         ask(customer.client(max_retries=1), LIMITED)
     assert caught.value.code == "rate_limit_exceeded"
-    assert len(customer.attempts) == len(customer.asked()) == 2
+    assert len(customer.attempts) == 2
+    assert len(customer.asked()) == 6, "Tollgate tries three times for each"
     check_nothing_used(customer.books.settled(2), 429)
 
 
