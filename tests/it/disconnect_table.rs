@@ -116,9 +116,9 @@ impl Case {
         } else {
             truth.is_told_by(record)
         };
-        // At the end the gateway may have read [DONE] before it noticed.
-        let is_gone = record.ending == "client_gone"
-            || (self.point == Stall::Done && record.ending == "completed");
+        // Where it reads on, and at the end, it may have read [DONE] before it noticed.
+        let may_end = self.point == Stall::Done || self.drains() || self.waits_for_the_name();
+        let is_gone = record.ending == "client_gone" || (may_end && record.ending == "completed");
         (!is_right || !is_gone).then(|| format!("{record:#?}"))
     }
 }
