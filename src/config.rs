@@ -16,11 +16,13 @@ mod upstream;
 pub use billing::{BillingConfig, OpenMeterConfig, StripeConfig, WebhookConfig};
 pub use billing::{OPENMETER, STRIPE, WEBHOOK};
 pub use database::{DatabaseConfig, DatabaseKind};
+use hyper::Uri;
 pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
 pub use log::LogConfig;
 pub use money::MoneyConfig;
 use reader::Reader;
 pub use server::ServerConfig;
+use std::net::IpAddr;
 pub use upstream::{Disconnect, UpstreamConfig, UpstreamKind};
 
 #[derive(Debug, thiserror::Error)]
@@ -84,4 +86,19 @@ impl Config {
              set OPENROUTER_API_KEY, or UPSTREAM_BASE_URL and UPSTREAM_API_KEY"
         )))
     }
+}
+
+/// HTTPS, or a server on this machine: nobody on the way reads a secret or changes a key.
+fn is_safe(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default();
+    match uri.scheme_str() {
+        Some("https") => !host.is_empty(),
+        Some("http") => is_loopback(host),
+        _ => false,
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

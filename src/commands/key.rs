@@ -84,14 +84,14 @@ pub async fn run(command: Key, store: &dyn Store, table: &OperatorTable) -> anyh
             let account = find(store, &account).await?;
             let plan = account.plan.as_deref().and_then(|plan| table.plan(plan));
             let plan = plan.map(|plan| plan.key_limits).unwrap_or_default();
-            let limits = KeyLimits {
-                day: budget_day.or(plan.day),
-                week: budget_week.or(plan.week),
-                month: budget_month.or(plan.month),
-                total: budget.or(plan.total),
+            let own = KeyLimits {
+                day: budget_day,
+                week: budget_week,
+                month: budget_month,
+                total: budget,
             };
             let expires_at = expires_in_days.map(in_days);
-            let plain = NewKey::plain(account.id, &name, limits);
+            let plain = NewKey::plain(account.id, &name, own.or(plan));
             let new = NewKey { models, role, expires_at, rates: rates.into(), ..plain };
             let (_, secret) = directory::create_key(store, OPERATOR, new).await?;
             store.announce_change().await?;

@@ -1,6 +1,7 @@
 //! The sinks that billing events are written for and sent to.
 
 use super::ConfigError;
+use super::is_safe;
 use super::reader::Reader;
 use crate::models::billing::{Measure, Meter};
 use base64::Engine;
@@ -177,11 +178,7 @@ fn address(name: &str, url: &str) -> Result<Uri, ConfigError> {
 
 /// HTTPS, or this machine.
 fn secure(name: &str, url: &str) -> Result<(), ConfigError> {
-    let uri = address(name, url)?;
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let ip = host.parse::<std::net::IpAddr>();
-    let is_here = host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback());
-    if is_here || uri.scheme_str() == Some("https") {
+    if is_safe(&address(name, url)?) {
         return Ok(());
     }
     Err(ConfigError(format!("{name} must begin with https://, unless it is on this machine")))

@@ -4,9 +4,9 @@
 //! its secret was set.
 
 use super::ConfigError;
+use super::is_safe;
 use super::reader::Reader;
 use crate::models::money::NanoUsd;
-use hyper::Uri;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use std::net::IpAddr;
@@ -119,26 +119,12 @@ impl SignupConfig {
 
 /// An address that keys may come from, without the slash at its end.
 fn checked(name: &str, url: &str) -> Result<String, ConfigError> {
-    let uri: Option<Uri> = url.parse().ok();
-    let is_safe = uri.is_some_and(|uri| {
-        let host = uri.host().unwrap_or_default();
-        match uri.scheme_str() {
-            Some("https") => !host.is_empty(),
-            Some("http") => is_loopback(host),
-            _ => false,
-        }
-    });
-    if is_safe {
+    if url.parse().is_ok_and(|uri| is_safe(&uri)) {
         Ok(url.trim_end_matches('/').to_owned())
     } else {
         // Who can change the keys on their way can be anybody.
         Err(ConfigError(format!("{name} must be an https:// address, or one on this machine")))
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn trusted_proxies(env: &mut Reader) -> Result<Vec<IpNet>, ConfigError> {

@@ -82,6 +82,19 @@ pub struct TightestWindow {
     pub left: NanoUsd,
 }
 
+impl KeyLimits {
+    /// Each of these, else the other's.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            day: self.day.or(other.day),
+            week: self.week.or(other.week),
+            month: self.month.or(other.month),
+            total: self.total.or(other.total),
+        }
+    }
+}
+
 impl KeyBudget {
     #[must_use]
     pub fn open(api_key_id: ApiKeyId, limits: KeyLimits, now: Timestamp) -> Self {

@@ -54,7 +54,6 @@ pub trait DirectoryStore: Send + Sync {
     /// [`StoreError::Exists`] when the user is a member, or the account's name is taken.
     async fn sign_up(&self, sign_up: &SignUp) -> Result<(), StoreError>;
 
-    async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError>;
     /// Makes a member, or moves one from another account; gives the row as it is then. `audit`
     /// is told what there was.
     async fn put_member(

@@ -79,6 +79,12 @@ pub async fn create(
     let account = find(&app, path).await?;
     let plan = account.plan.as_deref().and_then(|plan| app.catalog.plan(plan));
     let plan = plan.map(|plan| plan.key_limits).unwrap_or_default();
+    let own = KeyLimits {
+        day: new.day_limit_nusd,
+        week: new.week_limit_nusd,
+        month: new.month_limit_nusd,
+        total: new.total_limit_nusd,
+    };
     let new = NewKey {
         account_id: account.id,
         name: new.name,
@@ -89,12 +95,7 @@ pub async fn create(
             tokens_per_minute: new.tokens_per_minute,
             concurrent_requests: new.concurrent_requests,
         },
-        limits: KeyLimits {
-            day: new.day_limit_nusd.or(plan.day),
-            week: new.week_limit_nusd.or(plan.week),
-            month: new.month_limit_nusd.or(plan.month),
-            total: new.total_limit_nusd.or(plan.total),
-        },
+        limits: own.or(plan),
         expires_at: new.expires_at,
     };
     let store = app.store.as_ref();

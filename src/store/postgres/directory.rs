@@ -83,12 +83,6 @@ impl DirectoryStore for PostgresStore {
         tx.commit().await.map_err(classify)
     }
 
-    async fn create_member(&self, member: &Member, audit: &AuditEntry) -> Result<(), StoreError> {
-        let mut tx = self.audited(audit).await?;
-        write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
-        tx.commit().await.map_err(classify)
-    }
-
     async fn put_member(
         &self,
         member: &Member,
