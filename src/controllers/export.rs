@@ -7,7 +7,7 @@
 
 use crate::controllers::parameters::{Parameters, invalid};
 use crate::error::Error;
-use crate::models::ids::{AccountId, ApiKeyId, RequestId};
+use crate::models::ids::{AccountId, ApiKeyId, RequestId, UserId};
 use crate::models::report::{Span, UsageLine};
 use crate::models::timestamp::Timestamp;
 use crate::services::auth::Principal;
@@ -125,12 +125,13 @@ fn text(page: &[UsageLine], has_header: bool) -> Result<Bytes, Error> {
     Ok(text.into())
 }
 
-const HEADER: [&str; 22] = [
+const HEADER: [&str; 23] = [
     "request_id",
     "started_at",
     "ended_at",
     "api_key_id",
     "api_key_name",
+    "user_id",
     "model",
     "model_served",
     "streamed",
@@ -158,6 +159,7 @@ struct Row<'a> {
     ended_at: Timestamp,
     api_key_id: Option<ApiKeyId>,
     api_key_name: Option<Text<'a>>,
+    user_id: Option<UserId>,
     model: Text<'a>,
     model_served: Option<Text<'a>>,
     streamed: bool,
@@ -186,6 +188,7 @@ impl<'a> Row<'a> {
             ended_at: line.ended_at,
             api_key_id: line.api_key_id,
             api_key_name: text(&line.api_key_name),
+            user_id: line.user_id,
             model: Text(&line.model),
             model_served: text(&line.model_served),
             streamed: line.streamed,

@@ -2,13 +2,12 @@
 //! over the caller's account.
 //!
 //! Invariant: the first bucket begins at `start_time` and the last one ends at `end_time`; pages
-//! follow one another without a gap. What Tollgate does not tell apart (projects, users, service
-//! tiers) is null, and a filter on it finds nothing.
+//! follow one another without a gap. What Tollgate does not tell apart (projects, service
+//! tiers, batches) is null, and a filter on it finds nothing.
 //! <https://platform.openai.com/docs/api-reference/usage>
 
 use crate::controllers::parameters::{Parameters, invalid, not_among};
 use crate::error::Error;
-use crate::models::ids::ApiKeyId;
 use crate::models::money::{Tokens, Usd};
 use crate::models::openai::usage::{Amount, Bucket, CompletionsResult, CostsResult, Page};
 use crate::models::report::{Cost, CostItem, Question, Span, UsageSum, Width};
@@ -18,6 +17,7 @@ use crate::services::reports::Items;
 use crate::state::App;
 use axum::Json;
 use axum::extract::State;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// The line item of corrections that an operator entered by hand.
@@ -74,11 +74,13 @@ pub async fn completions(
         buckets: window.buckets.clone(),
         by_model: group.has("model"),
         by_key: group.has("api_key_id"),
+        by_user: group.has("user_id"),
         models: parameters.many("models")?.map(possible),
         keys: parameters.many("api_key_ids")?.map(|ids| parsed(&ids)),
+        users: parameters.many("user_ids")?.map(|ids| parsed(&ids)),
     };
     let is_batch = parameters.flag("batch")? == Some(true);
-    let sums = if is_batch || is_of_others(&parameters)? {
+    let sums = if is_batch || is_of_projects(&parameters)? {
         Vec::new()
     } else {
         app.reports.usage(question).await?
@@ -122,10 +124,12 @@ pub async fn costs(
         buckets: window.buckets.clone(),
         by_model: group.has("line_item"),
         by_key: group.has("api_key_id"),
+        by_user: group.has("user_id"),
         models: line_items.map(possible),
         keys: parameters.many("api_key_ids")?.map(|ids| parsed(&ids)),
+        users: parameters.many("user_ids")?.map(|ids| parsed(&ids)),
     };
-    let costs = if is_of_others(&parameters)? {
+    let costs = if is_of_projects(&parameters)? {
         Vec::new()
     } else {
         app.reports.costs(question, items).await?
@@ -220,9 +224,9 @@ impl Groups {
     }
 }
 
-/// Whether only projects or users are asked for: there are none here.
-fn is_of_others(parameters: &Parameters) -> Result<bool, Error> {
-    Ok(parameters.many("project_ids")?.is_some() || parameters.many("user_ids")?.is_some())
+/// Whether only some projects are asked for: there are none here.
+fn is_of_projects(parameters: &Parameters) -> Result<bool, Error> {
+    Ok(parameters.many("project_ids")?.is_some())
 }
 
 /// Names that a model can have. A database refuses others instead of not finding them.
@@ -230,8 +234,8 @@ fn possible(names: Vec<String>) -> Vec<String> {
     names.into_iter().filter(|name| !name.contains(char::is_control)).collect()
 }
 
-/// The ids among the texts; others are of no key.
-fn parsed(ids: &[String]) -> Vec<ApiKeyId> {
+/// The ids among the texts; others are of nothing.
+fn parsed<T: FromStr>(ids: &[String]) -> Vec<T> {
     ids.iter().filter_map(|id| id.parse().ok()).collect()
 }
 
@@ -256,7 +260,7 @@ fn completions_result(sum: UsageSum, group: &Groups) -> CompletionsResult {
         output_image_tokens: sum.image_completion_tokens,
         num_model_requests: sum.requests,
         project_id: None,
-        user_id: None,
+        user_id: sum.user_id,
         api_key_id: sum.api_key_id,
         model: sum.model,
         batch: group.has("batch").then_some(false),
@@ -278,7 +282,7 @@ fn costs_result(cost: Cost, group: &Groups) -> CostsResult {
         quantity_unit: quantity.map(|_| "tokens"),
         line_item,
         project_id: None,
-        user_id: None,
+        user_id: cost.user_id,
         api_key_id: cost.api_key_id,
         api_source: group.api_source(),
     }

@@ -3,7 +3,7 @@
 //! Invariant: the buckets of one question are in order, do not overlap, and each has its beginning
 //! and not its end. Days and hours are those of UTC. A record belongs where its id's time is.
 
-use super::ids::{AccountId, ApiKeyId, RequestId};
+use super::ids::{AccountId, ApiKeyId, RequestId, UserId};
 use super::money::{NanoUsd, Tokens};
 use super::timestamp::Timestamp;
 use super::usage::flag;
@@ -65,9 +65,11 @@ pub struct Question {
     pub buckets: Vec<Span>,
     pub by_model: bool,
     pub by_key: bool,
+    pub by_user: bool,
     /// `None`: of all of them.
     pub models: Option<Vec<String>>,
     pub keys: Option<Vec<ApiKeyId>>,
+    pub users: Option<Vec<UserId>>,
 }
 
 /// The sum of one group in one bucket, corrections taken in.
@@ -79,6 +81,8 @@ pub struct UsageSum {
     pub model: Option<String>,
     /// `None`: not grouped by it, or asked without a key.
     pub api_key_id: Option<ApiKeyId>,
+    /// `None`: not grouped by it, or asked with a key.
+    pub user_id: Option<UserId>,
     /// Those that used something.
     pub requests: i64,
     pub prompt_tokens: Tokens,
@@ -110,6 +114,7 @@ pub struct Cost {
     pub bucket: usize,
     pub item: CostItem,
     pub api_key_id: Option<ApiKeyId>,
+    pub user_id: Option<UserId>,
     /// What the account paid, net of corrections.
     pub amount_nusd: NanoUsd,
     /// Prompt and completion together; `None` for what no tokens were used for.
@@ -142,6 +147,7 @@ pub struct UsageLine {
     pub ended_at: Timestamp,
     pub api_key_id: Option<ApiKeyId>,
     pub api_key_name: Option<String>,
+    pub user_id: Option<UserId>,
     pub model: String,
     pub model_served: Option<String>,
     #[serde(with = "flag")]

@@ -5,7 +5,7 @@
 //! in time and rows, and a caller who hangs up does not make room for another one.
 
 use crate::error::Error;
-use crate::models::ids::{AccountId, ApiKeyId, RequestId};
+use crate::models::ids::{AccountId, ApiKeyId, RequestId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::money::{NanoUsd, OutOfRange, Tokens};
 use crate::models::openai::request::Invalid;
@@ -43,7 +43,7 @@ impl Reports {
         Self { store, sums, rows }
     }
 
-    /// Usage by bucket, model and key, in that order.
+    /// Usage by bucket, model, key and user, in that order.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the groups are too many, [`Error::Overloaded`], [`Error::Database`].
@@ -55,26 +55,27 @@ impl Reports {
             return Err(too_many_groups());
         }
         sums.sort_by(|a, b| {
-            (a.bucket, &a.model, a.api_key_id).cmp(&(b.bucket, &b.model, b.api_key_id))
+            let a = (a.bucket, &a.model, a.api_key_id, a.user_id);
+            a.cmp(&(b.bucket, &b.model, b.api_key_id, b.user_id))
         });
         Ok(sums)
     }
 
-    /// Costs by bucket, item and key, in that order: what was charged, net of corrections, and
-    /// what was entered by hand, unless the question is about some keys or models only.
+    /// Costs by bucket, item, key and user, in that order: what was charged, net of corrections,
+    /// and what was entered by hand, unless it is about some keys, users or models only.
     ///
     /// # Errors
     /// As [`Reports::usage`].
     pub async fn costs(&self, question: Question, items: Items) -> Result<Vec<Cost>, Error> {
         let Question { account_id, by_model, .. } = question;
         let buckets = question.buckets.clone();
-        let by_hand = question.keys.is_none() && items.adjustments;
+        let by_hand = question.keys.is_none() && question.users.is_none() && items.adjustments;
         let sums = self.usage(question).await?;
         let mut costs = Costs::default();
         for sum in sums {
             let item = sum.model.map_or(CostItem::Any, CostItem::Model);
             let tokens = sum.prompt_tokens.0.saturating_add(sum.completion_tokens.0);
-            let group = (sum.bucket, item, sum.api_key_id);
+            let group = (sum.bucket, item, sum.api_key_id, sum.user_id);
             costs.add(group, sum.charge_nusd, Some(Tokens(tokens)))?;
         }
         if by_hand {
@@ -83,7 +84,7 @@ impl Reports {
             for adjustment in run(&self.rows, asking).await? {
                 let item = if by_model { CostItem::Adjustment } else { CostItem::Any };
                 let cost = NanoUsd::ZERO.minus(adjustment.amount_nusd)?;
-                costs.add((adjustment.bucket, item, None), cost, None)?;
+                costs.add((adjustment.bucket, item, None, None), cost, None)?;
             }
         }
         Ok(costs.listed())
@@ -133,7 +134,7 @@ pub struct Items {
     pub adjustments: bool,
 }
 
-type Group = (usize, CostItem, Option<ApiKeyId>);
+type Group = (usize, CostItem, Option<ApiKeyId>, Option<UserId>);
 
 /// Costs in the making: one a group.
 #[derive(Default)]
@@ -155,10 +156,11 @@ impl Costs {
     fn listed(self) -> Vec<Cost> {
         let costs = self.0.into_iter();
         costs
-            .map(|((bucket, item, api_key_id), (amount_nusd, tokens))| Cost {
+            .map(|((bucket, item, api_key_id, user_id), (amount_nusd, tokens))| Cost {
                 bucket,
                 item,
                 api_key_id,
+                user_id,
                 amount_nusd,
                 tokens,
             })

@@ -4,8 +4,8 @@
 mod bad_tokens;
 mod first_login;
 mod outages;
-mod server;
-mod sign;
+pub mod server;
+pub mod sign;
 
 use serde_json::json;
 use uuid::Uuid;
@@ -28,7 +28,7 @@ both_stores!(
 /// The secret of Supabase's local stack.
 const SECRET: &str = "super-secret-jwt-token-with-at-least-32-characters-long";
 
-fn setup(store: Store, server: &AuthServer) -> Setup {
+pub fn setup(store: Store, server: &AuthServer) -> Setup {
     Setup::new(store).env("SUPABASE_URL", server.url())
 }
 
@@ -42,7 +42,7 @@ async fn models_at(base_url: &str, token: &str) -> Answered {
     Exchange::open(address_of(base_url), &ask.bytes()).await.finish().await
 }
 
-async fn chat(app: &TestApp, token: &str) -> Answered {
+pub async fn chat(app: &TestApp, token: &str) -> Answered {
     app.ask(&app.chat_ask(&question(MODEL)).bearer(token)).await
 }
 
@@ -131,7 +131,7 @@ async fn without_sign_up_a_user_needs_an_account(store: Store) {
 }
 
 /// Into the test's account, as an operator's tool would.
-async fn add_member(app: &TestApp, user: Uuid) {
+pub async fn add_member(app: &TestApp, user: Uuid) {
     let account = &app.account;
     app.books
         .tamper(&format!(

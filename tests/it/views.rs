@@ -4,6 +4,7 @@
 mod bad_input;
 mod export;
 mod sums;
+mod users;
 
 use std::collections::BTreeMap;
 

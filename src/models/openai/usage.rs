@@ -4,7 +4,7 @@
 //! there; what the books do not know is null. Amounts are the exact decimals of integers.
 //! <https://platform.openai.com/docs/api-reference/usage>
 
-use crate::models::ids::ApiKeyId;
+use crate::models::ids::{ApiKeyId, UserId};
 use crate::models::money::{Tokens, Usd};
 use serde::Serialize;
 
@@ -42,7 +42,7 @@ pub struct CompletionsResult {
     pub output_image_tokens: Tokens,
     pub num_model_requests: i64,
     pub project_id: Option<String>,
-    pub user_id: Option<String>,
+    pub user_id: Option<UserId>,
     pub api_key_id: Option<ApiKeyId>,
     pub model: Option<String>,
     pub batch: Option<bool>,
@@ -58,7 +58,7 @@ pub struct CostsResult {
     pub quantity: Option<Tokens>,
     pub quantity_unit: Option<&'static str>,
     pub project_id: Option<String>,
-    pub user_id: Option<String>,
+    pub user_id: Option<UserId>,
     pub api_key_id: Option<ApiKeyId>,
     pub api_source: Option<&'static str>,
 }

@@ -19,9 +19,10 @@ use uuid::Uuid;
 const DIALECT: Dialect = Dialect {
     from: "b.from_id",
     until: "b.until_id",
-    is_asked: "($4 IS NULL OR u.model = ANY($4)) AND ($5 IS NULL OR u.api_key_id = ANY($5))",
-    no_model: "NULL::text",
-    no_key: "NULL::uuid",
+    is_asked: "($4 IS NULL OR u.model = ANY($4)) AND ($5 IS NULL OR u.api_key_id = ANY($5)) \
+               AND ($6 IS NULL OR u.user_id = ANY($6))",
+    no_text: "NULL::text",
+    no_id: "NULL::uuid",
 };
 
 #[async_trait]
@@ -29,14 +30,16 @@ impl ReportStore for PostgresStore {
     async fn usage_sums(&self, question: &Question) -> Result<Vec<UsageSum>, StoreError> {
         let (from, until): (Vec<Uuid>, Vec<Uuid>) =
             question.buckets.iter().map(ids_of).map(|(from, until)| (from.0, until.0)).unzip();
-        let keys =
-            question.keys.as_ref().map(|keys| keys.iter().map(|id| id.0).collect::<Vec<_>>());
+        let keys: Option<Vec<Uuid>> =
+            question.keys.as_ref().map(|keys| keys.iter().map(|id| id.0).collect());
+        let users: Option<Vec<Uuid>> =
+            question.users.as_ref().map(|users| users.iter().map(|id| id.0).collect());
         let statement = format!(
             "SELECT row_to_json(r)::text FROM \
-             (SELECT b.n - 1 AS bucket, s.model, s.api_key_id, {} \
+             (SELECT b.n - 1 AS bucket, s.model, s.api_key_id, s.user_id, {} \
               FROM unnest($2, $3) WITH ORDINALITY AS b (from_id, until_id, n) \
               CROSS JOIN LATERAL ({}) s \
-              GROUP BY b.n, s.model, s.api_key_id LIMIT {}) r",
+              GROUP BY b.n, s.model, s.api_key_id, s.user_id LIMIT {}) r",
             totals(),
             groups(question, &DIALECT),
             GROUPS_MAX + 1,
@@ -48,6 +51,7 @@ impl ReportStore for PostgresStore {
             .bind(until)
             .bind(question.models.as_ref())
             .bind(keys)
+            .bind(users)
             .fetch_all(&mut *tx)
             .await
             .map_err(classify)?;

@@ -26,6 +26,7 @@ const LINE: &[(&str, &str)] = &[
     ("ended_at", "u.ended_at"),
     ("api_key_id", "u.api_key_id"),
     ("api_key_name", "k.name"),
+    ("user_id", "u.user_id"),
     ("model", "u.model"),
     ("model_served", "u.model_served"),
     ("streamed", "u.streamed"),
@@ -50,26 +51,35 @@ pub struct Dialect {
     /// Where a bucket begins and ends, as ids.
     pub from: &'static str,
     pub until: &'static str,
-    /// Whether a model and a key are among those asked for, `$4` and `$5`.
+    /// Whether model, key and user are among those asked for, `$4`, `$5` and `$6`.
     pub is_asked: &'static str,
-    pub no_model: &'static str,
-    pub no_key: &'static str,
+    pub no_text: &'static str,
+    pub no_id: &'static str,
 }
 
 /// The groups of one bucket of account `$1`, as a query: those of its records, and what corrections
 /// changed of them. Each is grouped by itself, so that few rows are left to put together.
 pub fn groups(question: &Question, dialect: &Dialect) -> String {
-    let Dialect { from, until, is_asked, no_model, no_key } = dialect;
-    let model = if question.by_model { "u.model" } else { no_model };
-    let key = if question.by_key { "u.api_key_id" } else { no_key };
-    let grouped = match (question.by_model, question.by_key) {
+    let Dialect { from, until, is_asked, no_text, no_id } = dialect;
+    let dimensions = [
+        ("model", question.by_model, no_text),
+        ("api_key_id", question.by_key, no_id),
+        ("user_id", question.by_user, no_id),
+    ];
+    let grouped: Vec<String> = dimensions
+        .iter()
+        .filter(|(_, is_wanted, _)| *is_wanted)
+        .map(|(name, ..)| format!("u.{name}"))
+        .collect();
+    let grouped = match grouped.join(", ") {
         // An empty bucket has no group.
-        (false, false) => "HAVING COUNT(*) > 0",
-        (true, false) => "GROUP BY u.model",
-        (false, true) => "GROUP BY u.api_key_id",
-        (true, true) => "GROUP BY u.model, u.api_key_id",
+        none if none.is_empty() => "HAVING COUNT(*) > 0".to_owned(),
+        columns => format!("GROUP BY {columns}"),
     };
-    let dimensions = format!("{model} AS model, {key} AS api_key_id");
+    let dimensions = dimensions.map(|(name, is_wanted, nothing)| {
+        if is_wanted { format!("u.{name} AS {name}") } else { format!("{nothing} AS {name}") }
+    });
+    let dimensions = dimensions.join(", ");
     let of_record = sums(|(name, record, _)| format!("SUM({record}) AS {name}"));
     let of_correction = sums(|(name, _, correction)| format!("SUM({correction}) AS {name}"));
     format!(

@@ -23,9 +23,10 @@ const DIALECT: Dialect = Dialect {
     from: "$2",
     until: "$3",
     is_asked: "($4 IS NULL OR u.model IN (SELECT value FROM json_each($4))) \
-               AND ($5 IS NULL OR u.api_key_id IN (SELECT value FROM json_each($5)))",
-    no_model: "NULL",
-    no_key: "NULL",
+               AND ($5 IS NULL OR u.api_key_id IN (SELECT value FROM json_each($5))) \
+               AND ($6 IS NULL OR u.user_id IN (SELECT value FROM json_each($6)))",
+    no_text: "NULL",
+    no_id: "NULL",
 };
 
 /// Instructions of SQLite's machine between two looks at the clock: some microseconds.
@@ -37,6 +38,7 @@ impl ReportStore for SqliteStore {
         let statement: Arc<str> = sums_of_bucket(question).into();
         let models = question.models.as_ref().map(serde_json::to_string).transpose()?;
         let keys = question.keys.as_ref().map(serde_json::to_string).transpose()?;
+        let users = question.users.as_ref().map(serde_json::to_string).transpose()?;
         let mut tx = self.bounded().await?;
         let mut sums = Vec::new();
         // SQLite groups by sorting: a bucket at a time, there is less to sort and to hold.
@@ -48,6 +50,7 @@ impl ReportStore for SqliteStore {
                 .bind(until.to_string())
                 .bind(models.as_ref())
                 .bind(keys.as_ref())
+                .bind(users.as_ref())
                 .bind(i64::try_from(bucket).unwrap_or(i64::MAX))
                 .fetch_all(&mut *tx)
                 .await
@@ -114,12 +117,12 @@ impl ReportStore for SqliteStore {
     }
 }
 
-/// The sums of the bucket from `$2` until `$3`, which is number `$6`.
+/// The sums of the bucket from `$2` until `$3`, which is number `$7`.
 fn sums_of_bucket(question: &Question) -> String {
-    let names = ["bucket", "model", "api_key_id"].into_iter().chain(sum_names());
+    let names = ["bucket", "model", "api_key_id", "user_id"].into_iter().chain(sum_names());
     format!(
-        "SELECT {} FROM (SELECT $6 AS bucket, s.model, s.api_key_id, {} FROM ({}) s \
-         GROUP BY s.model, s.api_key_id LIMIT {}) r",
+        "SELECT {} FROM (SELECT $7 AS bucket, s.model, s.api_key_id, s.user_id, {} FROM ({}) s \
+         GROUP BY s.model, s.api_key_id, s.user_id LIMIT {}) r",
         object(names),
         totals(),
         groups(question, &DIALECT),

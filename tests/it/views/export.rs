@@ -104,16 +104,20 @@ async fn a_long_file_has_every_record_once(store: Store) {
 
 async fn no_cell_is_a_formula(store: Store) {
     let app = TestApp::start(store).await;
-    let names = ["=1+1", "+1", "-1", "@SUM(A1)", "he said \"no\", then left", "plain"];
+    let names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "he said \"no\", then\r\nleft", "plain"];
     for name in names {
-        let key = app.create_key("test", &[&format!("--name={name}")]).await;
+        let key = app.create_key("test", &["--name", "new"]).await;
+        // Some of these are refused by now; rows are older than rules.
+        let rename = format!("UPDATE api_keys SET name = '{name}' WHERE name = 'new'");
+        app.books.tamper(&rename).await;
         app.upstream.script(Answer::openrouter().plain());
         app.ask(&app.chat_ask(&question(MODEL)).bearer(&key)).await.ok();
     }
     app.records(names.len()).await;
     let rows = rows(&app.get(&format!("{CSV}?start_time={}", hours_from_now(-1))).await);
     let seen: Vec<_> = rows.iter().map(|row| row["api_key_name"].as_str()).collect();
-    let expected = ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "he said \"no\", then left", "plain"];
+    let expected =
+        ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\t=1", "he said \"no\", then\r\nleft", "plain"];
     assert_eq!(seen, expected);
     app.finish().await;
 }

@@ -251,7 +251,7 @@ async fn a_correction_is_in_the_figures(store: Store) {
     app.finish().await;
 }
 
-/// No command enters a correction by hand yet: this one is written into the ledger, and taken away.
+/// At chosen instants, which nobody can enter: written behind the program's back, and taken away.
 async fn a_correction_by_hand_is_an_item_of_its_own(store: Store) {
     let app = TestApp::start(store).await;
     traffic(&app, &app.key).await;
