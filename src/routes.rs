@@ -1,6 +1,8 @@
 //! The one table of routes, and the layers around it in the order a request meets them.
 
-use crate::controllers::admin::{accounts, credits as entries, keys, members, prices, records};
+use crate::controllers::admin::{
+    accounts, credits as entries, events, keys, members, prices, records,
+};
 use crate::controllers::{chat, credits, export, health, models, usage};
 use crate::error::Error;
 use crate::models::ids::RequestId;
@@ -80,6 +82,9 @@ fn admin() -> Router<Arc<App>> {
             "/admin/v1/price-table",
             get(prices::table).put(prices::set_table).fallback(only("GET, HEAD, PUT")),
         )
+        .route("/admin/v1/events", get(events::list).fallback(only(GET)))
+        .route("/admin/v1/events/{id}/retry", post(events::retry).fallback(only("POST")))
+        .route("/admin/v1/events/{id}/park", post(events::park).fallback(only("POST")))
         .route("/admin/v1/audit", get(records::audit).fallback(only(GET)))
         .route_layer(from_fn(bounded))
 }

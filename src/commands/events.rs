@@ -1,10 +1,11 @@
 //! `tollgate events …` and `tollgate verify`.
 
 use super::{Output, print};
-use crate::models::billing::{BillingEvent, DeliveryState};
-use crate::models::timestamp::Timestamp;
+use crate::models::billing::DeliveryState;
+use crate::services::directory::{self, OPERATOR};
 use crate::services::verify;
 use crate::store::Store;
+use crate::store::outbox::EventFilter;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
@@ -45,19 +46,16 @@ pub struct Retry {
 pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
     match command {
         Events::List { parked, sink, output } => {
-            let is_wanted = |event: &BillingEvent| {
-                (!parked || event.state == DeliveryState::Parked)
-                    && sink.as_ref().is_none_or(|sink| event.sink == *sink)
-            };
-            list(store, output, is_wanted).await
+            let state = parked.then_some(DeliveryState::Parked);
+            list(store, output, &EventFilter { sink, state, account: None }).await
         }
         Events::Retry(Retry { parked: true, .. }) => retry_parked(store).await,
         Events::Retry(Retry { ids, .. }) => {
-            let count = store.retry_events(&ids, Timestamp::now()).await?;
+            let count = directory::retry_events(store, OPERATOR, &ids).await?;
             said(count, "parked")
         }
         Events::Park { ids, reason } => {
-            let count = store.park_events(&ids, &reason, Timestamp::now()).await?;
+            let count = directory::park_events(store, OPERATOR, &ids, &reason).await?;
             said(count, "waiting and not on its way")
         }
     }
@@ -65,17 +63,15 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
 
 /// Page by page, each once: what is parked again meanwhile stays so.
 async fn retry_parked(store: &dyn Store) -> anyhow::Result<()> {
+    let parked = EventFilter { state: Some(DeliveryState::Parked), ..EventFilter::default() };
     let mut count = 0;
     let mut after = String::new();
     loop {
-        let page = store.billing_events_after(&after).await?;
+        let page = store.billing_events_after(&parked, &after).await?;
         let Some(last) = page.last() else { break };
         after.clone_from(&last.id);
-        let parked = page.into_iter().filter(|event| event.state == DeliveryState::Parked);
-        let ids: Vec<String> = parked.map(|event| event.id).collect();
-        if !ids.is_empty() {
-            count += store.retry_events(&ids, Timestamp::now()).await?;
-        }
+        let ids: Vec<String> = page.into_iter().map(|event| event.id).collect();
+        count += directory::retry_events(store, OPERATOR, &ids).await?;
     }
     say!("{count}");
     Ok(())
@@ -89,19 +85,15 @@ fn said(count: u64, state: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn list(
-    store: &dyn Store,
-    output: Output,
-    is_wanted: impl Fn(&BillingEvent) -> bool,
-) -> anyhow::Result<()> {
+async fn list(store: &dyn Store, output: Output, wanted: &EventFilter) -> anyhow::Result<()> {
     let mut after = String::new();
     loop {
-        let page = store.billing_events_after(&after).await?;
+        let page = store.billing_events_after(wanted, &after).await?;
         let Some(last) = page.last() else {
             return Ok(());
         };
         after.clone_from(&last.id);
-        for event in page.iter().filter(|event| is_wanted(event)) {
+        for event in &page {
             print(event, output, || {
                 let reason = event.reason.as_deref().unwrap_or_default();
                 format!("{}  {}  attempts {}  {reason}", event.id, event.state, event.attempts)

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod credits;
+pub mod events;
 pub mod keys;
 pub mod members;
 pub mod prices;

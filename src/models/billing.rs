@@ -10,6 +10,7 @@ use super::timestamp::Timestamp;
 use super::usage::{UsageCorrection, UsageRecord};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 
 /// A copy of a usage record, or of its correction, on its way to a sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +98,28 @@ impl BillingEvent {
     }
 }
 
+/// The id of an event from outside: it may not be anybody's, but a database takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventId(pub String);
+
+/// Not the id of an event.
+#[derive(Debug)]
+pub struct NoEventId;
+
+impl FromStr for EventId {
+    type Err = NoEventId;
+
+    /// The id of a request and, after a colon, what it is for.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (request, rest) = text.split_once(':').ok_or(NoEventId)?;
+        request.parse::<RequestId>().map_err(|_| NoEventId)?;
+        if rest.chars().all(|character| character.is_ascii_graphic()) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(NoEventId)
+    }
+}
+
 /// What the id of a notice has behind that of its event.
 pub const NOTICE_SUFFIX: &str = ":notice";
 
@@ -109,6 +132,7 @@ pub mod reasons {
     /// Whether it arrived cannot be told: for a person.
     pub const IN_DOUBT: &str = "in_doubt";
     pub const OUT_OF_RANGE: &str = "out_of_range";
+    pub const ALL: [&str; 4] = [NO_CUSTOMER, TOO_OLD, IN_DOUBT, OUT_OF_RANGE];
 }
 
 impl fmt::Display for DeliveryState {

@@ -1,16 +1,18 @@
-//! What is done to accounts, members, keys and the price table, by commands, by the admin API and
-//! by first logins.
+//! What is done to accounts, members, keys, the price table and billing events, by commands, by the
+//! admin API and by first logins.
 //!
 //! Invariant: every change is written with its entry in the audit log, which never holds a secret
 //! or its hash. Callers tell other processes (`Store::announce_change`).
 
 mod accounts;
+mod events;
 mod keys;
 mod members;
 mod prices;
 mod signup;
 
 pub use accounts::{AccountPatch, check_reference, create_account, enter, update_account};
+pub use events::{park_events, retry_events};
 pub use keys::{KeyPatch, NewKey, create_key, revoke_key, rotate_key, shown_key, update_key};
 pub use members::{add_member, remove_member};
 pub use prices::set_price_table;

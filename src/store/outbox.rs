@@ -3,8 +3,9 @@
 //! Invariants: an event is written with its usage record or correction, in one transaction; it is
 //! claimed for a time by one process, and what was exported is never sent again.
 
+use crate::models::audit::AuditEntry;
 use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Outgoing, SinkWindow};
-use crate::models::ids::RequestId;
+use crate::models::ids::{AccountId, RequestId};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord};
 use crate::store::StoreError;
@@ -34,12 +35,37 @@ pub struct EventDone {
     pub reason: Option<String>,
 }
 
+/// Which events are asked for; what is `None` does not matter.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    pub sink: Option<String>,
+    pub state: Option<DeliveryState>,
+    pub account: Option<AccountId>,
+}
+
+impl EventFilter {
+    /// In both dialects. A literal, so that the index of what is parked is used.
+    pub(super) fn of_state(&self) -> String {
+        self.state.map(|state| format!("AND t.state = '{state}'")).unwrap_or_default()
+    }
+}
+
+/// How the audit log tells what an operator has done to an event: as it was, and as it is.
+pub type TellEvent<'a> = &'a (dyn Fn(&BillingEvent, &BillingEvent) -> AuditEntry + Sync);
+
 /// Events that one call of [`OutboxStore::wake_customers`] wakes at most.
 pub const CHANGED_EVENTS_MAX: i64 = 1_000;
 
 #[async_trait]
 pub trait OutboxStore: Send + Sync {
-    async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError>;
+    /// In the order of their ids, from the first where `after` is empty.
+    async fn billing_events_after(
+        &self,
+        wanted: &EventFilter,
+        after: &str,
+    ) -> Result<Vec<BillingEvent>, StoreError>;
+
+    async fn billing_event(&self, id: &str) -> Result<Option<BillingEvent>, StoreError>;
 
     /// Writes down since when the configured sinks are, and which are no longer.
     async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError>;
@@ -58,16 +84,34 @@ pub trait OutboxStore: Send + Sync {
     /// Parked events whose account has a customer by now wait again; gives their number.
     async fn wake_customers(&self, sink: &str, now: Timestamp) -> Result<u64, StoreError>;
 
-    /// Those of the events that are parked wait again; gives their number.
-    async fn retry_events(&self, ids: &[String], now: Timestamp) -> Result<u64, StoreError>;
+    /// Those of the events that are parked wait again, and what they were merged with; gives their
+    /// number. The audit log tells of those that were named.
+    async fn retry_events(
+        &self,
+        ids: &[String],
+        audit: TellEvent<'_>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
 
     /// Parks events that wait and are not merged; gives their number.
     async fn park_events(
         &self,
         ids: &[String],
         reason: &str,
+        audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError>;
+}
+
+/// What the audit log is told of events, from what they were and what they are.
+pub(super) fn told(
+    before: &[BillingEvent],
+    after: Vec<BillingEvent>,
+    tell: TellEvent<'_>,
+) -> Vec<AuditEntry> {
+    let after: HashMap<_, _> = after.into_iter().map(|row| (row.id.clone(), row)).collect();
+    let now = |was: &BillingEvent| after.get(&was.id).filter(|is| is.state != was.state);
+    before.iter().filter_map(|was| Some(tell(was, now(was)?))).collect()
 }
 
 /// Which rows events are copies of.

@@ -4,6 +4,7 @@
 mod accounts;
 mod at_once;
 mod audit;
+mod events;
 mod forms;
 mod isolation;
 mod keys;

@@ -49,7 +49,7 @@ pub fn with_openmeter(setup: Setup, openmeter: &OpenMeter) -> Setup {
         .env("TOLLGATE_EXPORT_LEASE_SECONDS", "4")
 }
 
-fn with_webhook(setup: Setup, webhook: &Webhook) -> Setup {
+pub fn with_webhook(setup: Setup, webhook: &Webhook) -> Setup {
     setup
         .env("TOLLGATE_WEBHOOK_URL", &webhook.url())
         .env("TOLLGATE_WEBHOOK_SECRET", webhook::SECRET)

@@ -7,6 +7,7 @@ use crate::models::billing::{
     BillingEvent, DeliveryState, EventKind, Export, Measure, Outgoing, SinkWindow,
 };
 use crate::models::ids::RequestId;
+use crate::store::outbox::EventFilter;
 use crate::store::{Store, StoreError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -33,7 +34,7 @@ pub async fn check(store: &dyn Store, rows: &Rows, report: &mut Report) -> Resul
     let mut seen = Seen::default();
     let mut after = String::new();
     loop {
-        let events = store.billing_events_after(&after).await?;
+        let events = store.billing_events_after(&EventFilter::default(), &after).await?;
         let Some(last) = events.last() else { break };
         after.clone_from(&last.id);
         for event in &events {

@@ -5,10 +5,10 @@ use crate::models::billing::{
 };
 use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
-use crate::store::StoreError;
 use crate::store::exports::{Renewed, by_group, renew};
 use crate::store::outbox::{
-    CHANGED_EVENTS_MAX, Claim, EventDone, OutboxStore, WEBHOOK, Wanted, join,
+    CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
+    join, told,
 };
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::exports::{lock_lanes, write_lanes};
@@ -17,15 +17,41 @@ use crate::store::table::{
     BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS, USAGE_CORRECTIONS,
     USAGE_RECORDS, parse, postgres as sql,
 };
+use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
+/// What can be kept back.
+const UNMERGED: &str = "state = 'waiting' AND export_group IS NULL";
+
 #[async_trait]
 impl OutboxStore for PostgresStore {
-    async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
-        self.page(&BILLING_EVENTS, "id", Some(after.to_owned())).await
+    async fn billing_events_after(
+        &self,
+        wanted: &EventFilter,
+        after: &str,
+    ) -> Result<Vec<BillingEvent>, StoreError> {
+        let condition = format!(
+            "WHERE t.id > $1 AND ($2 IS NULL OR t.sink = $2) \
+             AND ($3 IS NULL OR t.account_id = $3) {} \
+             ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
+            wanted.of_state()
+        );
+        let statement = sql::select(&BILLING_EVENTS, &condition);
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(after)
+            .bind(&wanted.sink)
+            .bind(wanted.account.map(|id| id.0))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn billing_event(&self, id: &str) -> Result<Option<BillingEvent>, StoreError> {
+        self.one(sql::select(&BILLING_EVENTS, "WHERE id = $1"), id.to_owned()).await
     }
 
     async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError> {
@@ -109,13 +135,14 @@ impl OutboxStore for PostgresStore {
         Ok(done.rows_affected())
     }
 
-    async fn retry_events(&self, ids: &[String], now: Timestamp) -> Result<u64, StoreError> {
+    async fn retry_events(
+        &self,
+        ids: &[String],
+        audit: TellEvent<'_>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
         let mut tx = self.pool.begin().await.map_err(classify)?;
-        let parked = sql::select(
-            &BILLING_EVENTS,
-            "WHERE state = 'parked' AND id = ANY($1) ORDER BY id FOR UPDATE",
-        );
-        let parked: Vec<BillingEvent> = select(&mut tx, &parked.into(), ids.to_vec()).await?;
+        let parked = lock(&mut tx, ids, "state = 'parked'").await?;
         let single = parked.iter().filter(|event| event.export_group.is_none());
         let single: Vec<String> = single.map(|event| event.id.clone()).collect();
         let groups: BTreeSet<String> =
@@ -133,6 +160,7 @@ impl OutboxStore for PostgresStore {
         if !groups.is_empty() {
             changed += renew_groups(&mut tx, groups, now).await?;
         }
+        self.tell(&mut tx, &parked, audit).await?;
         tx.commit().await.map_err(classify)?;
         Ok(changed)
     }
@@ -141,25 +169,42 @@ impl OutboxStore for PostgresStore {
         &self,
         ids: &[String],
         reason: &str,
+        audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut tx = self.pool.begin().await.map_err(classify)?;
+        let waiting = lock(&mut tx, ids, UNMERGED).await?;
+        let ids: Vec<String> = waiting.iter().map(|event| event.id.clone()).collect();
         let done = sqlx::query(
             "UPDATE billing_events SET state = 'parked', reason = $2, leased_until = NULL \
-             WHERE id = ANY($1) AND state = 'waiting' AND export_group IS NULL",
+             WHERE id = ANY($1)",
         )
-        .bind(ids)
+        .bind(&ids)
         .bind(reason)
         .execute(&mut *tx)
         .await
         .map_err(classify)?;
-        self.write_notices(&mut tx, ids.to_vec(), now).await?;
+        self.tell(&mut tx, &waiting, audit).await?;
+        self.write_notices(&mut tx, ids, now).await?;
         tx.commit().await.map_err(classify)?;
         Ok(done.rows_affected())
     }
 }
 
 impl PostgresStore {
+    /// Writes into the audit log what has become of these events.
+    async fn tell(
+        &self,
+        conn: &mut PgConnection,
+        before: &[BillingEvent],
+        tell: TellEvent<'_>,
+    ) -> Result<(), StoreError> {
+        let ids: Vec<String> = before.iter().map(|event| event.id.clone()).collect();
+        let after = sql::select(&BILLING_EVENTS, "WHERE id = ANY($1)");
+        let after = select(conn, &after.into(), ids).await?;
+        write_rows(conn, &self.sql.insert_audit, told(before, after, tell).iter()).await
+    }
+
     /// The webhook is told of what was parked; of a missing customer it is not, because that may be
     /// every event of most accounts.
     pub(super) async fn write_notices(
@@ -188,6 +233,17 @@ impl PostgresStore {
         .map_err(classify)?;
         Ok(())
     }
+}
+
+/// Those of the events of which this holds, in the order of their ids.
+async fn lock(
+    conn: &mut PgConnection,
+    ids: &[String],
+    condition: &str,
+) -> Result<Vec<BillingEvent>, StoreError> {
+    let condition = format!("WHERE id = ANY($1) AND {condition} ORDER BY id FOR UPDATE");
+    let statement = sql::select(&BILLING_EVENTS, &condition);
+    select(conn, &statement.into(), ids.to_vec()).await
 }
 
 /// The rows that events are copies of.

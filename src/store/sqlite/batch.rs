@@ -39,7 +39,7 @@ pub struct Sql {
     insert_usage: Arc<str>,
     insert_ledger: Arc<str>,
     insert_events: Arc<str>,
-    insert_audit: Arc<str>,
+    pub insert_audit: Arc<str>,
 }
 
 impl Sql {

@@ -4,10 +4,10 @@ use crate::models::billing::{
     BillingEvent, DeliveryState, Export, Lane, NOTICE_SUFFIX, Outgoing, SinkWindow, reasons,
 };
 use crate::models::timestamp::Timestamp;
-use crate::store::StoreError;
 use crate::store::exports::{Renewed, by_group, renew};
 use crate::store::outbox::{
-    CHANGED_EVENTS_MAX, Claim, EventDone, OutboxStore, WEBHOOK, Wanted, join,
+    CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
+    join, told,
 };
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::exports::{load_lanes, write_lanes};
@@ -16,14 +16,40 @@ use crate::store::table::{
     BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS, USAGE_CORRECTIONS,
     USAGE_RECORDS, parse, sqlite as sql,
 };
+use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What can be kept back.
+const UNMERGED: &str = "state = 'waiting' AND export_group IS NULL";
+
 #[async_trait]
 impl OutboxStore for SqliteStore {
-    async fn billing_events_after(&self, after: &str) -> Result<Vec<BillingEvent>, StoreError> {
-        self.page(&BILLING_EVENTS, "id", Some(after.to_owned())).await
+    async fn billing_events_after(
+        &self,
+        wanted: &EventFilter,
+        after: &str,
+    ) -> Result<Vec<BillingEvent>, StoreError> {
+        let condition = format!(
+            "WHERE t.id > ?1 AND (?2 IS NULL OR t.sink = ?2) \
+             AND (?3 IS NULL OR t.account_id = ?3) {} \
+             ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
+            wanted.of_state()
+        );
+        let statement = sql::select(&BILLING_EVENTS, &condition);
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(after)
+            .bind(&wanted.sink)
+            .bind(wanted.account.map(|id| id.to_string()))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn billing_event(&self, id: &str) -> Result<Option<BillingEvent>, StoreError> {
+        self.one(sql::select(&BILLING_EVENTS, "WHERE id = ?1"), id.to_owned()).await
     }
 
     async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError> {
@@ -108,14 +134,14 @@ impl OutboxStore for SqliteStore {
         Ok(done.rows_affected())
     }
 
-    async fn retry_events(&self, ids: &[String], now: Timestamp) -> Result<u64, StoreError> {
+    async fn retry_events(
+        &self,
+        ids: &[String],
+        audit: TellEvent<'_>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
-        let parked = sql::select(
-            &BILLING_EVENTS,
-            "WHERE state = 'parked' AND id IN (SELECT value FROM json_each(?1)) ORDER BY id",
-        );
-        let ids = serde_json::to_string(ids)?;
-        let parked: Vec<BillingEvent> = select(&mut tx, &parked.into(), ids).await?;
+        let parked = lock(&mut tx, ids, "state = 'parked'").await?;
         let single = parked.iter().filter(|event| event.export_group.is_none());
         let single: Vec<&str> = single.map(|event| event.id.as_str()).collect();
         let groups: BTreeSet<String> =
@@ -133,6 +159,7 @@ impl OutboxStore for SqliteStore {
         if !groups.is_empty() {
             changed += renew_groups(&mut tx, groups, now).await?;
         }
+        self.tell(&mut tx, &parked, audit).await?;
         tx.commit().await.map_err(classify)?;
         Ok(changed)
     }
@@ -141,20 +168,22 @@ impl OutboxStore for SqliteStore {
         &self,
         ids: &[String],
         reason: &str,
+        audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let waiting = lock(&mut tx, ids, UNMERGED).await?;
+        let ids: Vec<&str> = waiting.iter().map(|event| event.id.as_str()).collect();
         let done = sqlx::query(
             "UPDATE billing_events SET state = 'parked', reason = ?2, leased_until = NULL \
-             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'waiting' \
-             AND export_group IS NULL",
+             WHERE id IN (SELECT value FROM json_each(?1))",
         )
-        .bind(serde_json::to_string(ids)?)
+        .bind(serde_json::to_string(&ids)?)
         .bind(reason)
         .execute(&mut *tx)
         .await
         .map_err(classify)?;
-        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        self.tell(&mut tx, &waiting, audit).await?;
         self.write_notices(&mut tx, &ids, now).await?;
         tx.commit().await.map_err(classify)?;
         Ok(done.rows_affected())
@@ -162,6 +191,19 @@ impl OutboxStore for SqliteStore {
 }
 
 impl SqliteStore {
+    /// Writes into the audit log what has become of these events.
+    async fn tell(
+        &self,
+        conn: &mut SqliteConnection,
+        before: &[BillingEvent],
+        tell: TellEvent<'_>,
+    ) -> Result<(), StoreError> {
+        let ids: Vec<&str> = before.iter().map(|event| event.id.as_str()).collect();
+        let after = sql::select(&BILLING_EVENTS, "WHERE id IN (SELECT value FROM json_each(?1))");
+        let after = select(conn, &after.into(), serde_json::to_string(&ids)?).await?;
+        write_rows(conn, &self.sql.insert_audit, told(before, after, tell).iter()).await
+    }
+
     /// The webhook is told of what was parked; of a missing customer it is not, because that may be
     /// every event of most accounts.
     pub(super) async fn write_notices(
@@ -190,6 +232,18 @@ impl SqliteStore {
         .map_err(classify)?;
         Ok(())
     }
+}
+
+/// Those of the events of which this holds, in the order of their ids.
+async fn lock(
+    conn: &mut SqliteConnection,
+    ids: &[String],
+    condition: &str,
+) -> Result<Vec<BillingEvent>, StoreError> {
+    let condition =
+        format!("WHERE id IN (SELECT value FROM json_each(?1)) AND {condition} ORDER BY id");
+    let statement = sql::select(&BILLING_EVENTS, &condition);
+    select(conn, &statement.into(), serde_json::to_string(ids)?).await
 }
 
 /// The rows that events are copies of.
