@@ -78,6 +78,7 @@ fn admin() -> Router<Arc<App>> {
         )
         .route("/admin/v1/keys/{id}/rotate", post(keys::rotate).fallback(only("POST")))
         .route("/admin/v1/prices", get(prices::list).fallback(only(GET)))
+        .route("/admin/v1/plans", get(prices::plans).fallback(only(GET)))
         .route(
             "/admin/v1/price-table",
             get(prices::table).put(prices::set_table).fallback(only("GET, HEAD, PUT")),

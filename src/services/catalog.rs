@@ -4,6 +4,7 @@
 //! the last one in force; a price is in the store before a request is made with it. Which upstream
 //! says what, and how the operator's table overrides it, is in `sources`.
 
+mod plans;
 mod sources;
 mod table;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use plans::PlanInForce;
 pub use table::{OperatorTable, Plan};
 
 pub struct Catalog {
@@ -219,6 +221,12 @@ impl Catalog {
     #[must_use]
     pub fn plan(&self, name: &str) -> Option<Plan> {
         self.operator().table.plan(name).cloned()
+    }
+
+    /// The plans in force whose name comes after `after`, in the order of names.
+    #[must_use]
+    pub fn plans_after(&self, after: &str) -> Vec<PlanInForce> {
+        PlanInForce::after(&self.operator().table, self.money.markup, after)
     }
 
     fn until_next_change(&self) -> Duration {

@@ -1,4 +1,5 @@
-//! `/admin/v1/prices`, what models cost now, and `/admin/v1/price-table`, the operator's table.
+//! `/admin/v1/prices`, what models cost now, `/admin/v1/plans`, what plans give, and
+//! `/admin/v1/price-table`, the operator's table that says both.
 
 use super::Page;
 use crate::controllers::extract::{Form, Operator, Question};
@@ -28,6 +29,16 @@ pub async fn list(
     let after: String = page.after()?.unwrap_or_default();
     let rows = app.catalog.prices_after(&after)?;
     page.of(&rows, |price| price.key.clone())
+}
+
+/// The plans in force; `after` is a name.
+pub async fn plans(
+    State(app): State<Arc<App>>,
+    _: Operator,
+    Question(page): Question<Page>,
+) -> Result<Response, Error> {
+    let after: String = page.after()?.unwrap_or_default();
+    page.of(&app.catalog.plans_after(&after), |plan| plan.name.clone())
 }
 
 /// The table that was set while running; null when there is none.

@@ -53,8 +53,9 @@ impl PlanInForce {
     }
 
     fn of(table: &OperatorTable, plan: &Plan, usual: Markup) -> Self {
-        let rule = |(model, markup_ppm): (&str, Markup)| {
-            MarkupRule { model: model.to_owned(), markup_ppm }
+        let rule = |(model, markup_ppm): (&str, Markup)| MarkupRule {
+            model: model.to_owned(),
+            markup_ppm,
         };
         let last = ("*", plan.markup.unwrap_or(usual));
         let KeyLimits { day, week, month, total } = plan.key_limits;

@@ -146,6 +146,12 @@ impl OperatorTable {
         row.or_else(|| self.plan(plan)?.markup)
     }
 
+    /// The markups that fit accounts of a plan, in their order.
+    pub fn markups_of(&self, plan: &str) -> impl Iterator<Item = (&str, Markup)> {
+        let fits = move |row: &&MarkupRow| fits_plan(row.plan.as_deref(), plan);
+        self.markups.iter().filter(fits).map(|row| (row.model.as_str(), row.factor))
+    }
+
     pub fn plan(&self, name: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.name == name)
     }

@@ -12,6 +12,7 @@ both_stores!(
     a_table_changes_the_next_request_and_no_past_one,
     a_table_is_in_force_after_a_restart_and_for_commands,
     a_bad_table_is_refused_and_says_why,
+    plans_are_shown_with_what_they_give,
 );
 
 /// A dollar and two for a million tokens: 12 and 7 of them cost this much.
@@ -21,6 +22,8 @@ fn table(more: &str) -> Value {
     json!({"text": format!("[[price]]\nmodel = \"openai/gpt-4o*\"\nprompt_usd_per_mtok = \"1\"\n\
                             completion_usd_per_mtok = \"2\"\n{more}")})
 }
+
+const USD: i64 = 1_000_000_000;
 
 async fn set(admin: &Admin, body: Value) -> Value {
     admin.done(200, "PUT", "/price-table", Some(body)).await
@@ -153,5 +156,46 @@ async fn a_file_of_prices_goes_before_a_table() {
     assert_eq!(app.record().await.charge_nusd, 12 * 150 + 7 * 600);
     let missing = admin.send("GET", &format!("/keys/{NOBODY}"), None).await;
     assert_refused(&missing, "nobody", 404, "not_found", "");
+    app.finish().await;
+}
+
+async fn plans_are_shown_with_what_they_give(store: Store) {
+    let app = TestApp::start(store).await;
+    let admin = Admin::of(&app).await;
+    assert_eq!(admin.get("/plans").await["data"], json!([]));
+    let plans = "[[markup]]\nmodel = \"openai/*\"\nplan = \"team\"\nfactor = \"1.05\"\n\
+                 [[markup]]\nmodel = \"openai/*\"\nfactor = \"1.5\"\n\
+                 [[plan]]\nname = \"team\"\npostpaid = true\nlimit_usd_per_month = \"100\"\n\
+                 markup = \"1.10\"\nkey_usd_per_day = \"5\"\nrequests_per_minute = 600\n\
+                 key_tokens_per_minute = 40000\n[[plan]]\nname = \"free\"\n";
+    set(&admin, table(plans)).await;
+    let shown = admin.all("/plans", 1).await;
+    let names: Vec<_> = shown.iter().map(|plan| text(&plan["name"])).collect();
+    assert_eq!(names, ["free", "team"]);
+    let unlimited = json!({
+        "requests_per_minute": null, "tokens_per_minute": null, "concurrent_requests": null,
+        "day_limit_nusd": null, "week_limit_nusd": null, "month_limit_nusd": null,
+        "total_limit_nusd": null,
+    });
+    let free = json!({
+        "name": "free", "kind": "prepaid", "limit_nusd": null, "requests_per_minute": null,
+        "tokens_per_minute": null, "concurrent_requests": null, "key": unlimited,
+        // The plan has none of its own: the usual one is last.
+        "markups": [{"model": "openai/*", "markup_ppm": 1_500_000},
+                    {"model": "*", "markup_ppm": 1_200_000}],
+    });
+    assert_eq!(shown[0], free);
+    let team = &shown[1];
+    assert_eq!((&team["kind"], &team["limit_nusd"]), (&json!("postpaid"), &json!(100 * USD)));
+    assert_eq!(team["requests_per_minute"], json!(600));
+    assert_eq!(team["key"]["day_limit_nusd"], json!(5 * USD));
+    assert_eq!(team["key"]["tokens_per_minute"], json!(40_000));
+    let markups: Vec<_> = team["markups"].as_array().expect("rules").iter().collect();
+    let ppm: Vec<_> = markups.iter().map(|rule| rule["markup_ppm"].clone()).collect();
+    assert_eq!(ppm, [1_050_000, 1_500_000, 1_100_000]);
+    // What is shown is what an account of the plan gets and pays.
+    let account = admin.create("/accounts", json!({"name": "acme", "plan": "team"})).await;
+    assert_eq!(account["limit_nusd"], team["limit_nusd"]);
+    assert_eq!(admin.get("/plans?after=free").await["data"], json!([team]));
     app.finish().await;
 }
