@@ -51,6 +51,8 @@ pub enum StoreError {
     /// A unique name or secret exists already.
     #[error("{0} exists already")]
     Exists(&'static str),
+    #[error("the opening credit was not entered: {0}")]
+    NotEntered(String),
     #[error("a row does not read as its type: {0}")]
     Inconsistent(#[from] serde_json::Error),
     #[error("migration: {0}")]

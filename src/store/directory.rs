@@ -10,21 +10,34 @@ use crate::models::identity::Member;
 use crate::models::ids::{AccountId, ApiKeyId, AuditId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::timestamp::Timestamp;
-use crate::store::{Entry, StoreError};
+use crate::store::{Entry, Outcome, StoreError};
 use async_trait::async_trait;
 
 /// A key, who pays for it, and what it may spend.
 pub type KnownKey = (ApiKey, Account, KeyBudget);
 
-/// A first login: an account, its first member, and what it starts with.
+/// A new account, and what it starts with.
 #[derive(Clone, Debug)]
-pub struct SignUp {
+pub struct Opening {
     pub account: Account,
-    pub account_audit: AuditEntry,
-    pub member: Member,
-    pub member_audit: AuditEntry,
+    pub audit: AuditEntry,
+    /// The user whose first login it is.
+    pub member: Option<(Member, AuditEntry)>,
     pub credit: Option<Entry>,
 }
+
+impl Opening {
+    /// What becomes of the opening whose credit had these outcomes: without its credit there is to
+    /// be no account.
+    pub(super) fn credited(outcomes: &[Outcome]) -> Result<(), StoreError> {
+        match outcomes {
+            [Outcome::Entered { .. }] => Ok(()),
+            [Outcome::AlreadyEntered] => Err(StoreError::Exists("an entry of this reference")),
+            other => Err(StoreError::NotEntered(format!("{other:?}"))),
+        }
+    }
+}
+
 /// A key and what it may spend.
 pub type OwnKey = (ApiKey, KeyBudget);
 
@@ -37,8 +50,10 @@ pub type TellMember<'a> = &'a (dyn Fn(Option<&Member>) -> AuditEntry + Sync);
 
 #[async_trait]
 pub trait DirectoryStore: Send + Sync {
-    async fn create_account(&self, account: &Account, audit: &AuditEntry)
-    -> Result<(), StoreError>;
+    /// All of it or nothing, so that no crash can lose the credit or double it.
+    /// [`StoreError::Exists`] when the account's name is taken, the user is a member, or the
+    /// credit was entered before.
+    async fn open_account(&self, opening: &Opening) -> Result<(), StoreError>;
     /// Writes what `decide` changes, of what an operator may change, and its entry; neither where
     /// nothing changes. The account as it is then; `None` without such an account.
     async fn update_account(
@@ -49,10 +64,6 @@ pub trait DirectoryStore: Send + Sync {
     async fn account(&self, id: AccountId) -> Result<Option<Account>, StoreError>;
     async fn account_by_name(&self, name: &str) -> Result<Option<Account>, StoreError>;
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError>;
-
-    /// All of a first login or nothing, so that no crash can lose the credit or double it.
-    /// [`StoreError::Exists`] when the user is a member, or the account's name is taken.
-    async fn sign_up(&self, sign_up: &SignUp) -> Result<(), StoreError>;
 
     /// Makes a member, or moves one from another account; gives the row as it is then. `audit`
     /// is told what there was.

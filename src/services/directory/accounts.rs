@@ -11,6 +11,7 @@ use crate::models::ids::AccountId;
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
+use crate::store::directory::Opening;
 use crate::store::{Entry, LedgerOp, Outcome, Store};
 use serde::Deserialize;
 use serde_json::json;
@@ -88,7 +89,7 @@ fn check_limit_has_use(kind: AccountKind) -> Result<(), Error> {
     }
 }
 
-/// Makes an account, with credit where there is some.
+/// Makes an account, with credit where there is some: both or neither.
 ///
 /// # Errors
 /// [`Error::Exists`] when the name is taken, [`Error::Invalid`], or the store's.
@@ -108,19 +109,20 @@ pub async fn create_account(
     let audit = AuditEntry::new(actor, "account.create", &account.id, now)
         .of_account(account.id)
         .to(&shown(&account));
-    store.create_account(&account, &audit).await?;
-    if let Some(credit) = credit.filter(|credit| *credit > NanoUsd::ZERO) {
+    let credit = credit.filter(|credit| *credit > NanoUsd::ZERO).map(|amount_nusd| {
         let entry = Entry {
             account_id: account.id,
             kind: EntryKind::Credit,
-            amount_nusd: credit,
+            amount_nusd,
             reason: "opening credit".to_owned(),
             reference: Some(format!("opening:{}", account.id)),
             audit: None,
         };
-        enter(store, actor, entry).await?;
-    }
-    Ok(account)
+        audited(actor, entry, now)
+    });
+    let opening = Opening { account, audit, member: None, credit };
+    store.open_account(&opening).await?;
+    Ok(opening.account)
 }
 
 /// Changes an account's settings; gives it as it is then.

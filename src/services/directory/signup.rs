@@ -11,8 +11,9 @@ use crate::models::ledger::EntryKind;
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
-use crate::store::directory::SignUp;
+use crate::store::directory::Opening;
 use crate::store::{Entry, Store, StoreError};
+use serde_json::Value;
 
 /// What a user without an account gets at the first login.
 #[derive(Clone, Debug)]
@@ -38,16 +39,16 @@ pub async fn sign_up(
     if !terms.is_open {
         return Ok(None);
     }
-    let sign_up = first_login(user, terms, Timestamp::now());
-    match store.sign_up(&sign_up).await {
-        Ok(()) => Ok(Some(sign_up.account)),
+    let opening = first_login(user, terms, Timestamp::now());
+    match store.open_account(&opening).await {
+        Ok(()) => Ok(Some(opening.account)),
         // Another login of the same user was first, here or on another machine.
         Err(StoreError::Exists(_)) => Ok(store.member(user).await?.map(|(_, account)| account)),
         Err(error) => Err(error.into()),
     }
 }
 
-fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> SignUp {
+fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> Opening {
     let actor = format!("user:{user}");
     let account = Account::open(
         NewAccount {
@@ -63,7 +64,7 @@ fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> SignUp {
     );
     let id = account.id;
     let member = Member { user_id: user, account_id: id, created_at: now };
-    let audit = |action, subject: &dyn ToString, row| {
+    let audit = |action, subject: &dyn ToString, row: &Value| {
         AuditEntry::new(&actor, action, subject, now).of_account(id).to(row)
     };
     let credit = (terms.credit > NanoUsd::ZERO).then(|| {
@@ -77,11 +78,11 @@ fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> SignUp {
         };
         audited(&actor, entry, now)
     });
-    SignUp {
-        account_audit: audit("account.create", &id, &shown(&account)),
-        member_audit: audit("member.create", &user, &shown(&member)),
+    let member_audit = audit("member.create", &user, &shown(&member));
+    Opening {
+        audit: audit("account.create", &id, &shown(&account)),
         account,
-        member,
+        member: Some((member, member_audit)),
         credit,
     }
 }

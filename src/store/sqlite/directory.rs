@@ -7,7 +7,7 @@ use crate::models::identity::Member;
 use crate::models::ids::{AccountId, ApiKeyId, AuditId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::timestamp::Timestamp;
-use crate::store::directory::{Decide, DirectoryStore, KnownKey, OwnKey, SignUp, TellMember};
+use crate::store::directory::{Decide, DirectoryStore, KnownKey, Opening, OwnKey, TellMember};
 use crate::store::sqlite::rows::{classify, select, unique};
 use crate::store::sqlite::{SqliteStore, text};
 use crate::store::table::{
@@ -26,13 +26,18 @@ const KEY: &str = "this key";
 
 #[async_trait]
 impl DirectoryStore for SqliteStore {
-    async fn create_account(
-        &self,
-        account: &Account,
-        audit: &AuditEntry,
-    ) -> Result<(), StoreError> {
+    async fn open_account(&self, opening: &Opening) -> Result<(), StoreError> {
+        let Opening { account, audit, member, credit } = opening;
         let mut tx = self.audited(audit).await?;
         write(&mut tx, sql::insert(&ACCOUNTS), account, ACCOUNT_NAME).await?;
+        if let Some((member, audit)) = member {
+            log(&mut tx, audit).await?;
+            write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
+        }
+        if let Some(credit) = credit {
+            let batch = [LedgerOp::Enter(credit.clone())];
+            Opening::credited(&self.apply(&mut tx, &batch, account.created_at).await?)?;
+        }
         tx.commit().await.map_err(classify)
     }
 
@@ -67,19 +72,6 @@ impl DirectoryStore for SqliteStore {
 
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError> {
         self.page(&ACCOUNTS, "id", text(after)).await
-    }
-
-    async fn sign_up(&self, sign_up: &SignUp) -> Result<(), StoreError> {
-        let SignUp { account, account_audit, member, member_audit, credit } = sign_up;
-        let mut tx = self.audited(account_audit).await?;
-        write(&mut tx, sql::insert(&ACCOUNTS), account, ACCOUNT_NAME).await?;
-        log(&mut tx, member_audit).await?;
-        write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
-        if let Some(credit) = credit {
-            let batch = [LedgerOp::Enter(credit.clone())];
-            self.apply(&mut tx, &batch, account.created_at).await?;
-        }
-        tx.commit().await.map_err(classify)
     }
 
     async fn put_member(

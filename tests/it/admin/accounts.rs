@@ -8,6 +8,7 @@ use crate::bad_input::assert_refused;
 use crate::upstream::catalog::MODEL;
 
 both_stores!(
+    an_account_and_its_opening_credit_are_made_together,
     an_account_is_made_changed_and_suspended,
     null_is_not_the_same_as_absent,
     credits_are_entered_once,
@@ -190,5 +191,40 @@ async fn accounts_are_changed_by_commands_too() {
         assert!(!ended.status.success(), "{wrong:?} succeeded: {ended:?}");
         assert!(!ended.stderr.trim().is_empty() && ended.stdout.is_empty(), "{wrong:?}: {ended:?}");
     }
+    app.finish().await;
+}
+
+async fn an_account_and_its_opening_credit_are_made_together(store: Store) {
+    let app = TestApp::start(store).await;
+    let admin = Admin::of(&app).await;
+    let before = (app.books.accounts().await.len(), admin.audit().await.len());
+    // The database takes the account, and then not its credit.
+    let (refuse, allow) = match store {
+        Store::Sqlite => (
+            "CREATE TRIGGER no_credit BEFORE INSERT ON ledger_entries \
+             WHEN NEW.reason = 'opening credit' BEGIN SELECT RAISE(ABORT, 'no credit'); END",
+            "DROP TRIGGER no_credit",
+        ),
+        Store::Postgres => (
+            "ALTER TABLE ledger_entries ADD CONSTRAINT no_credit \
+             CHECK (reason <> 'opening credit') NOT VALID",
+            "ALTER TABLE ledger_entries DROP CONSTRAINT no_credit",
+        ),
+    };
+    app.books.tamper(refuse).await;
+    let acme = json!({"name": "acme", "credit_nusd": 5});
+    let got = admin.send("POST", "/accounts", Some(&acme)).await;
+    assert_refused(&got, "a credit that is refused", 500, "internal_error", "");
+    let ended = app.try_cli(&["account", "create", "--name", "acme", "--credit", "5"]).await;
+    assert!(!ended.status.success() && ended.stdout.is_empty(), "{ended:?}");
+    let after = (app.books.accounts().await.len(), admin.audit().await.len());
+    assert_eq!(after, before, "nothing of it is there");
+    // The name is free, and an account without a credit never needed one.
+    admin.create("/accounts", json!({"name": "poor"})).await;
+    app.books.tamper(allow).await;
+    let made = admin.create("/accounts", acme).await;
+    assert_eq!(made["balance_nusd"], json!(5));
+    let ledger = admin.get(&format!("/accounts/{}/ledger", text(&made["id"]))).await;
+    assert_eq!(ledger["data"][0]["reason"], json!("opening credit"));
     app.finish().await;
 }
