@@ -148,10 +148,10 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let DatabaseConfig { url, kind, .. } = &config.database;
     let url = url.expose_secret();
-    let sinks = config.billing.sinks();
+    let events = config.billing.event_terms();
     Ok(match kind {
-        DatabaseKind::Sqlite => Arc::new(SqliteStore::open(url, sinks).await?),
-        DatabaseKind::Postgres => Arc::new(PostgresStore::open(url, sinks)?),
+        DatabaseKind::Sqlite => Arc::new(SqliteStore::open(url, events).await?),
+        DatabaseKind::Postgres => Arc::new(PostgresStore::open(url, events)?),
     })
 }
 

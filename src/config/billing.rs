@@ -3,11 +3,14 @@
 use super::ConfigError;
 use super::is_safe;
 use super::reader::Reader;
-use crate::models::billing::{Measure, Meter};
+use crate::models::alert::AlertTerms;
+use crate::models::billing::{EventTerms, Measure, Meter};
+use crate::models::money::NanoUsd;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Uri;
 use secrecy::{ExposeSecret, SecretString};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The names of the sinks, as in the tables.
@@ -20,6 +23,8 @@ pub struct BillingConfig {
     pub stripe: Option<StripeConfig>,
     pub openmeter: Option<OpenMeterConfig>,
     pub webhook: Option<WebhookConfig>,
+    /// What the webhook is told of besides.
+    pub alerts: AlertTerms,
     /// How long a sink may take to answer one call.
     pub wait: Duration,
     /// What a process took and did not finish in this time is taken by another.
@@ -67,6 +72,7 @@ impl BillingConfig {
             stripe: StripeConfig::read(env)?,
             openmeter: OpenMeterConfig::read(env)?,
             webhook: WebhookConfig::read(env)?,
+            alerts: alerts(env)?,
             wait: env.positive_seconds("TOLLGATE_EXPORT_SECONDS", "20")?,
             lease: env.positive_seconds("TOLLGATE_EXPORT_LEASE_SECONDS", "120")?,
         };
@@ -77,8 +83,16 @@ impl BillingConfig {
         Ok(config)
     }
 
+    /// What is written with each charge.
     #[must_use]
-    pub fn sinks(&self) -> Vec<String> {
+    pub fn event_terms(&self) -> EventTerms {
+        let is_told = self.webhook.is_some() && self.alerts != AlertTerms::default();
+        let alerts = is_told.then(|| (WEBHOOK.to_owned(), self.alerts.clone()));
+        EventTerms { sinks: self.sinks(), alerts }
+    }
+
+    #[must_use]
+    fn sinks(&self) -> Vec<String> {
         let named = [
             (STRIPE, self.stripe.is_some()),
             (OPENMETER, self.openmeter.is_some()),
@@ -144,6 +158,38 @@ impl WebhookConfig {
     }
 }
 
+/// Thresholds of one budget at most: each may be an event of its own.
+const BUDGET_ALERTS_MAX: usize = 10;
+
+fn alerts(env: &mut Reader) -> Result<AlertTerms, ConfigError> {
+    let low = env.optional("TOLLGATE_LOW_BALANCE_USD");
+    let percents = env.text("TOLLGATE_BUDGET_ALERTS", "80,100");
+    let low = low.map(|text| {
+        let amount = NanoUsd::parse_usd(&text).filter(|amount| *amount > NanoUsd::ZERO);
+        let wanted = "TOLLGATE_LOW_BALANCE_USD is not an amount of dollars like 5.00";
+        amount.ok_or_else(|| ConfigError(wanted.into()))
+    });
+    let budget_percents = self::percents(&percents).ok_or_else(|| {
+        let wanted = "TOLLGATE_BUDGET_ALERTS is neither «off» nor up to ten whole percentages \
+                      from 1 to 100, separated by commas";
+        ConfigError(wanted.into())
+    })?;
+    Ok(AlertTerms { low_balance_nusd: low.transpose()?, budget_percents })
+}
+
+/// In order, each once.
+fn percents(text: &str) -> Option<Vec<i64>> {
+    if text == "off" {
+        return Some(vec![]);
+    }
+    let percent = |text: &str| {
+        let number = text.trim().parse().ok();
+        number.filter(|percent| (1..=100).contains(percent))
+    };
+    let percents: BTreeSet<i64> = text.split(',').map(percent).collect::<Option<_>>()?;
+    (percents.len() <= BUDGET_ALERTS_MAX).then(|| percents.into_iter().collect())
+}
+
 /// `class=event_name`, separated by commas; the charge's own comes first.
 fn meters(charge: &str, others: &str) -> Result<Vec<Meter>, ConfigError> {
     let mut meters =
@@ -199,6 +245,15 @@ mod tests {
             ["http://example.com", "http://localhost.example.com", "ftp://127.0.0.1", "x", ""]
         {
             assert!(secure("X", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn percentages_are_whole_and_sorted() {
+        assert_eq!(percents("100, 80,80"), Some(vec![80, 100]));
+        assert_eq!(percents("off"), Some(vec![]));
+        for bad in ["", "0", "101", "80%", "8.5", "80,", "1,2,3,4,5,6,7,8,9,10,11"] {
+            assert_eq!(percents(bad), None, "{bad}");
         }
     }
 

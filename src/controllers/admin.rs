@@ -82,6 +82,17 @@ fn id<T: FromStr>(
     text.parse().map_err(|_| Error::NotFound(what))
 }
 
+/// Members that are JSON in a row, as what they say.
+fn unfolded(mut row: Value, members: &[&str]) -> Value {
+    for member in members {
+        let said = row[*member].as_str().and_then(|text| serde_json::from_str(text).ok());
+        if let Some(said) = said {
+            row[*member] = said;
+        }
+    }
+    row
+}
+
 fn unreadable(param: &'static str) -> Error {
     Error::invalid(param, "it does not read as what it should be")
 }

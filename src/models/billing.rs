@@ -4,6 +4,7 @@
 //! disjoint; over the exports of a customer `amount = value × unit + carried`, so that what was
 //! sent differs from the ledger by less than one unit. What is sent when is decided elsewhere.
 
+use super::alert::{Alert, AlertTerms};
 use super::ids::{AccountId, RequestId};
 use super::money::NanoUsd;
 use super::timestamp::Timestamp;
@@ -11,6 +12,15 @@ use super::usage::{UsageCorrection, UsageRecord};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+
+/// Which events are written with a charge.
+#[derive(Clone, Debug, Default)]
+pub struct EventTerms {
+    /// Each billable usage record and each correction goes to each of these.
+    pub sinks: Vec<String>,
+    /// Whom crossings are told to. `None`: nobody, and none is looked for.
+    pub alerts: Option<(String, AlertTerms)>,
+}
 
 /// A copy of a usage record, or of its correction, on its way to a sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +37,8 @@ pub struct BillingEvent {
     pub reason: Option<String>,
     /// The exports that it is a member of.
     pub export_group: Option<String>,
+    /// JSON of what is in no other row.
+    pub detail: Option<String>,
     pub created_at: Timestamp,
 }
 
@@ -38,6 +50,17 @@ pub enum EventKind {
     Correction,
     /// Another event was parked: for the webhook only.
     Notice,
+    /// With this charge a balance ran low.
+    BalanceLow,
+    /// With this charge so much of a budget is spent.
+    BudgetThreshold,
+}
+
+/// What a charge is for.
+#[derive(Clone, Copy, Debug)]
+pub enum ChargeOf<'a> {
+    Usage(&'a UsageRecord),
+    Correction(&'a UsageCorrection),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +90,21 @@ impl BillingEvent {
         Self::new(id, EventKind::Correction, of, correction.created_at, sink)
     }
 
+    /// Of a crossing that a charge made. The charge's own event names it.
+    #[must_use]
+    pub fn alert(alert: &Alert, charge: ChargeOf<'_>, sink: &str) -> Self {
+        let event = match charge {
+            ChargeOf::Usage(record) => Self::usage(record, sink),
+            ChargeOf::Correction(correction) => Self::correction(correction, sink),
+        };
+        let kind = match alert {
+            Alert::BalanceLow { .. } => EventKind::BalanceLow,
+            Alert::BudgetThreshold(_) => EventKind::BudgetThreshold,
+        };
+        let id = format!("{}:{}", event.id, alert.name());
+        Self { id, kind, detail: serde_json::to_string(alert).ok(), ..event }
+    }
+
     /// The id follows from what it is of, so that the same event cannot be written twice.
     fn new(
         id: String,
@@ -87,6 +125,7 @@ impl BillingEvent {
             leased_until: None,
             reason: None,
             export_group: None,
+            detail: None,
             created_at: at,
         }
     }
@@ -227,7 +266,10 @@ impl Outgoing {
             (EventKind::Correction, Some(correction)) => {
                 Billed::correction(correction, &self.record)
             }
-            (EventKind::Correction, None) | (EventKind::Notice, _) => Billed::default(),
+            (EventKind::Correction, None)
+            | (EventKind::Notice | EventKind::BalanceLow | EventKind::BudgetThreshold, _) => {
+                Billed::default()
+            }
         }
     }
 }

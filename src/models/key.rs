@@ -65,12 +65,25 @@ pub struct KeyLimits {
 }
 
 /// A window of a key's budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Window {
     Day,
     Week,
     Month,
     Total,
+}
+
+impl Window {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+            Self::Total => "total",
+        }
+    }
 }
 
 /// The window that decides what a key may still spend.
@@ -146,18 +159,23 @@ impl KeyBudget {
         Ok(self.tightest()?.map_or(NanoUsd(i64::MAX), |window| window.left))
     }
 
-    /// The window that leaves least, where there is a limit; to be asked after
+    /// The windows that have a limit, with it and what is spent; to be asked after
     /// [`KeyBudget::roll`].
-    pub fn tightest(&self) -> Result<Option<TightestWindow>, OutOfRange> {
+    pub fn limited(&self) -> impl Iterator<Item = (Window, NanoUsd, NanoUsd)> + use<> {
         let windows = [
             (Window::Day, self.day_limit_nusd, self.day_nusd),
             (Window::Week, self.week_limit_nusd, self.week_nusd),
             (Window::Month, self.month_limit_nusd, self.month_nusd),
             (Window::Total, self.total_limit_nusd, self.total_nusd),
         ];
+        windows.into_iter().filter_map(|(window, limit, spent)| Some((window, limit?, spent)))
+    }
+
+    /// The window that leaves least, where there is a limit; to be asked after
+    /// [`KeyBudget::roll`].
+    pub fn tightest(&self) -> Result<Option<TightestWindow>, OutOfRange> {
         let mut tightest: Option<TightestWindow> = None;
-        for (window, limit, spent) in windows {
-            let Some(limit) = limit else { continue };
+        for (window, limit, spent) in self.limited() {
             let left = limit.minus(spent)?.minus(self.held_nusd)?;
             if tightest.is_none_or(|known| left < known.left) {
                 tightest = Some(TightestWindow { window, limit, left });

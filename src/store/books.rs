@@ -11,8 +11,9 @@ mod needs;
 use super::{Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome};
 use super::{Placement, Settlement};
 use crate::models::account::{Account, AccountStatus};
+use crate::models::alert::Standing;
 use crate::models::audit::AuditEntry;
-use crate::models::billing::BillingEvent;
+use crate::models::billing::{BillingEvent, ChargeOf, EventTerms};
 use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::key::KeyBudget;
@@ -24,6 +25,7 @@ use crate::models::usage::{UsageCorrection, UsageRecord, UsageSource};
 use crate::models::window::RateWindow;
 pub use needs::Needs;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The rows that a batch touches.
@@ -42,8 +44,7 @@ pub struct Books {
     pub corrected: BTreeSet<RequestId>,
     /// Which of the batch's references have an entry.
     pub entered: BTreeSet<String>,
-    /// Each billable usage record goes to each of these.
-    pub sinks: Vec<String>,
+    pub events: Arc<EventTerms>,
     pub changes: Changes,
 }
 
@@ -99,6 +100,10 @@ impl Payer {
             budget.held_nusd = budget.held_nusd.minus(amount)?;
         }
         Ok(())
+    }
+
+    fn standing(&self) -> Standing {
+        Standing::of(&self.account, self.budget.as_ref())
     }
 
     fn spend(&mut self, charge: NanoUsd) -> Result<(), OutOfRange> {
@@ -236,6 +241,7 @@ impl Books {
             return Ok(Outcome::NoAccount);
         };
         payer.release(hold.amount_nusd)?;
+        let before = payer.standing();
         // Never more than there is: what is missing is the operator's loss, and shown as such. A
         // key's budget does not make what was used free: the account's funds decide.
         let funds = payer.account.funds(now)?.max(NanoUsd::ZERO);
@@ -251,6 +257,7 @@ impl Books {
         let entry = post(&mut payer.account, charge_of(&record)?, now)?;
         let available = payer.account.available(now)?;
 
+        self.warn(&before, &payer.standing(), ChargeOf::Usage(&record));
         self.keep(payer);
         self.discount(&hold, &record, now);
         self.close(&hold, &record, now);
@@ -269,7 +276,7 @@ impl Books {
             self.changes.closed.insert(record.id);
         }
         if record.is_billable() {
-            let events = self.sinks.iter().map(|sink| BillingEvent::usage(record, sink));
+            let events = self.events.sinks.iter().map(|sink| BillingEvent::usage(record, sink));
             self.changes.billing_events.extend(events);
         }
         let Some(id) = hold.idempotency_id() else { return };
@@ -306,6 +313,7 @@ impl Books {
         let Some(mut payer) = self.payer(correction.account_id, *api_key_id, now) else {
             return Ok(Outcome::NoAccount);
         };
+        let before = payer.standing();
         // Positive gives back. What it takes is bounded by what there is, as a charge is.
         let funds = payer.account.funds(now)?.max(NanoUsd::ZERO);
         let difference = charged_nusd.minus(correction.charge_nusd)?;
@@ -322,9 +330,11 @@ impl Books {
         };
         let entry = post(&mut payer.account, posting, now)?;
         self.changes.ledger_entries.push(entry);
+        self.warn(&before, &payer.standing(), ChargeOf::Correction(&correction));
         self.keep(payer);
         self.corrected.insert(request);
-        let events = self.sinks.iter().map(|sink| BillingEvent::correction(&correction, sink));
+        let sinks = self.events.sinks.iter();
+        let events = sinks.map(|sink| BillingEvent::correction(&correction, sink));
         self.changes.billing_events.extend(events);
         self.changes.corrections.push(correction);
         Ok(Outcome::Corrected { difference })
@@ -352,6 +362,14 @@ impl Books {
         self.changes.audit.extend(entry.audit.clone());
         self.entered.extend(entry.reference.clone());
         Ok(Outcome::Entered { balance })
+    }
+
+    /// Each crossing is told once: the request is charged once, and its event is named after it.
+    fn warn(&mut self, before: &Standing, after: &Standing, charge: ChargeOf<'_>) {
+        let Some((sink, terms)) = &self.events.alerts else { return };
+        let alerts = terms.crossed(before, after).into_iter();
+        let events = alerts.map(|alert| BillingEvent::alert(&alert, charge, sink));
+        self.changes.billing_events.extend(events);
     }
 
     fn keep(&mut self, payer: Payer) {
@@ -429,3 +447,5 @@ fn post(
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod warnings;

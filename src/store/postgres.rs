@@ -19,18 +19,20 @@ use rows::{classify, select};
 
 use super::table::{Table, parse, postgres as sql};
 use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
+use crate::models::billing::EventTerms;
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool, Postgres};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
 pub struct PostgresStore {
     pool: PgPool,
-    sinks: Vec<String>,
+    events: Arc<EventTerms>,
     sql: Sql,
     /// Set once the connections are known to be sessions.
     checked: OnceCell<()>,
@@ -49,7 +51,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreError::Setup`] when the URL does not parse.
-    pub fn open(url: &str, sinks: Vec<String>) -> Result<Self, StoreError> {
+    pub fn open(url: &str, events: EventTerms) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url
             .parse()
             .map_err(|_| StoreError::Setup("DATABASE_URL is not a PostgreSQL address".into()))?;
@@ -59,7 +61,7 @@ impl PostgresStore {
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options);
-        Ok(Self { pool, sinks, sql: Sql::new(), checked: OnceCell::new() })
+        Ok(Self { pool, events: Arc::new(events), sql: Sql::new(), checked: OnceCell::new() })
     }
 }
 

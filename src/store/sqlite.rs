@@ -18,12 +18,14 @@ use rows::{classify, select};
 
 use super::table::{Table, parse, sqlite as sql};
 use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
+use crate::models::billing::EventTerms;
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, SqlitePool};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub struct SqliteStore {
@@ -31,7 +33,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     /// For sums, which may take seconds.
     reporters: SqlitePool,
-    sinks: Vec<String>,
+    events: Arc<EventTerms>,
     sql: Sql,
 }
 
@@ -51,7 +53,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`StoreError::Setup`] when the URL does not parse or the file cannot be opened.
-    pub async fn open(url: &str, sinks: Vec<String>) -> Result<Self, StoreError> {
+    pub async fn open(url: &str, events: EventTerms) -> Result<Self, StoreError> {
         let options: SqliteConnectOptions = url
             .parse::<SqliteConnectOptions>()
             .map_err(|_| StoreError::Setup("DATABASE_URL is not a SQLite address".into()))?
@@ -66,7 +68,7 @@ impl SqliteStore {
             .map_err(|error| StoreError::Setup(format!("cannot open the SQLite file: {error}")))?;
         let readers = pool(READERS_MAX).connect_lazy_with(options.clone());
         let reporters = pool(REPORTERS_MAX).connect_lazy_with(options);
-        Ok(Self { writer, readers, reporters, sinks, sql: Sql::new() })
+        Ok(Self { writer, readers, reporters, events: Arc::new(events), sql: Sql::new() })
     }
 }
 

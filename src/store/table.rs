@@ -285,6 +285,7 @@ pub const BILLING_EVENTS: Table = Table {
         "leased_until",
         "reason",
         "export_group",
+        "detail",
         "created_at",
     ],
 };

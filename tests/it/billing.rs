@@ -16,6 +16,7 @@ use crate::upstream::catalog::MODEL;
 
 mod chaos;
 mod doubt;
+mod warnings;
 
 both_stores!(
     every_sink_gets_what_the_ledger_charged,

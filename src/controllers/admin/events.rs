@@ -1,6 +1,6 @@
 //! `/admin/v1/events`: billing events on their way to the sinks, as `tollgate events` has them.
 
-use super::{Page, unreadable};
+use super::{Page, unfolded, unreadable};
 use crate::config::{OPENMETER, STRIPE, WEBHOOK};
 use crate::controllers::extract::{Form, Operator, Question};
 use crate::error::Error;
@@ -13,6 +13,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// A page, and what is wanted on it.
@@ -69,7 +70,7 @@ pub async fn list(
     let page = Page { after: wanted.after, limit: wanted.limit };
     let after = page.after::<EventId>()?.map(|id| id.0).unwrap_or_default();
     let rows = app.store.billing_events_after(&filter, &after).await?;
-    page.of(&rows, |event| event.id.clone())
+    page.told(&rows, told, |event| event.id.clone())
 }
 
 /// A parked event waits again.
@@ -110,5 +111,9 @@ async fn find(app: &App, path: Result<Path<String>, PathRejection>) -> Result<Bi
 /// The event as it is now.
 async fn again(app: &App, [id]: &[String; 1]) -> Result<Response, Error> {
     let event = app.store.billing_event(id).await?.ok_or(Error::NotFound("event"))?;
-    Ok(Json(shown(&event)).into_response())
+    Ok(Json(told(&event)).into_response())
+}
+
+fn told(event: &BillingEvent) -> Value {
+    unfolded(shown(event), &["detail"])
 }

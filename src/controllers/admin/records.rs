@@ -1,7 +1,7 @@
 //! `/admin/v1/accounts/{id}/usage`, anyone's usage records, and `/admin/v1/audit`.
 
-use super::Page;
 use super::accounts::find;
+use super::{Page, unfolded};
 use crate::controllers::extract::{Operator, Question};
 use crate::error::Error;
 use crate::models::audit::AuditEntry;
@@ -37,12 +37,5 @@ pub async fn audit(
 
 /// The states before and after are JSON in the row, and objects here.
 fn told(entry: &AuditEntry) -> Value {
-    let mut row = shown(entry);
-    for member in ["before", "after"] {
-        let state = row[member].as_str().and_then(|text| serde_json::from_str(text).ok());
-        if let Some(state) = state {
-            row[member] = state;
-        }
-    }
-    row
+    unfolded(shown(entry), &["before", "after"])
 }

@@ -128,8 +128,20 @@ fn payload(outgoing: &Outgoing) -> Value {
             });
             ("event.parked", data)
         }
+        EventKind::BalanceLow => ("balance.low", warning(outgoing)),
+        EventKind::BudgetThreshold => ("budget.threshold", warning(outgoing)),
     };
     json!({"type": kind, "timestamp": event.created_at, "data": data})
+}
+
+/// Whose crossing it is, with its figures.
+fn warning(Outgoing { event, record, .. }: &Outgoing) -> Value {
+    let figures = event.detail.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    let mut data = figures.filter(Value::is_object).unwrap_or_else(|| json!({}));
+    data["account_id"] = json!(event.account_id);
+    data["api_key_id"] = json!(record.api_key_id);
+    data["request_id"] = json!(event.request_id);
+    data
 }
 
 /// What an answer means: anything but a success is tried again, and in the end it is parked.

@@ -64,7 +64,7 @@ fn check_event(event: &BillingEvent, rows: &Rows, seen: &mut Seen, report: &mut 
     report.check(row.is_some_and(|row| row.account == event.account_id), || {
         format!("billing event {}: there is no such {kind} of its account", event.id)
     });
-    if event.kind != EventKind::Notice {
+    if matches!(event.kind, EventKind::Usage | EventKind::Correction) {
         let is_new = seen.events.insert((event.request_id, kind, event.sink.clone()));
         report.check(is_new, || format!("billing event {}: there is another one", event.id));
     }

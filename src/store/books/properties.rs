@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 const REQUESTS: u128 = 6;
+const MONTH_LIMIT: i64 = 1_000;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -43,25 +44,26 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// The books between batches: what a database would hold.
-struct World {
-    books: Books,
+pub struct World {
+    pub books: Books,
     account: AccountId,
-    key: ApiKeyId,
+    pub key: ApiKeyId,
     entries: Vec<LedgerEntry>,
     records: Vec<UsageRecord>,
+    pub events: Vec<BillingEvent>,
 }
 
-fn now() -> Timestamp {
+pub fn now() -> Timestamp {
     Timestamp::parse("2026-11-24T12:00:00Z").unwrap()
 }
 
-fn request_id(request: u128) -> RequestId {
+pub fn request_id(request: u128) -> RequestId {
     RequestId(Uuid::from_u128(request + 1))
 }
 
 impl World {
-    fn new(kind: AccountKind, day_limit: i64) -> Self {
-        let limit_nusd = (kind == AccountKind::Postpaid).then_some(NanoUsd(1_000));
+    pub fn new(kind: AccountKind, day_limit: i64) -> Self {
+        let limit_nusd = (kind == AccountKind::Postpaid).then_some(NanoUsd(MONTH_LIMIT));
         let (name, plan, stripe_customer_id) = ("a".to_owned(), None, None);
         let rates = RateLimits::default();
         let new = NewAccount { name, kind, plan, limit_nusd, stripe_customer_id, rates };
@@ -73,10 +75,10 @@ impl World {
         let books = Books {
             accounts: [(id, account)].into(),
             budgets: [(key, budget)].into(),
-            sinks: vec!["stripe".to_owned()],
+            events: Arc::new(warnings::terms()),
             ..Books::default()
         };
-        Self { books, account: id, key, entries: vec![], records: vec![] }
+        Self { books, account: id, key, entries: vec![], records: vec![], events: vec![] }
     }
 
     fn op(&self, step: &Step) -> LedgerOp {
@@ -126,6 +128,18 @@ impl World {
         let changes = std::mem::take(&mut self.books.changes);
         self.entries.extend(changes.ledger_entries);
         self.records.extend(changes.usage_records);
+        self.events.extend(changes.billing_events);
+    }
+
+    pub fn credit(&mut self, amount: i64) {
+        self.commit(&[self.op(&Step::Credit { amount })]);
+    }
+
+    /// A request from its beginning to its end.
+    pub fn use_up(&mut self, request: u128, charge: i64) {
+        let place = Step::Place { request, amount: 0, floor: 0, key: None };
+        let settle = Step::Settle { request, charge, is_void: false };
+        self.commit(&[self.op(&place), self.op(&settle)]);
     }
 
     fn check(&self) {
@@ -141,7 +155,7 @@ impl World {
         if account.kind == AccountKind::Prepaid {
             assert!(account.balance_nusd.0 >= 0, "never more than there is");
         } else {
-            assert!(account.period_charged_nusd.0 <= 1_000, "within the month's limit");
+            assert!(account.period_charged_nusd.0 <= MONTH_LIMIT, "within the month's limit");
         }
         let mut charged: Vec<_> = self.records.iter().map(|record| record.id).collect();
         charged.sort_unstable();
@@ -154,6 +168,13 @@ impl World {
             hash.clone_from(&entry.hash);
         }
         assert_eq!(account.ledger_hash, hash);
+        let day_limit = budget.day_limit_nusd.unwrap_or_default().0;
+        let due = warnings::due(&self.entries, account.kind, MONTH_LIMIT, day_limit);
+        assert_eq!(warnings::written(&self.events), due, "each crossing is told once");
+        let mut names: Vec<_> = self.events.iter().map(|event| &event.id).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), self.events.len(), "no event twice");
     }
 }
 

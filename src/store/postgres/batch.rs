@@ -110,7 +110,7 @@ impl PostgresStore {
             budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
             holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
             settled,
-            sinks: self.sinks.clone(),
+            events: self.events.clone(),
             ..Books::default()
         };
         needs.add_windows_of(books.holds.values());

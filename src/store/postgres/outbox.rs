@@ -64,7 +64,7 @@ impl OutboxStore for PostgresStore {
              WHERE until IS NULL AND NOT name = ANY($1)",
         ] {
             sqlx::query(statement)
-                .bind(&self.sinks)
+                .bind(&self.events.sinks)
                 .bind(now.to_string())
                 .execute(&mut *tx)
                 .await
@@ -213,7 +213,7 @@ impl PostgresStore {
         parked: Vec<String>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        if parked.is_empty() || !self.sinks.iter().any(|sink| sink == WEBHOOK) {
+        if parked.is_empty() || !self.events.sinks.iter().any(|sink| sink == WEBHOOK) {
             return Ok(());
         }
         sqlx::query(

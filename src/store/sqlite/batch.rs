@@ -101,7 +101,7 @@ impl SqliteStore {
             budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
             holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
             settled: ids(conn, settled, requests).await?,
-            sinks: self.sinks.clone(),
+            events: self.events.clone(),
             ..Books::default()
         };
         needs.add_windows_of(books.holds.values());

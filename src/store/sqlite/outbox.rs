@@ -53,7 +53,7 @@ impl OutboxStore for SqliteStore {
     }
 
     async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError> {
-        let sinks = serde_json::to_string(&self.sinks)?;
+        let sinks = serde_json::to_string(&self.events.sinks)?;
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
         for statement in [
             "INSERT INTO billing_sinks (name, since) SELECT value, ?2 FROM json_each(?1) \
@@ -212,7 +212,7 @@ impl SqliteStore {
         parked: &[&str],
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        if parked.is_empty() || !self.sinks.iter().any(|sink| sink == WEBHOOK) {
+        if parked.is_empty() || !self.events.sinks.iter().any(|sink| sink == WEBHOOK) {
             return Ok(());
         }
         sqlx::query(
