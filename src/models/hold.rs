@@ -26,6 +26,9 @@ pub struct Hold {
     pub model: String,
     pub price_id: String,
     pub prompt_tokens_estimate: Tokens,
+    /// Pictures in the prompt, where the price has a fee for each.
+    #[serde(default)]
+    pub input_images: Option<i64>,
     /// Counted so far and noted now and then: what recovery charges when nobody knows better.
     pub completion_tokens_seen: Tokens,
     pub generation_id: Option<String>,
@@ -93,6 +96,7 @@ impl Hold {
             audio_completion_tokens: tokens.audio_completion,
             image_completion_tokens: tokens.image_completion,
             web_searches: tokens.web_searches,
+            input_images: self.input_images,
             counted_prompt_tokens: None,
             counted_completion_tokens: None,
             counter: None,

@@ -64,6 +64,10 @@ pub struct Rates {
     pub image_completion: Option<PicoUsd>,
     pub request: Option<PicoUsd>,
     pub web_search: Option<PicoUsd>,
+    /// For each picture in the prompt, on top of its tokens. Left out where there is none, so that
+    /// older versions keep their ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_image: Option<PicoUsd>,
 }
 
 /// Other rates under a condition; of those that apply, the last counts.
@@ -103,6 +107,17 @@ impl Price {
 }
 
 impl Terms {
+    /// All that may apply to a request.
+    pub fn every_rates(&self) -> impl Iterator<Item = &Rates> {
+        std::iter::once(&self.rates).chain(self.overrides.iter().map(|other| &other.rates))
+    }
+
+    /// Pictures have to be counted only where they cost something.
+    #[must_use]
+    pub fn has_image_fee(&self) -> bool {
+        self.every_rates().any(|rates| rates.input_image.is_some_and(|fee| fee.0 > 0))
+    }
+
     /// The text that the id is the hash of: members in the order of declaration.
     #[must_use]
     pub fn canonical(&self) -> String {

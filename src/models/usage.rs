@@ -35,6 +35,8 @@ pub struct TokenUsage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
     pub tokens: TokenUsage,
+    /// Pictures in the prompt that have a fee.
+    pub images: i64,
     /// What the operator pays, in pico-USD. `None`: unknown.
     pub cost_pico: Option<i128>,
     /// The upstream said that its answer failed.
@@ -102,6 +104,10 @@ pub struct UsageRecord {
     pub audio_completion_tokens: Tokens,
     pub image_completion_tokens: Tokens,
     pub web_searches: i64,
+    /// Pictures in the prompt, where the price has a fee for each. Left out where there is none, so
+    /// that the hashes of older records stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_images: Option<i64>,
     pub counted_prompt_tokens: Option<Tokens>,
     pub counted_completion_tokens: Option<Tokens>,
     pub counter: Option<String>,
@@ -152,6 +158,7 @@ impl UsageRecord {
                 image_completion: self.image_completion_tokens,
                 web_searches: self.web_searches,
             },
+            images: self.input_images.unwrap_or_default(),
             cost_pico: self.upstream_cost_pusd.map(i128::from),
             has_failed: self.has_failed(),
             at: self.started_at,

@@ -20,7 +20,7 @@ use crate::services::exchange::{Exchange, Form};
 use crate::services::ledger::{Answer, Failed, Ledger};
 use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
-use crate::services::tokens::{Vocabularies, estimate_prompt};
+use crate::services::tokens::{Vocabularies, count_images, estimate_prompt};
 use crate::store::{Demand, LedgerOp, Limit, Outcome, Placement};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -76,6 +76,8 @@ struct Placed {
 /// The most that a request may come to.
 struct Size {
     prompt: Tokens,
+    /// In the prompt, where each has a fee.
+    images: Option<i64>,
     /// Of each choice.
     completion: Tokens,
     /// The completion was made shorter than it had to be, to fit into the limit of tokens.
@@ -119,7 +121,7 @@ impl Admission {
         let (model, price) = self.priced_model(caller.principal, request)?;
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
         let has_key_limits = caller.principal.has_key_limits;
-        let size = self.size(caller.principal, request, &model);
+        let size = self.size(caller.principal, request, &model, &price);
         let placement = self.placement(caller, request, &size, &model, &price)?;
         let hold = placement.hold.clone();
         let is_limited = has_key_limits || !size.limits.is_none();
@@ -172,13 +174,21 @@ impl Admission {
         }
     }
 
-    fn size(&self, principal: &Principal, request: &ChatRequest<'_>, model: &Model) -> Size {
+    fn size(
+        &self,
+        principal: &Principal,
+        request: &ChatRequest<'_>,
+        model: &Model,
+        price: &Price,
+    ) -> Size {
         let limits = principal.limits(self.catalog.plan_rates(principal.plan.as_deref()));
         let prompt = prompt_estimate(request);
         let wanted = self.completion_max(request, model);
         let fitting = fitting(&limits, prompt, request).filter(|fitting| *fitting < wanted);
         let completion = fitting.unwrap_or(wanted);
-        Size { prompt, completion, is_fitted: fitting.is_some(), limits }
+        let images = price.terms.has_image_fee().then(|| count_images(request.messages.get()));
+        let images = images.filter(|images| *images > 0);
+        Size { prompt, images, completion, is_fitted: fitting.is_some(), limits }
     }
 
     fn placement(
@@ -206,6 +216,7 @@ impl Admission {
             model: model.id.clone(),
             price_id: price.id.clone(),
             prompt_tokens_estimate: size.prompt,
+            input_images: size.images,
             completion_tokens_seen: Tokens(0),
             generation_id: None,
             idempotency_key: caller.idempotency_key,
@@ -282,7 +293,9 @@ fn fitting(limits: &LimitsInForce, prompt: Tokens, request: &ChatRequest<'_>) ->
 impl Size {
     fn worst_case<'a>(&self, price: &'a Price, request: &ChatRequest<'_>) -> WorstCase<'a> {
         let searches = if request.has_fees { SEARCHES_MAX } else { 0 };
-        WorstCase::new(price, self.prompt, request.choices).with_searches(searches)
+        WorstCase::new(price, self.prompt, request.choices)
+            .with_searches(searches)
+            .with_images(self.images.unwrap_or_default())
     }
 
     fn demand(&self, choices: i64) -> Option<Demand> {

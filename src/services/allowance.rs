@@ -4,6 +4,7 @@
 //! before the extension is committed; a stream whose account has no more ends there.
 
 use crate::error::Error;
+use crate::models::hold::Hold;
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::price::Price;
 use crate::services::ledger::{Answer, Ledger};
@@ -16,6 +17,7 @@ use std::task::{Context, Poll, ready};
 pub struct Allowance {
     price: Arc<Price>,
     prompt: Tokens,
+    images: i64,
     choices: i64,
     /// All that the upstream may say, as it was told. `None`: it was told nothing.
     cap: Option<i64>,
@@ -35,10 +37,12 @@ const ASK_AT: (i64, i64) = (3, 4);
 
 impl Allowance {
     #[must_use]
-    pub fn new(price: Arc<Price>, prompt: Tokens, choices: i64, held: NanoUsd) -> Self {
+    pub fn new(price: Arc<Price>, hold: &Hold, choices: i64) -> Self {
+        let (prompt, held) = (hold.prompt_tokens_estimate, hold.amount_nusd);
+        let images = hold.input_images.unwrap_or_default();
         let (cap, paid, asked) = (None, None, None);
         let mut allowance =
-            Self { price, prompt, choices, cap, step: held, paid, asked, is_keys: false };
+            Self { price, prompt, images, choices, cap, step: held, paid, asked, is_keys: false };
         allowance.set(held);
         allowance
     }
@@ -46,7 +50,8 @@ impl Allowance {
     /// The completion tokens that an amount pays for, all choices together: that is how they are
     /// counted.
     pub fn set(&mut self, held: NanoUsd) {
-        let tokens = WorstCase::new(&self.price, self.prompt, 1).tokens(held);
+        let tokens =
+            WorstCase::new(&self.price, self.prompt, 1).with_images(self.images).tokens(held);
         self.paid = tokens.map(|tokens| tokens.0);
     }
 

@@ -80,13 +80,8 @@ impl Exchange {
     pub fn new(open: OpenHold, request: &ChatRequest<'_>) -> Self {
         let reading = Reading::new(open.tokenizer.clone());
         let hold = &open.hold;
-        let tap = Tap::new(reading, open.price.clone(), hold.placed_at, request.include_usage);
-        let mut allowance = Allowance::new(
-            open.price.clone(),
-            hold.prompt_tokens_estimate,
-            request.choices,
-            hold.amount_nusd,
-        );
+        let tap = Tap::new(reading, open.price.clone(), hold, request.include_usage);
+        let mut allowance = Allowance::new(open.price.clone(), hold, request.choices);
         if let Some(cap) = request.completion_tokens_max {
             allowance.cap(cap);
         }

@@ -6,7 +6,7 @@
 use crate::models::money::{NanoUsd, OutOfRange, PicoUsd, Tokens};
 use crate::models::price::{Price, Rates, Rule, Terms};
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{TokenUsage, Used};
+use crate::models::usage::Used;
 
 /// The charge for what was used.
 ///
@@ -18,7 +18,7 @@ pub fn charge(price: &Price, used: &Used) -> Result<NanoUsd, OutOfRange> {
         (_, Some(0)) if used.has_failed => 0,
         (Rule::CostPlus, Some(cost)) => cost,
         (Rule::CostPlus, None) | (Rule::List, _) => {
-            listed(rates(terms, used.tokens.prompt, used.at), used.tokens)
+            listed(rates(terms, used.tokens.prompt, used.at), used)
         }
     };
     terms.markup_ppm.apply(pico)
@@ -42,11 +42,7 @@ impl<'a> WorstCase<'a> {
     /// Every prompt token at its dearest class, under any override that may apply.
     #[must_use]
     pub fn new(price: &'a Price, prompt: Tokens, choices: i64) -> Self {
-        let terms = &price.terms;
-        let possible = || {
-            let overrides = terms.overrides.iter().map(|other| &other.rates);
-            std::iter::once(&terms.rates).chain(overrides)
-        };
+        let possible = || price.terms.every_rates();
         let prompt_rate = possible().map(dearest_prompt).max().unwrap_or_default();
         let completion_rate = possible().map(dearest_completion).max().unwrap_or_default();
         let fee = possible().filter_map(|rates| rates.request).max().unwrap_or_default();
@@ -63,6 +59,14 @@ impl<'a> WorstCase<'a> {
     pub fn with_searches(mut self, searches: i64) -> Self {
         let named = self.price.terms.rates.web_search;
         self.fixed_pico += named.unwrap_or(WEB_SEARCH_USUAL).times(searches);
+        self
+    }
+
+    /// With so many pictures in the prompt.
+    #[must_use]
+    pub fn with_images(mut self, images: i64) -> Self {
+        let dearest = self.price.terms.every_rates().filter_map(|rates| rates.input_image).max();
+        self.fixed_pico += dearest.unwrap_or_default().times(images);
         self
     }
 
@@ -105,7 +109,8 @@ fn rates(terms: &Terms, prompt: Tokens, at: Timestamp) -> &Rates {
     applying.next_back().map_or(&terms.rates, |other| &other.rates)
 }
 
-fn listed(rates: &Rates, usage: TokenUsage) -> i128 {
+fn listed(rates: &Rates, used: &Used) -> i128 {
+    let usage = &used.tokens;
     let prompt_parts = [
         (rates.cache_read, usage.cached),
         (rates.cache_write, usage.cache_write),
@@ -121,6 +126,7 @@ fn listed(rates: &Rates, usage: TokenUsage) -> i128 {
         + class(rates.completion, usage.completion, &completion_parts)
         + rates.request.unwrap_or_default().times(1)
         + rates.web_search.unwrap_or_default().times(usage.web_searches)
+        + rates.input_image.unwrap_or_default().times(used.images)
 }
 
 /// A whole and its parts: each part at its own rate, what is left at the whole's.

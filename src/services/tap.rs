@@ -8,6 +8,7 @@ mod rewrite;
 mod template;
 
 use crate::error::Error;
+use crate::models::hold::Hold;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::{self, Answer, Reported};
 use crate::models::price::Price;
@@ -34,6 +35,7 @@ pub struct Judge {
     pub reading: Reading,
     price: Arc<Price>,
     placed_at: Timestamp,
+    images: i64,
     /// The client asked for the usage chunk.
     shows_usage: bool,
     has_shown_usage: bool,
@@ -57,16 +59,12 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 
 impl Tap {
     #[must_use]
-    pub fn new(
-        reading: Reading,
-        price: Arc<Price>,
-        placed_at: Timestamp,
-        shows_usage: bool,
-    ) -> Self {
+    pub fn new(reading: Reading, price: Arc<Price>, hold: &Hold, shows_usage: bool) -> Self {
         let judge = Judge {
             reading,
             price,
-            placed_at,
+            placed_at: hold.placed_at,
+            images: hold.input_images.unwrap_or_default(),
             shows_usage,
             has_shown_usage: false,
             usage_chunk: None,
@@ -216,8 +214,8 @@ impl Judge {
     #[must_use]
     pub fn charge(&self) -> Option<NanoUsd> {
         let Reported { tokens, cost_pico } = self.reading.reported?;
-        let used =
-            Used { tokens, cost_pico, has_failed: self.reading.has_failed, at: self.placed_at };
+        let Self { images, placed_at: at, .. } = *self;
+        let used = Used { tokens, images, cost_pico, has_failed: self.reading.has_failed, at };
         pricing::charge(&self.price, &used).ok()
     }
 

@@ -23,6 +23,7 @@ mod count;
 mod disconnect_table;
 mod endings;
 mod env_example;
+mod images;
 mod keys;
 mod kill_matrix;
 mod limits;

@@ -105,6 +105,8 @@ struct Units {
     image_output: Option<String>,
     request: Option<String>,
     web_search: Option<String>,
+    /// For each picture in the prompt.
+    image: Option<String>,
 }
 
 /// Rates for long prompts or a time of day; what it does not name stays.
@@ -172,6 +174,8 @@ impl Units {
     fn over(&self, base: Rates) -> Rates {
         // OpenRouter says "0" where reasoning has no price of its own.
         let reasoning = dollars(self.internal_reasoning.as_deref()).filter(|rate| rate.0 > 0);
+        // And where pictures have no fee.
+        let image = dollars(self.image.as_deref()).filter(|rate| rate.0 > 0);
         Rates {
             prompt: dollars(self.prompt.as_deref()).unwrap_or(base.prompt),
             completion: dollars(self.completion.as_deref()).unwrap_or(base.completion),
@@ -184,6 +188,7 @@ impl Units {
             image_completion: dollars(self.image_output.as_deref()).or(base.image_completion),
             request: dollars(self.request.as_deref()).or(base.request),
             web_search: dollars(self.web_search.as_deref()).or(base.web_search),
+            input_image: image.or(base.input_image),
         }
     }
 }
@@ -235,6 +240,16 @@ mod tests {
         assert_eq!(long.rates, Rates { prompt: PicoUsd(6_000_000), ..base });
         assert_eq!(night.utc_minutes, Some((16 * 60 + 30, 30)));
         assert_eq!(night.rates, Rates { completion: PicoUsd(10_000_000), ..base });
+    }
+
+    #[test]
+    fn pictures_have_a_fee_where_it_is_not_zero() {
+        let fee = |image: &str| {
+            let pricing = format!(r#"{{"prompt":"0","completion":"0","image":"{image}"}}"#);
+            offer(&pricing).rates.unwrap().input_image
+        };
+        assert_eq!(fee("0.001445"), Some(PicoUsd(1_445_000_000)));
+        assert_eq!((fee("0"), fee("-1"), fee("x")), (None, None, None));
     }
 
     #[test]

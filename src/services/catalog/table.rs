@@ -201,6 +201,7 @@ struct FilePrice {
     image_completion_usd_per_mtok: Option<String>,
     request_usd: Option<String>,
     web_search_usd: Option<String>,
+    input_image_usd: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -280,6 +281,7 @@ impl FilePrice {
             image_completion: per_million(&self.image_completion_usd_per_mtok)?,
             request: each(&self.request_usd)?,
             web_search: each(&self.web_search_usd)?,
+            input_image: each(&self.input_image_usd)?,
         };
         let effective_at = may(self.effective_at.as_ref(), Timestamp::parse)?;
         let (model, plan) = (self.model.clone(), self.plan.clone());

@@ -5,6 +5,7 @@ use super::*;
 use crate::models::money::Markup;
 use crate::models::openai::answer::Answer;
 use crate::models::price::Override;
+use crate::models::usage::TokenUsage;
 use proptest::prelude::*;
 
 fn price(rule: Rule, markup: i64, rates: Rates, overrides: Vec<Override>) -> Price {
@@ -39,7 +40,7 @@ fn cost_of(price: &Price, usage: &str) -> NanoUsd {
     let answer: Answer<'_> = serde_json::from_str(&text).unwrap();
     let reported = answer.reported().unwrap();
     let (tokens, cost_pico) = (reported.tokens, reported.cost_pico);
-    charge(price, &Used { tokens, cost_pico, has_failed: false, at: noon() }).unwrap()
+    charge(price, &Used { tokens, images: 0, cost_pico, has_failed: false, at: noon() }).unwrap()
 }
 
 #[test]
@@ -192,7 +193,7 @@ fn time_of_day_ignored() {
     let tokens = TokenUsage { prompt: Tokens(1_000), ..TokenUsage::default() };
     let at = |time: &str| {
         let at = Timestamp::parse(&format!("2026-11-24T{time}:00Z")).unwrap();
-        charge(&price, &Used { tokens, cost_pico: None, has_failed: false, at }).unwrap()
+        charge(&price, &Used { tokens, images: 0, cost_pico: None, has_failed: false, at }).unwrap()
     };
     assert_eq!(at("21:59"), NanoUsd(3_000_000));
     assert_eq!(at("22:00"), NanoUsd(1_000_000));
@@ -221,7 +222,8 @@ fn web_searches_forgotten() {
 fn failed_answer_that_was_free_upstream_charged() {
     let tokens =
         TokenUsage { prompt: Tokens(500), completion: Tokens(20), ..TokenUsage::default() };
-    let used = |cost_pico, has_failed| Used { tokens, cost_pico, has_failed, at: noon() };
+    let used =
+        |cost_pico, has_failed| Used { tokens, images: 0, cost_pico, has_failed, at: noon() };
     assert_eq!(charge(&list(), &used(Some(0), true)), Ok(NanoUsd(0)));
     assert_eq!(charge(&list(), &used(None, true)), Ok(NanoUsd(500 * 3_000 + 20 * 15_000)));
 }
@@ -265,7 +267,7 @@ proptest! {
         let midnight = Timestamp::parse("2026-11-24T00:00:00Z").unwrap();
         let at = midnight.plus(std::time::Duration::from_secs(u64::from(minute) * 60));
         let worst = WorstCase::new(&price, Tokens(prompt + spare), 1);
-        let used = Used { tokens, cost_pico: None, has_failed: false, at };
+        let used = Used { tokens, images: 0, cost_pico: None, has_failed: false, at };
         let charged = charge(&price, &used).unwrap();
         prop_assert!(charged <= worst.amount(Tokens(completion + spare)).unwrap());
     }
@@ -283,4 +285,44 @@ proptest! {
         }
         prop_assert!(worst.amount(Tokens(tokens.0 + 1)).unwrap() > NanoUsd(nano));
     }
+}
+
+#[test]
+fn pictures_have_a_fee_each_on_top_of_their_tokens() {
+    let dear = Rates { input_image: Some(PicoUsd(5_000_000_000)), ..rates() };
+    let long = Override { min_prompt_tokens: Some(1_000), utc_minutes: None, rates: dear };
+    let priced = Rates { input_image: Some(PicoUsd(2_000_000_000)), ..rates() };
+    let price = price(Rule::List, 1_000_000, priced, vec![long]);
+    let tokens = |prompt| TokenUsage { prompt: Tokens(prompt), ..TokenUsage::default() };
+    let used = |prompt, images, cost_pico| {
+        let tokens = tokens(prompt);
+        charge(&price, &Used { tokens, images, cost_pico, has_failed: false, at: noon() }).unwrap()
+    };
+    // $0.002 each, and $3 a million tokens; $0.005 with a long prompt.
+    assert_eq!(used(100, 2, None), NanoUsd(100 * 3_000 + 2 * 2_000_000));
+    assert_eq!(used(2_000, 2, Some(7)), NanoUsd(2_000 * 3_000 + 2 * 5_000_000), "a list price");
+    assert_eq!(used(100, 0, None), NanoUsd(100 * 3_000));
+    assert_eq!(
+        charge(
+            &list(),
+            &Used {
+                tokens: tokens(100),
+                images: 9,
+                cost_pico: None,
+                has_failed: false,
+                at: noon(),
+            }
+        ),
+        Ok(NanoUsd(100 * 3_000)),
+        "without a fee they are their tokens"
+    );
+    // What is set aside covers the dearest.
+    let worst = |images| WorstCase::new(&price, Tokens(100), 1).with_images(images);
+    let more = worst(2).amount(Tokens(0)).unwrap().0 - worst(0).amount(Tokens(0)).unwrap().0;
+    assert_eq!(more, 2 * 5_000_000);
+}
+
+#[test]
+fn a_price_without_a_fee_for_pictures_keeps_its_id() {
+    assert!(!list().terms.canonical().contains("input_image"));
 }

@@ -98,11 +98,11 @@ struct PromptCounter<'t> {
 
 /// The members of a JSON object in their order. Not a map: a key given twice counts twice, since
 /// the upstream may read either.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub(super) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 /// A JSON string, borrowed where it has no escapes.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 impl PromptCounter<'_> {
     fn message(&mut self, message: &RawValue) {
@@ -216,7 +216,7 @@ impl PromptCounter<'_> {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Option<T> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Option<T> {
     serde_json::from_str(json.get()).ok()
 }
 

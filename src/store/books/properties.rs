@@ -197,6 +197,7 @@ fn hold(
         model: "m".to_owned(),
         price_id: "p".to_owned(),
         prompt_tokens_estimate: Tokens(1),
+        input_images: Some(1),
         completion_tokens_seen: Tokens(0),
         generation_id: None,
         idempotency_key: key.map(|key| key.to_string()),
@@ -318,6 +319,15 @@ fn a_record_without_a_user_has_the_hash_it_had_before_there_were_users() {
     })
     .unwrap();
     assert_eq!(record_hash(&null), record_hash(&record), "as either database gives it back");
+}
+
+#[test]
+fn a_record_without_pictures_has_the_hash_it_had_before_they_were_counted() {
+    let mut record = record(AccountId::generate(), None, request_id(0), 1, false);
+    let with_picture = record_hash(&record);
+    record.input_images = None;
+    assert!(!serde_json::to_string(&record).unwrap().contains("input_images"));
+    assert_ne!(record_hash(&record), with_picture, "their number cannot be changed unseen");
 }
 
 #[test]

@@ -39,6 +39,7 @@ fn record(number: u128, charge: i64, at: Timestamp) -> UsageRecord {
         model: "m".to_owned(),
         price_id: "p".to_owned(),
         prompt_tokens_estimate: Tokens(1),
+        input_images: None,
         completion_tokens_seen: Tokens(0),
         generation_id: None,
         idempotency_key: None,

@@ -134,6 +134,7 @@ impl World {
             model: "m".to_owned(),
             price_id: "p".to_owned(),
             prompt_tokens_estimate: Tokens(1),
+            input_images: None,
             completion_tokens_seen: Tokens(0),
             generation_id: None,
             idempotency_key: None,

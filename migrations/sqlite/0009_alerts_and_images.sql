@@ -28,3 +28,7 @@ ALTER TABLE billing_events_anew RENAME TO billing_events;
 CREATE INDEX billing_events_waiting ON billing_events (sink, next_attempt_at) WHERE state = 'waiting' AND export_group IS NULL;
 CREATE INDEX billing_events_parked ON billing_events (sink, reason, account_id) WHERE state = 'parked';
 CREATE INDEX billing_events_grouped ON billing_events (export_group) WHERE export_group IS NOT NULL;
+
+-- Pictures in the prompt, where the price has a fee for each. NULL: none that cost anything.
+ALTER TABLE holds ADD COLUMN input_images INTEGER;
+ALTER TABLE usage_records ADD COLUMN input_images INTEGER;
