@@ -1,6 +1,5 @@
 //! First logins: a user of Supabase who has no account gets one.
 
-use super::accounts::audited;
 use super::shown;
 use crate::error::Error;
 use crate::models::account::{Account, AccountKind, NewAccount};
@@ -75,7 +74,7 @@ fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> SignUp {
             reference: Some(format!("signup:{user}")),
             audit: None,
         };
-        audited(&actor, entry, now)
+        entry.audited(&actor, now)
     });
     SignUp {
         account_audit: audit("account.create", &id, &shown(&account)),

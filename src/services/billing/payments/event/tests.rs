@@ -1,0 +1,1 @@
+//! What events say, by Stripe’s own examples.
