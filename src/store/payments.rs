@@ -130,6 +130,12 @@ pub fn credit_reference(session: &str) -> String {
     format!("stripe:{session}")
 }
 
+/// The session that a reference is of, where it is one of these.
+#[must_use]
+pub fn session_of(reference: &str) -> Option<&str> {
+    reference.strip_prefix("stripe:")?.split(':').next()
+}
+
 /// The reference of each correction of a payment begins with that of its credit.
 fn correction_reference(payment: &Payment, event: &PaymentEvent) -> String {
     format!("{}:{}:{}", credit_reference(&payment.id), event.object, event.id)

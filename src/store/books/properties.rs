@@ -15,11 +15,32 @@ const REQUESTS: u128 = 6;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Place { request: u128, amount: i64, floor: i64, key: Option<u8> },
-    Extend { request: u128, add: i64 },
-    Settle { request: u128, charge: i64, is_void: bool },
-    Correct { request: u128, charge: i64 },
-    Credit { amount: i64 },
+    Place {
+        request: u128,
+        amount: i64,
+        floor: i64,
+        key: Option<u8>,
+    },
+    Extend {
+        request: u128,
+        add: i64,
+    },
+    Settle {
+        request: u128,
+        charge: i64,
+        is_void: bool,
+    },
+    Correct {
+        request: u128,
+        charge: i64,
+    },
+    Credit {
+        amount: i64,
+    },
+    /// A refund, or a correction by hand.
+    Take {
+        amount: i64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -38,6 +59,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(request, charge, is_void)| Step::Settle { request, charge, is_void }),
         (request, 0..900_i64).prop_map(|(request, charge)| Step::Correct { request, charge }),
         (0..400_i64).prop_map(|amount| Step::Credit { amount }),
+        (1..400_i64).prop_map(|amount| Step::Take { amount }),
     ];
     proptest::collection::vec(step, 0..60)
 }
@@ -107,14 +129,19 @@ impl World {
                     correction: correction(account_id, id, charge),
                 }))
             }
-            Step::Credit { amount } => LedgerOp::Enter(Entry {
-                account_id,
-                kind: EntryKind::Credit,
-                amount_nusd: NanoUsd(amount),
-                reason: "test".to_owned(),
-                reference: None,
-                audit: None,
-            }),
+            Step::Credit { amount } => LedgerOp::Enter(self.entry(EntryKind::Credit, amount)),
+            Step::Take { amount } => LedgerOp::Enter(self.entry(EntryKind::Correction, -amount)),
+        }
+    }
+
+    fn entry(&self, kind: EntryKind, amount: i64) -> Entry {
+        Entry {
+            account_id: self.account,
+            kind,
+            amount_nusd: NanoUsd(amount),
+            reason: "test".to_owned(),
+            reference: None,
+            audit: None,
         }
     }
 
@@ -139,7 +166,7 @@ impl World {
         assert_eq!(account.balance_nusd.0, posted, "balance = entries");
         assert!(account.held_nusd.0 >= 0);
         if account.kind == AccountKind::Prepaid {
-            assert!(account.balance_nusd.0 >= 0, "never more than there is");
+            self.check_debts();
         } else {
             assert!(account.period_charged_nusd.0 <= 1_000, "within the month's limit");
         }
@@ -154,6 +181,19 @@ impl World {
             hash.clone_from(&entry.hash);
         }
         assert_eq!(account.ledger_hash, hash);
+    }
+
+    /// Only an entry takes more than there is; a request does not, nor does it add to a debt.
+    fn check_debts(&self) {
+        for entry in self.entries.iter().filter(|entry| entry.request_id.is_some()) {
+            let is_taken = entry.amount_nusd.0 < 0;
+            assert!(!is_taken || entry.balance_nusd.0 >= 0, "never more than there is: {entry:?}");
+        }
+        let is_indebted = |entry: &LedgerEntry| entry.balance_nusd.0 < 0;
+        for pair in self.entries.windows(2).filter(|pair| !is_indebted(&pair[0])) {
+            let by_hand = pair[1].request_id.is_none();
+            assert!(!is_indebted(&pair[1]) || by_hand, "a debt by a request: {:?}", pair[1]);
+        }
     }
 }
 
@@ -304,7 +344,12 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
     use crate::models::billing::{Export, Lane, SinkWindow};
     use crate::models::identity::Member;
     use crate::models::ids::UserId;
+    use crate::models::payment::{
+        EventState, Payment, PaymentEvent, Reversal, ReversalKind, ReversalState, Subscription,
+        SubscriptionStatus,
+    };
     use crate::models::price::PriceTable;
+    use crate::store::payments;
     use crate::store::table;
     fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
         let text = serde_json::to_string(row).unwrap();
@@ -341,7 +386,46 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
     let member = Member { user_id: UserId::generate(), account_id: account, created_at: now() };
     let prices =
         PriceTable { version: 1, text: "t".to_owned(), actor: "a".to_owned(), created_at: now() };
+    let text = || "t".to_owned();
+    let event = PaymentEvent {
+        id: text(),
+        kind: text(),
+        object: text(),
+        state: EventState::Handled,
+        reason: None,
+        account_id: None,
+        created_at: now(),
+        handled_at: now(),
+    };
+    let payment = Payment {
+        id: text(),
+        account_id: account,
+        payment_intent: text(),
+        paid_cents: 1,
+        credited_nusd: NanoUsd(1),
+        kept_nusd: NanoUsd(1),
+        created_at: now(),
+    };
+    let reversal = Reversal {
+        id: text(),
+        payment_intent: text(),
+        kind: ReversalKind::Refund,
+        amount_cents: 1,
+        state: ReversalState::Taken,
+        as_of: now(),
+    };
+    let subscription = Subscription {
+        id: text(),
+        account_id: account,
+        status: SubscriptionStatus::Active,
+        plan: None,
+        as_of: now(),
+    };
     for (table, members) in [
+        (&payments::PAYMENT_EVENTS, members(&event)),
+        (&payments::PAYMENTS, members(&payment)),
+        (&payments::REVERSALS, members(&reversal)),
+        (&payments::SUBSCRIPTIONS, members(&subscription)),
         (&table::PRICE_TABLES, members(&prices)),
         (&table::AUDIT_LOG, members(&audit)),
         (&table::MEMBERS, members(&member)),
