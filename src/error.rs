@@ -305,7 +305,7 @@ impl Error {
             Self::TooManyFailures { .. } => "Too many failed attempts. Please wait.".to_owned(),
             Self::Invalid(invalid) => invalid.message.clone(),
             Self::UnknownUrl => "Unknown request URL. Please check the URL for typos.".to_owned(),
-            Self::NotFound(what) => format!("There is no such {what}."),
+            Self::NotFound(what) | Self::NotConfigured(what) => format!("There is no such {what}."),
             Self::Exists(what) => format!("There is {what} already."),
             Self::Forbidden => "You have insufficient permissions for this operation.".to_owned(),
             Self::MethodNotAllowed { allow } => {
@@ -334,19 +334,15 @@ impl Error {
                 the last 24 hours; it is not billed twice."
                 .to_owned(),
             Self::Suspended => "This account is suspended.".to_owned(),
-            Self::NotConfigured(what) => format!("There is no {what} here."),
             Self::WrongSignature(what) => format!("The signature is not valid: {what}."),
-            Self::PaymentProvider(_) => {
-                "The payment provider cannot be asked now. Please try again later.".to_owned()
-            }
             Self::PaymentRefused(_) => "The payment provider did not take this.".to_owned(),
             Self::Overloaded => "Too many requests at once. Please try again later.".to_owned(),
-            Self::Database(_) | Self::AuthServer => "A service that this one needs is \
+            Self::Database(_) | Self::AuthServer | Self::PaymentProvider(_) => {
+                "A service that this one needs is \
                 unavailable. Please try again later."
-                .to_owned(),
-            Self::NoModels => {
-                "The list of models is not available yet. Please try again later.".to_owned()
+                    .to_owned()
             }
+            Self::NoModels => "There is no list of models yet. Please try again later.".to_owned(),
             Self::ShuttingDown => {
                 "This server is shutting down. Please send the request again.".to_owned()
             }

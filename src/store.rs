@@ -105,7 +105,8 @@ pub trait Store:
     async fn ping(&self) -> Result<(), StoreError>;
 
     /// Housekeeping: makes the next months' partitions, forgets look-ups whose day is over,
-    /// idempotency keys that have expired, windows of rate that nobody uses, and old events of Stripe.
+    /// idempotency keys that have expired, windows of rate that nobody uses, and Stripe's old
+    /// events.
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError>;
 
     /// Calls `changed` whenever another process may have changed accounts or keys, and once at the

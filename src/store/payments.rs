@@ -66,11 +66,7 @@ pub const EVENTS_KEPT: Duration = Duration::from_secs(90 * 86_400);
 #[async_trait]
 pub trait PaymentStore: Send + Sync {
     /// Handles an event, once.
-    async fn handle_payment_event(
-        &self,
-        event: &PaymentEvent,
-        news: &News,
-    ) -> Result<Handled, StoreError>;
+    async fn take_event(&self, event: &PaymentEvent, news: &News) -> Result<Handled, StoreError>;
 
     /// Whether this is the payment of a top-up.
     async fn payment_of(&self, intent: &str) -> Result<Option<Payment>, StoreError>;

@@ -37,6 +37,8 @@ pub fn with_stripe(setup: Setup, stripe: &Stripe) -> Setup {
         .env("STRIPE_SECRET_KEY", stripe::KEY)
         .env("STRIPE_API_BASE", &stripe.url())
         .env("STRIPE_CALLS_PER_SECOND", "1000")
+        // Where a customer is wanted, the test says so.
+        .env("STRIPE_CREATE_CUSTOMERS", "off")
         .env("TOLLGATE_EXPORT_SECONDS", "2")
         .env("TOLLGATE_EXPORT_LEASE_SECONDS", "4")
 }
@@ -49,7 +51,7 @@ pub fn with_openmeter(setup: Setup, openmeter: &OpenMeter) -> Setup {
         .env("TOLLGATE_EXPORT_LEASE_SECONDS", "4")
 }
 
-fn with_webhook(setup: Setup, webhook: &Webhook) -> Setup {
+pub fn with_webhook(setup: Setup, webhook: &Webhook) -> Setup {
     setup
         .env("TOLLGATE_WEBHOOK_URL", &webhook.url())
         .env("TOLLGATE_WEBHOOK_SECRET", webhook::SECRET)

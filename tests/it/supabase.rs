@@ -4,8 +4,8 @@
 mod bad_tokens;
 mod first_login;
 mod outages;
-mod server;
-mod sign;
+pub mod server;
+pub mod sign;
 
 use serde_json::json;
 use uuid::Uuid;

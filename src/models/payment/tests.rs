@@ -39,7 +39,7 @@ fn refunds_count_once_as_objects_and_as_a_sum() {
     let taken = |states: &[Reversal]| taken_cents(1_000, &merged(states));
     let one = reversal("re_1", Refund, 300, true, 1);
     let sum = |cents, seconds| reversal("ch_1", Charge, cents, true, seconds);
-    assert_eq!(taken(&[one.clone()]), 300, "its object alone");
+    assert_eq!(taken(std::slice::from_ref(&one)), 300, "its object alone");
     assert_eq!(taken(&[sum(300, 1)]), 300, "the sum alone");
     assert_eq!(taken(&[one.clone(), sum(300, 1)]), 300, "both");
     let two = reversal("re_2", Refund, 200, true, 2);

@@ -172,7 +172,7 @@ impl Payments {
             id: paid.session.clone(),
             account_id: account.id,
             payment_intent: paid.payment_intent,
-            paid_cents: paid.paid_cents,
+            paid_cents: paid.cents,
             credited_nusd: credit,
             kept_nusd: credit,
             created_at: at,
@@ -288,7 +288,7 @@ impl Payments {
         if row.reason.is_some() {
             return self.refuse(row).await;
         }
-        match self.store.handle_payment_event(&row, &news).await? {
+        match self.store.take_event(&row, &news).await? {
             Handled::Now => {
                 tracing::info!(event.id = row.id, "{} of {} is in the books", row.kind, row.object);
                 Ok(Change::Some)
@@ -311,7 +311,7 @@ impl Payments {
             row.kind,
             row.object
         );
-        self.store.handle_payment_event(&row, &News::Refused).await?;
+        self.store.take_event(&row, &News::Refused).await?;
         Ok(Change::None)
     }
 }

@@ -31,11 +31,7 @@ type Tx = Transaction<'static, Sqlite>;
 
 #[async_trait]
 impl PaymentStore for SqliteStore {
-    async fn handle_payment_event(
-        &self,
-        event: &PaymentEvent,
-        news: &News,
-    ) -> Result<Handled, StoreError> {
+    async fn take_event(&self, event: &PaymentEvent, news: &News) -> Result<Handled, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
         let remember = format!(
             "{} WHERE payment_events.state = 'refused'",

@@ -91,16 +91,14 @@ impl Payments {
         let id = account.id;
         let query = [("query", format!("metadata['{ACCOUNT_KEY}']:'{id}'"))];
         let found: Found = api.fetch("/v1/customers/search", &query).await?;
-        let customer: Customer = match found.data.into_iter().next() {
-            Some(known) => known,
-            None => {
-                let form = [
-                    ("name", account.name.clone()),
-                    (&format!("metadata[{ACCOUNT_KEY}]"), id.to_string()),
-                ];
-                let key = format!("tollgate-customer-{id}");
-                api.create("/v1/customers", &form, &key).await?
-            }
+        let customer: Customer = if let Some(known) = found.data.into_iter().next() {
+            known
+        } else {
+            let form = [
+                ("name", account.name.clone()),
+                (&format!("metadata[{ACCOUNT_KEY}]"), id.to_string()),
+            ];
+            api.create("/v1/customers", &form, &format!("tollgate-customer-{id}")).await?
         };
         event::is_id(&customer.id)?;
         self.remember(id, customer.id).await

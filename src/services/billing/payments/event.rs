@@ -64,7 +64,7 @@ pub struct Paid {
     pub is_ours: bool,
     pub payment_intent: String,
     pub currency: String,
-    pub paid_cents: i64,
+    pub cents: i64,
     /// `None`: less was paid than is to be credited.
     pub credit: Option<NanoUsd>,
 }
@@ -275,22 +275,21 @@ impl Session {
             payment_intent: payment_intent.unwrap_or_else(|| self.id.clone()),
             session: self.id,
             currency: self.currency.unwrap_or_default(),
-            paid_cents,
+            cents: paid_cents,
             credit,
         }))
     }
 
     fn credit(&self, paid_cents: i64) -> Option<NanoUsd> {
         let paid = paid_cents.checked_mul(NANO_PER_CENT)?;
-        let credit = match named(&self.metadata, CREDIT_KEY) {
-            Some(bought) => bought.parse().ok()?,
-            None => {
-                let details = self.total_details.as_ref();
-                let tax = details.map_or(0, |it| it.amount_tax);
-                let shipping = details.and_then(|it| it.amount_shipping).unwrap_or_default();
-                let net = paid_cents.checked_sub(tax)?.checked_sub(shipping)?;
-                net.checked_mul(NANO_PER_CENT)?
-            }
+        let credit = if let Some(bought) = named(&self.metadata, CREDIT_KEY) {
+            bought.parse().ok()?
+        } else {
+            let details = self.total_details.as_ref();
+            let tax = details.map_or(0, |it| it.amount_tax);
+            let shipping = details.and_then(|it| it.amount_shipping).unwrap_or_default();
+            let net = paid_cents.checked_sub(tax)?.checked_sub(shipping)?;
+            net.checked_mul(NANO_PER_CENT)?
         };
         (1..=paid).contains(&credit).then_some(NanoUsd(credit))
     }

@@ -34,7 +34,7 @@ fn paid(changes: &Value) -> Paid {
 fn a_session_credits_what_was_bought() {
     let usual = paid(&json!({}));
     assert_eq!(usual.account_id, ACCOUNT.parse().ok());
-    assert_eq!((usual.paid_cents, usual.credit), (1_190, Some(NanoUsd(10_000_000_000))));
+    assert_eq!((usual.cents, usual.credit), (1_190, Some(NanoUsd(10_000_000_000))));
     assert_eq!(usual.payment_intent, "pi_1");
     let expanded = paid(&json!({"payment_intent": {"id": "pi_2", "object": "payment_intent"}}));
     assert_eq!(expanded.payment_intent, "pi_2");
