@@ -44,7 +44,7 @@ pub fn start(
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     let terms = Terms { wait: config.wait, lease: config.lease };
-    if let Some((stripe, api)) = config.stripe.as_ref().zip(api) {
+    if let Some((stripe, api)) = config.stripe.as_ref().filter(|stripe| stripe.is_sink).zip(api) {
         let queue = ExportQueue::new(store.clone(), stripe.meters.clone());
         let exporter = Stripe::new(stripe, store.clone(), api.clone());
         run(queue, exporter, terms, tasks, stop);
