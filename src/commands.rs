@@ -15,6 +15,7 @@ mod account;
 mod events;
 mod key;
 mod member;
+mod payments;
 mod serve;
 
 use crate::config::{Config, DatabaseConfig, DatabaseKind};
@@ -63,6 +64,9 @@ enum Command {
     /// Billing events on their way to the sinks.
     #[command(subcommand)]
     Events(events::Events),
+    /// What was paid through Stripe.
+    #[command(subcommand)]
+    Payments(payments::Payments),
     /// Recompute the books; fails when anything differs.
     Verify,
 }
@@ -139,6 +143,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Member(command) => member::run(command, store).await?,
         Command::Audit(command) => member::run_audit(command, store).await?,
         Command::Events(command) => events::run(command, store).await?,
+        Command::Payments(command) => payments::run(command, store).await?,
         Command::Verify => return events::verify(store).await,
         Command::Serve | Command::Config | Command::Migrate => {}
     }

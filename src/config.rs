@@ -9,6 +9,7 @@ mod database;
 mod identity;
 mod log;
 mod money;
+mod payments;
 mod reader;
 mod server;
 mod upstream;
@@ -20,6 +21,8 @@ use hyper::Uri;
 pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
 pub use log::LogConfig;
 pub use money::MoneyConfig;
+pub use payments::PaymentsConfig;
+use payments::listed;
 use reader::Reader;
 pub use server::ServerConfig;
 use std::net::IpAddr;
@@ -37,6 +40,7 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     pub money: MoneyConfig,
     pub billing: BillingConfig,
+    pub payments: PaymentsConfig,
     pub identity: IdentityConfig,
     pub log: LogConfig,
     shown: Vec<(&'static str, String)>,
@@ -54,10 +58,11 @@ impl Config {
         let upstream = UpstreamConfig::read(&mut env)?;
         let money = MoneyConfig::read(&mut env)?;
         let billing = BillingConfig::read(&mut env)?;
+        let payments = PaymentsConfig::read(&mut env)?;
         let identity = IdentityConfig::read(&mut env)?;
         let log = LogConfig::read(&mut env)?;
         let shown = env.finish()?;
-        Ok(Self { server, database, upstream, money, billing, identity, log, shown })
+        Ok(Self { server, database, upstream, money, billing, payments, identity, log, shown })
     }
 
     /// What is in force, secrets masked.

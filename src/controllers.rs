@@ -4,6 +4,7 @@
 
 /// For whoever runs this service.
 pub mod admin;
+pub mod billing;
 pub mod chat;
 pub mod client;
 pub mod credits;
@@ -13,3 +14,4 @@ pub mod health;
 pub mod models;
 mod parameters;
 pub mod usage;
+pub mod webhooks;

@@ -64,6 +64,15 @@ pub enum Error {
     Repeated,
     #[error("the account is suspended")]
     Suspended,
+    // === what is paid ===
+    #[error("no {0} is configured")]
+    NotConfigured(&'static str),
+    #[error("the event's signature is wrong: {0}")]
+    WrongSignature(&'static str),
+    #[error("the payment provider could not be asked: {0}")]
+    PaymentProvider(String),
+    #[error("the payment provider refused: {0}")]
+    PaymentRefused(String),
     // === what Tollgate needs ===
     #[error("too many requests at once")]
     Overloaded,
@@ -132,12 +141,14 @@ impl Error {
             Self::MissingKey | Self::WrongKey | Self::WrongToken(_) | Self::ExpiredToken => {
                 StatusCode::UNAUTHORIZED
             }
-            Self::Invalid(_) | Self::BodyIncomplete | Self::ModelNotPriced { .. } => {
-                StatusCode::BAD_REQUEST
-            }
-            Self::UnknownUrl | Self::NotFound(_) | Self::UnknownModel { .. } => {
-                StatusCode::NOT_FOUND
-            }
+            Self::Invalid(_)
+            | Self::BodyIncomplete
+            | Self::ModelNotPriced { .. }
+            | Self::WrongSignature(_) => StatusCode::BAD_REQUEST,
+            Self::UnknownUrl
+            | Self::NotFound(_)
+            | Self::UnknownModel { .. }
+            | Self::NotConfigured(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -163,7 +174,9 @@ impl Error {
             Self::UpstreamRefused { .. }
             | Self::UpstreamFailed { .. }
             | Self::UpstreamTruncated
-            | Self::UpstreamUnavailable(_) => StatusCode::BAD_GATEWAY,
+            | Self::UpstreamUnavailable(_)
+            | Self::PaymentProvider(_)
+            | Self::PaymentRefused(_) => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -187,6 +200,8 @@ impl Error {
             | Self::UnknownModel { .. }
             | Self::ModelNotAllowed { .. }
             | Self::ModelNotPriced { .. }
+            | Self::NotConfigured(_)
+            | Self::WrongSignature(_)
             | Self::UpstreamRejected { .. } => "invalid_request_error",
             Self::InsufficientQuota | Self::KeyBudget => "insufficient_quota",
             Self::RateLimited { limited, .. } => match limited.rate {
@@ -207,6 +222,7 @@ impl Error {
             | Self::UpstreamTruncated
             | Self::UpstreamUnavailable(_)
             | Self::UpstreamTimeout(_) => "upstream_error",
+            Self::PaymentProvider(_) | Self::PaymentRefused(_) => "payment_error",
         }
     }
 
@@ -235,6 +251,10 @@ impl Error {
             Self::KeyBudget => "key_budget_exceeded",
             Self::Repeated => "idempotency_key_reused",
             Self::Suspended => "account_suspended",
+            Self::NotConfigured(_) => "not_configured",
+            Self::WrongSignature(_) => "invalid_signature",
+            Self::PaymentProvider(_) => "payment_provider_unavailable",
+            Self::PaymentRefused(_) => "payment_refused",
             Self::Overloaded => "overloaded",
             Self::Database(_) => "database_unavailable",
             Self::AuthServer => "auth_server_unavailable",
@@ -285,7 +305,7 @@ impl Error {
             Self::TooManyFailures { .. } => "Too many failed attempts. Please wait.".to_owned(),
             Self::Invalid(invalid) => invalid.message.clone(),
             Self::UnknownUrl => "Unknown request URL. Please check the URL for typos.".to_owned(),
-            Self::NotFound(what) => format!("There is no such {what}."),
+            Self::NotFound(what) | Self::NotConfigured(what) => format!("There is no such {what}."),
             Self::Exists(what) => format!("There is {what} already."),
             Self::Forbidden => "You have insufficient permissions for this operation.".to_owned(),
             Self::MethodNotAllowed { allow } => {
@@ -314,13 +334,15 @@ impl Error {
                 the last 24 hours; it is not billed twice."
                 .to_owned(),
             Self::Suspended => "This account is suspended.".to_owned(),
+            Self::WrongSignature(what) => format!("The signature is not valid: {what}."),
+            Self::PaymentRefused(_) => "The payment provider did not take this.".to_owned(),
             Self::Overloaded => "Too many requests at once. Please try again later.".to_owned(),
-            Self::Database(_) | Self::AuthServer => "A service that this one needs is \
+            Self::Database(_) | Self::AuthServer | Self::PaymentProvider(_) => {
+                "A service that this one needs is \
                 unavailable. Please try again later."
-                .to_owned(),
-            Self::NoModels => {
-                "The list of models is not available yet. Please try again later.".to_owned()
+                    .to_owned()
             }
+            Self::NoModels => "There is no list of models yet. Please try again later.".to_owned(),
             Self::ShuttingDown => {
                 "This server is shutting down. Please send the request again.".to_owned()
             }

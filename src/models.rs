@@ -15,6 +15,7 @@ pub mod limits;
 pub mod money;
 pub mod openai;
 pub mod openrouter;
+pub mod payment;
 pub mod price;
 pub mod report;
 pub mod timestamp;

@@ -3,7 +3,7 @@
 use crate::controllers::admin::{
     accounts, credits as entries, events, keys, members, prices, records,
 };
-use crate::controllers::{chat, credits, export, health, models, usage};
+use crate::controllers::{billing, chat, credits, export, health, models, usage, webhooks};
 use crate::error::Error;
 use crate::models::ids::RequestId;
 use crate::state::App;
@@ -35,12 +35,22 @@ pub fn router(app: Arc<App>) -> Router {
         // for whoever watches this
         .route("/healthz", get(health::live).fallback(only(GET)))
         .route("/readyz", get(health::ready).fallback(only(GET)))
+        .merge(payments())
         .merge(admin())
         .fallback(unknown)
         .with_state(app)
         // outermost last: the id is there before anything can fail
         .layer(cors())
         .layer(from_fn(identify))
+}
+
+/// Stripe and the pages where people pay.
+fn payments() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/billing/checkout", post(billing::checkout).fallback(only("POST")))
+        .route("/v1/billing/portal", post(billing::portal).fallback(only("POST")))
+        .route("/webhooks/stripe", post(webhooks::stripe).fallback(only("POST")))
+        .route_layer(from_fn(bounded))
 }
 
 /// What whoever runs this does over HTTP.
@@ -90,16 +100,16 @@ fn admin() -> Router<Arc<App>> {
         .route_layer(from_fn(bounded))
 }
 
-/// A request to the admin API that takes longer is given up: the database does not answer.
-const ADMIN_WAIT: Duration = Duration::from_secs(15);
+/// A request that changes something and takes longer is given up: the database does not answer.
+const CHANGE_WAIT: Duration = Duration::from_secs(15);
 
 /// In a task of its own: a change that has begun is finished and other processes are told of it,
 /// also when its client has gone or its time is over.
 async fn bounded(request: Request, next: Next) -> Result<Response, Error> {
     let work = tokio::spawn(next.run(request).in_current_span());
-    let answer = tokio::time::timeout(ADMIN_WAIT, work).await;
+    let answer = tokio::time::timeout(CHANGE_WAIT, work).await;
     let answer = answer.map_err(|_| Error::Database("no answer in time".to_owned()))?;
-    answer.map_err(|error| Error::Internal(format!("the admin API: {error}")))
+    answer.map_err(|error| Error::Internal(format!("a change: {error}")))
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

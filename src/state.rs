@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::services::admission::Admission;
 use crate::services::auth::Auth;
+use crate::services::billing::payments::Payments;
 use crate::services::catalog::Catalog;
 use crate::services::reports::Reports;
 use crate::store::Store;
@@ -16,6 +17,7 @@ pub struct App {
     pub catalog: Arc<Catalog>,
     pub admission: Admission,
     pub reports: Reports,
+    pub payments: Arc<Payments>,
     /// Readiness is off: no new work, please.
     pub leaving: CancellationToken,
     /// Streams end now, with an error event.

@@ -16,6 +16,8 @@ pub mod ledger;
 mod ops;
 /// Billing events.
 pub mod outbox;
+/// What Stripe says.
+pub mod payments;
 pub mod postgres;
 /// Versions of prices.
 pub mod prices;
@@ -35,6 +37,7 @@ use exports::ExportStore;
 use ledger::LedgerStore;
 pub use ops::*;
 use outbox::OutboxStore;
+use payments::PaymentStore;
 use prices::PriceStore;
 use records::RecordStore;
 use reports::ReportStore;
@@ -92,7 +95,7 @@ impl<T: OutboxStore + ExportStore> Outbox for T {}
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store:
-    LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbox + ReportStore
+    LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbox + ReportStore + PaymentStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;
@@ -104,7 +107,8 @@ pub trait Store:
     async fn ping(&self) -> Result<(), StoreError>;
 
     /// Housekeeping: makes the next months' partitions, forgets look-ups whose day is over,
-    /// idempotency keys that have expired and windows of rate that nobody uses.
+    /// idempotency keys that have expired, windows of rate that nobody uses, and Stripe's old
+    /// events.
     async fn sweep(&self, now: Timestamp) -> Result<(), StoreError>;
 
     /// Calls `changed` whenever another process may have changed accounts or keys, and once at the

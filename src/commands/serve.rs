@@ -14,6 +14,7 @@ use crate::server::{self, Signals};
 use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
 use crate::services::billing;
+use crate::services::billing::payments::Payments;
 use crate::services::catalog::{Catalog, OperatorTable};
 use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
@@ -161,7 +162,8 @@ async fn build(
     let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait)?;
     let leaving = CancellationToken::new();
     let reports = Reports::new(store.clone());
-    let app = App { config, store, auth, catalog, admission, reports, leaving, stop };
+    let payments = Arc::new(Payments::new(&config, store.clone(), catalog.clone())?);
+    let app = App { config, store, auth, catalog, admission, reports, payments, leaving, stop };
     Ok((Arc::new(app), writer))
 }
 
@@ -273,7 +275,10 @@ async fn start_exports(app: &App, background: &CancellationToken) -> anyhow::Res
         }
         registered => registered?,
     }
-    billing::start(&app.config.billing, &app.store, &tasks, background)?;
+    let api = app.payments.api();
+    billing::start(&app.config.billing, &app.store, api, &tasks, background)?;
+    let (customers, stop) = (app.payments.clone(), background.clone());
+    tasks.spawn(async move { customers.run_customers(stop).await });
     tasks.close();
     Ok(tasks)
 }

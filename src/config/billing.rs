@@ -41,6 +41,8 @@ pub struct StripeConfig {
     pub customer_key: String,
     pub value_key: String,
     pub calls_per_second: u32,
+    /// Whether usage is sent there too.
+    pub is_sink: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +96,7 @@ impl BillingConfig {
     #[must_use]
     fn sinks(&self) -> Vec<String> {
         let named = [
-            (STRIPE, self.stripe.is_some()),
+            (STRIPE, self.stripe.as_ref().is_some_and(|stripe| stripe.is_sink)),
             (OPENMETER, self.openmeter.is_some()),
             (WEBHOOK, self.webhook.is_some()),
         ];
@@ -114,12 +116,13 @@ impl StripeConfig {
         if calls_per_second == 0 {
             return Err(ConfigError("STRIPE_CALLS_PER_SECOND must be more than zero".into()));
         }
+        let is_sink = env.one_of("STRIPE_METERING", "on", &[("on", true), ("off", false)])?;
         let Some(key) = key else { return Ok(None) };
         // The key would be readable on the way.
         secure("STRIPE_API_BASE", &base)?;
         let meters = meters(&charge, &others)?;
         let base = base.trim_end_matches('/').to_owned();
-        Ok(Some(Self { key, base, meters, customer_key, value_key, calls_per_second }))
+        Ok(Some(Self { key, base, meters, customer_key, value_key, calls_per_second, is_sink }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads typed variables and remembers what was read, for `tollgate config` and for the check that
 //! no `TOLLGATE_*` variable is left unread.
 
-use super::ConfigError;
+use super::{ConfigError, listed};
 use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -67,6 +67,14 @@ impl Reader {
         let shown = if value.is_some() { "***" } else { "" };
         self.shown.push((name, shown.to_owned()));
         value.map(SecretString::from)
+    }
+
+    /// Secrets, separated by commas.
+    pub fn secrets(&mut self, name: &'static str) -> Vec<String> {
+        let text = self.variables.get(name).cloned().unwrap_or_default();
+        let secrets: Vec<String> = listed(&text).map(str::to_owned).collect();
+        self.shown.push((name, vec!["***"; secrets.len()].join(",")));
+        secrets
     }
 
     /// A text that may hold a password: masked unless it is the default.

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::models::identity::Role;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::Invalid;
-use crate::services::auth::Principal;
+use crate::services::auth::{Caller, Principal};
 use crate::state::App;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::HeaderMap;
@@ -22,6 +22,12 @@ use std::time::Duration;
 
 /// A request body.
 pub struct JsonBody(pub Bytes);
+
+/// A body as it came, of whatever type it says it is.
+pub struct RawBody(pub Bytes);
+
+/// Who may decide how the account pays: its members, and whoever runs this service.
+pub struct Owner(pub Principal);
 
 /// A body of this form.
 pub struct Form<T>(pub T);
@@ -43,7 +49,9 @@ const BODY_WAIT: Duration = Duration::from_secs(60);
 
 /// The largest form is a price table of 1 MiB, with room for what is escaped in it.
 const FORM_BYTES_MAX: usize = 4 << 20;
-/// Within the time that a request to the admin API has in all.
+/// The largest event of Stripe seen is below 200 KB; none is worth more memory than this.
+const RAW_BYTES_MAX: usize = 1 << 20;
+/// Within the time that such a request has in all.
 const FORM_WAIT: Duration = Duration::from_secs(10);
 
 impl<S: Sync> FromRequestParts<S> for RequestId {
@@ -73,6 +81,21 @@ impl FromRequestParts<Arc<App>> for Operator {
         match principal.role {
             Role::Admin | Role::Service => Ok(Self(principal)),
             Role::User => Err(Error::Forbidden),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Owner {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
+        let principal = Principal::from_request_parts(parts, app).await?;
+        // A key of an application may spend money; it need not see invoices and cards.
+        match (&principal.caller, principal.role) {
+            (Caller::User(_), _) | (Caller::Key(_), Role::Admin | Role::Service) => {
+                Ok(Self(principal))
+            }
+            (Caller::Key(_), Role::User) => Err(Error::Forbidden),
         }
     }
 }
@@ -141,8 +164,21 @@ impl FromRequest<Arc<App>> for JsonBody {
     }
 }
 
+impl<S: Sync> FromRequest<S> for RawBody {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
+        collect(request, RAW_BYTES_MAX, FORM_WAIT).await.map(Self)
+    }
+}
+
 async fn read_body(request: Request, max: usize, wait: Duration) -> Result<Bytes, Error> {
-    check_head(request.headers(), max)?;
+    check_type(request.headers())?;
+    collect(request, max, wait).await
+}
+
+async fn collect(request: Request, max: usize, wait: Duration) -> Result<Bytes, Error> {
+    check_length(request.headers(), max)?;
     let body = Limited::new(request.into_body(), max).collect();
     match tokio::time::timeout(wait, body).await.map_err(|_| Error::BodyIncomplete)? {
         Ok(body) => Ok(body.to_bytes()),
@@ -151,12 +187,14 @@ async fn read_body(request: Request, max: usize, wait: Duration) -> Result<Bytes
     }
 }
 
-fn check_head(headers: &HeaderMap, max: usize) -> Result<(), Error> {
+fn check_type(headers: &HeaderMap) -> Result<(), Error> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
-    if !media_type.trim().eq_ignore_ascii_case("application/json") {
-        return Err(Error::NotJson);
-    }
+    let is_json = media_type.trim().eq_ignore_ascii_case("application/json");
+    if is_json { Ok(()) } else { Err(Error::NotJson) }
+}
+
+fn check_length(headers: &HeaderMap, max: usize) -> Result<(), Error> {
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let length = length.and_then(|value| value.parse::<usize>().ok());
     if length.is_some_and(|length| length > max) {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: an entry is written in the transaction of its change.
 
+use super::account::Account;
 use super::ids::{AccountId, AuditId};
 use super::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -52,4 +53,27 @@ impl AuditEntry {
     pub fn to(self, after: &Value) -> Self {
         Self { after: Some(after.to_string()), ..self }
     }
+
+    /// Of a change of an account's settings.
+    #[must_use]
+    pub fn account_update(actor: &str, before: &Account, after: &Account, now: Timestamp) -> Self {
+        Self::new(actor, "account.update", &after.id, now)
+            .of_account(after.id)
+            .from(&shown(before))
+            .to(&shown(after))
+    }
+}
+
+/// A row as others may see it: not even a secret's hash leaves, nobody needs it who may not have
+/// the table.
+#[must_use]
+pub fn shown<T: Serialize>(row: &T) -> Value {
+    // Rows of plain members have no way to fail.
+    let mut row = serde_json::to_value(row).unwrap_or_default();
+    if let Some(members) = row.as_object_mut() {
+        for hidden in ["secret_hash", "previous_secret_hash", "ledger_hash"] {
+            members.remove(hidden);
+        }
+    }
+    row
 }

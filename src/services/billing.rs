@@ -8,6 +8,7 @@
 mod breaker;
 mod exporter;
 mod openmeter;
+pub mod payments;
 mod queue;
 pub mod stripe;
 mod webhook;
@@ -22,6 +23,7 @@ use queue::{EventQueue, ExportQueue, Queue};
 use std::sync::Arc;
 use std::time::Duration;
 use stripe::Stripe;
+use stripe::api::StripeApi;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use webhook::Webhook;
@@ -37,13 +39,14 @@ const CONNECT_WAIT: Duration = Duration::from_secs(5);
 pub fn start(
     config: &BillingConfig,
     store: &Arc<dyn Store>,
+    api: Option<&Arc<StripeApi>>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     let terms = Terms { wait: config.wait, lease: config.lease };
-    if let Some(stripe) = &config.stripe {
+    if let Some((stripe, api)) = config.stripe.as_ref().filter(|stripe| stripe.is_sink).zip(api) {
         let queue = ExportQueue::new(store.clone(), stripe.meters.clone());
-        let exporter = Stripe::new(stripe, store.clone(), config.wait)?;
+        let exporter = Stripe::new(stripe, store.clone(), api.clone());
         run(queue, exporter, terms, tasks, stop);
     }
     if let Some(openmeter) = &config.openmeter {

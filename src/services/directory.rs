@@ -19,10 +19,10 @@ pub use prices::set_price_table;
 pub use signup::{SignupTerms, sign_up};
 
 use crate::error::Error;
+pub use crate::models::audit::shown;
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
 
 /// A command on the server's own machine, as the audit log names it.
 pub const OPERATOR: &str = "operator";
@@ -99,18 +99,4 @@ fn check_amount(param: &'static str, amount: Option<NanoUsd>) -> Result<(), Erro
         return Ok(());
     }
     Err(Error::invalid(param, "must be from zero to a billion dollars"))
-}
-
-/// A row as others may see it: not even a secret's hash leaves, nobody needs it who may not have
-/// the table.
-#[must_use]
-pub fn shown<T: Serialize>(row: &T) -> Value {
-    // Rows of plain members have no way to fail.
-    let mut row = serde_json::to_value(row).unwrap_or_default();
-    if let Some(members) = row.as_object_mut() {
-        for hidden in ["secret_hash", "previous_secret_hash", "ledger_hash"] {
-            members.remove(hidden);
-        }
-    }
-    row
 }

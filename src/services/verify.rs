@@ -7,6 +7,7 @@ mod chain;
 mod events;
 mod holds;
 mod keys;
+mod payments;
 mod records;
 
 use crate::store::{Store, StoreError};
@@ -39,6 +40,7 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
     let mut held = holds::sum(store, &mut report).await?;
     holds::check_windows(store, &mut held, &mut report).await?;
     let mut spending = keys::Spending::load(store).await?;
+    let mut entered = payments::Entered::default();
     let mut after = None;
     loop {
         let accounts = store.accounts_after(after).await?;
@@ -46,7 +48,9 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
         after = Some(last.id);
         for account in &accounts {
             report.accounts += 1;
-            chain::check(store, account, &mut rows, &mut spending, &mut report).await?;
+            let found =
+                chain::Found { rows: &mut rows, spending: &mut spending, entered: &mut entered };
+            chain::check(store, account, found, &mut report).await?;
             let holds = held.by_account.get(&account.id).copied().unwrap_or_default();
             report.check(account.held_nusd == holds, || {
                 let held = account.held_nusd;
@@ -55,6 +59,7 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
         }
     }
     spending.check(&held, &mut report);
+    entered.check(store, &mut report).await?;
     for (request, kind) in rows.into_keys() {
         report.check(false, || format!("{kind} of {request}: not in the ledger"));
     }

@@ -1,9 +1,10 @@
 //! Decides a batch of ledger operations on the rows that a store has locked and loaded.
 //!
 //! Invariants, whatever the order and repetition of operations: `balance = credits - charges`,
-//! `held = sum of open holds` for accounts and for keys, neither is ever negative on a prepaid
-//! account, and a request is charged, and counted in its limits, at most once. Pure: both stores
-//! load, let this decide, and write the changes down.
+//! `held = sum of open holds` for accounts and for keys and is never negative, and a request is
+//! charged, and counted in its limits, at most once. No charge takes a prepaid balance below zero.
+//! Only an entry does, which takes back what was paid and is spent already; then nothing is charged
+//! until that is made good. Pure: both stores load, let this decide, and write the changes down.
 
 mod limits;
 mod needs;

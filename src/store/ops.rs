@@ -10,6 +10,7 @@ use crate::models::limits::{Limited, LimitsInForce, Room};
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord};
+use serde_json::json;
 
 pub use crate::models::limits::Limit;
 
@@ -98,6 +99,22 @@ pub struct Entry {
     /// What it is for outside the books: it is entered once.
     pub reference: Option<String>,
     pub audit: Option<AuditEntry>,
+}
+
+impl Entry {
+    /// With what the audit log says of it.
+    #[must_use]
+    pub fn audited(self, actor: &str, now: Timestamp) -> Self {
+        let audit = AuditEntry::new(actor, "credit.enter", &self.account_id, now)
+            .of_account(self.account_id)
+            .to(&json!({
+                "kind": self.kind,
+                "amount_nusd": self.amount_nusd,
+                "reason": self.reason,
+                "reference": self.reference,
+            }));
+        Self { audit: Some(audit), ..self }
+    }
 }
 
 /// What became of one change.

@@ -8,6 +8,7 @@ mod directory;
 mod exports;
 mod ledger;
 mod outbox;
+mod payments;
 mod pooler;
 mod prices;
 mod records;
@@ -17,6 +18,7 @@ mod rows;
 use batch::Sql;
 use rows::{classify, select};
 
+use super::payments::EVENTS_KEPT;
 use super::table::{Table, parse, postgres as sql};
 use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
 use crate::models::billing::EventTerms;
@@ -91,6 +93,8 @@ impl Store for PostgresStore {
             ("DELETE FROM lookups WHERE give_up_at < $1::timestamptz", now),
             ("DELETE FROM idempotency_keys WHERE expires_at < $1::timestamptz", now),
             (unused, now.minus(WINDOW_UNUSED_FOR)),
+            (payments::OLD_EVENTS, now.minus(EVENTS_KEPT)),
+            (payments::STRAY_REVERSALS, now.minus(EVENTS_KEPT)),
         ] {
             sqlx::query(statement)
                 .bind(until.to_string())

@@ -284,7 +284,13 @@ impl TestApp {
             ("STRIPE_SECRET_KEY", "stripe"),
             ("TOLLGATE_WEBHOOK_URL", "webhook"),
         ];
-        let set = sinks.iter().filter(|(variable, _)| self.environment.contains_key(*variable));
+        let is_off = |sink: &str| {
+            let metering = self.environment.get("STRIPE_METERING");
+            sink == "stripe" && metering.is_some_and(|value| value == "off")
+        };
+        let set = sinks
+            .iter()
+            .filter(|(variable, sink)| self.environment.contains_key(*variable) && !is_off(sink));
         set.map(|(_, sink)| *sink).collect()
     }
 

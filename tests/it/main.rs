@@ -31,6 +31,7 @@ mod limits_burst;
 mod openapi;
 mod oracle;
 mod overspend;
+mod payments;
 mod pooler;
 mod promises;
 mod retry;

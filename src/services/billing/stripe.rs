@@ -10,7 +10,6 @@ mod doubt;
 
 use super::exporter::{Exporter, Trouble, Verdict, shortened};
 use crate::config::StripeConfig;
-use crate::error::Error;
 use crate::models::billing::{DeliveryState, Export, reasons};
 use crate::models::timestamp::Timestamp;
 use crate::services::http::{Answer, retry_after};
@@ -24,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 pub struct Stripe {
-    api: StripeApi,
+    api: Arc<StripeApi>,
     store: Arc<dyn Store>,
     customer_key: String,
     value_key: String,
@@ -38,20 +37,15 @@ const IDENTIFIER_KEPT: Duration = Duration::from_secs(23 * 3_600);
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl Stripe {
-    /// # Errors
-    /// [`Error::Internal`] when the key cannot be used in a request.
-    pub fn new(
-        config: &StripeConfig,
-        store: Arc<dyn Store>,
-        wait: Duration,
-    ) -> Result<Self, Error> {
-        Ok(Self {
-            api: StripeApi::new(config, wait)?,
+    #[must_use]
+    pub fn new(config: &StripeConfig, store: Arc<dyn Store>, api: Arc<StripeApi>) -> Self {
+        Self {
+            api,
             store,
             customer_key: config.customer_key.clone(),
             value_key: config.value_key.clone(),
             meters: Mutex::default(),
-        })
+        }
     }
 
     async fn deliver(&self, export: &Export) -> Verdict {

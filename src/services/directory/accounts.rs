@@ -14,7 +14,6 @@ use crate::models::timestamp::Timestamp;
 use crate::store::directory::Opening;
 use crate::store::{Entry, LedgerOp, Outcome, Store};
 use serde::Deserialize;
-use serde_json::json;
 
 /// What to change of an account; what is not there stays.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -118,7 +117,7 @@ pub async fn create_account(
             reference: Some(format!("opening:{}", account.id)),
             audit: None,
         };
-        audited(actor, entry, now)
+        entry.audited(actor, now)
     });
     let opening = Opening { account, audit, member: None, credit };
     store.open_account(&opening).await?;
@@ -138,10 +137,7 @@ pub async fn update_account(
 ) -> Result<Account, Error> {
     let decide = |before: &Account| {
         let after = patch.apply(before)?;
-        let audit = AuditEntry::new(actor, "account.update", &id, Timestamp::now())
-            .of_account(id)
-            .from(&shown(before))
-            .to(&shown(&after));
+        let audit = AuditEntry::account_update(actor, before, &after, Timestamp::now());
         Ok((after, audit))
     };
     store.update_account(id, &decide).await?.ok_or(Error::NotFound("account"))
@@ -156,8 +152,8 @@ pub async fn update_account(
 pub async fn enter(store: &dyn Store, actor: &str, entry: Entry) -> Result<Option<NanoUsd>, Error> {
     check_entry(&entry)?;
     let now = Timestamp::now();
-    let entry = audited(actor, entry, now);
-    let outcomes = store.commit(&[LedgerOp::Enter(entry)], now).await?;
+    let entry = LedgerOp::Enter(entry.audited(actor, now));
+    let outcomes = store.commit(&[entry], now).await?;
     match outcomes.as_slice() {
         [Outcome::Entered { balance }] => Ok(Some(*balance)),
         [Outcome::AlreadyEntered] => Ok(None),
@@ -167,19 +163,6 @@ pub async fn enter(store: &dyn Store, actor: &str, entry: Entry) -> Result<Optio
         }
         other => Err(Error::Internal(format!("the entry was not made: {other:?}"))),
     }
-}
-
-/// The entry with what the audit log says of it.
-pub fn audited(actor: &str, entry: Entry, now: Timestamp) -> Entry {
-    let audit = AuditEntry::new(actor, "credit.enter", &entry.account_id, now)
-        .of_account(entry.account_id)
-        .to(&json!({
-            "kind": entry.kind,
-            "amount_nusd": entry.amount_nusd,
-            "reason": entry.reason,
-            "reference": entry.reference,
-        }));
-    Entry { audit: Some(audit), ..entry }
 }
 
 fn check_entry(entry: &Entry) -> Result<(), Error> {

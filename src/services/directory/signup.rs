@@ -1,6 +1,5 @@
 //! First logins: a user of Supabase who has no account gets one.
 
-use super::accounts::audited;
 use super::shown;
 use crate::error::Error;
 use crate::models::account::{Account, AccountKind, NewAccount};
@@ -76,7 +75,7 @@ fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> Opening {
             reference: Some(format!("signup:{user}")),
             audit: None,
         };
-        audited(&actor, entry, now)
+        entry.audited(&actor, now)
     });
     let member_audit = audit("member.create", &user, &shown(&member));
     Opening {

@@ -2,6 +2,7 @@
 
 use super::Report;
 use super::keys::Spending;
+use super::payments::Entered;
 use super::records::{CHARGE, CORRECTION, Rows};
 use crate::models::account::Account;
 use crate::models::ledger::{EntryKind, LedgerEntry};
@@ -16,13 +17,18 @@ struct Link {
     hash: String,
 }
 
-/// Checks every entry against the one before it and against the row it is for; rows that were found
-/// are taken out of `rows`.
+/// What entries are held against: rows that were found are taken out, sums are added up.
+pub struct Found<'a> {
+    pub rows: &'a mut Rows,
+    pub spending: &'a mut Spending,
+    pub entered: &'a mut Entered,
+}
+
+/// Checks every entry against the one before it and against the row it is for.
 pub async fn check(
     store: &dyn Store,
     account: &Account,
-    rows: &mut Rows,
-    spending: &mut Spending,
+    found: Found<'_>,
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let id = account.id;
@@ -36,7 +42,8 @@ pub async fn check(
         report.entries += entries.len();
         for entry in &entries {
             link = link.follow(entry, report);
-            check_row(entry, rows, spending, report);
+            check_row(entry, found.rows, found.spending, report);
+            found.entered.count(entry);
             if entry.request_id.is_some() && entry.created_at >= account.period_start {
                 charged = charged.saturating_sub(entry.amount_nusd.0);
             }

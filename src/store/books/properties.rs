@@ -16,11 +16,32 @@ const MONTH_LIMIT: i64 = 1_000;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Place { request: u128, amount: i64, floor: i64, key: Option<u8> },
-    Extend { request: u128, add: i64 },
-    Settle { request: u128, charge: i64, is_void: bool },
-    Correct { request: u128, charge: i64 },
-    Credit { amount: i64 },
+    Place {
+        request: u128,
+        amount: i64,
+        floor: i64,
+        key: Option<u8>,
+    },
+    Extend {
+        request: u128,
+        add: i64,
+    },
+    Settle {
+        request: u128,
+        charge: i64,
+        is_void: bool,
+    },
+    Correct {
+        request: u128,
+        charge: i64,
+    },
+    Credit {
+        amount: i64,
+    },
+    /// A refund, or a correction by hand.
+    Take {
+        amount: i64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -39,6 +60,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(request, charge, is_void)| Step::Settle { request, charge, is_void }),
         (request, 0..900_i64).prop_map(|(request, charge)| Step::Correct { request, charge }),
         (0..400_i64).prop_map(|amount| Step::Credit { amount }),
+        (1..400_i64).prop_map(|amount| Step::Take { amount }),
     ];
     proptest::collection::vec(step, 0..60)
 }
@@ -109,14 +131,19 @@ impl World {
                     correction: correction(account_id, id, charge),
                 }))
             }
-            Step::Credit { amount } => LedgerOp::Enter(Entry {
-                account_id,
-                kind: EntryKind::Credit,
-                amount_nusd: NanoUsd(amount),
-                reason: "test".to_owned(),
-                reference: None,
-                audit: None,
-            }),
+            Step::Credit { amount } => LedgerOp::Enter(self.entry(EntryKind::Credit, amount)),
+            Step::Take { amount } => LedgerOp::Enter(self.entry(EntryKind::Correction, -amount)),
+        }
+    }
+
+    fn entry(&self, kind: EntryKind, amount: i64) -> Entry {
+        Entry {
+            account_id: self.account,
+            kind,
+            amount_nusd: NanoUsd(amount),
+            reason: "test".to_owned(),
+            reference: None,
+            audit: None,
         }
     }
 
@@ -153,7 +180,7 @@ impl World {
         assert_eq!(account.balance_nusd.0, posted, "balance = entries");
         assert!(account.held_nusd.0 >= 0);
         if account.kind == AccountKind::Prepaid {
-            assert!(account.balance_nusd.0 >= 0, "never more than there is");
+            self.check_debts();
         } else {
             assert!(account.period_charged_nusd.0 <= MONTH_LIMIT, "within the month's limit");
         }
@@ -175,6 +202,19 @@ impl World {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), self.events.len(), "no event twice");
+    }
+
+    /// Only an entry takes more than there is; a request does not, nor does it add to a debt.
+    fn check_debts(&self) {
+        for entry in self.entries.iter().filter(|entry| entry.request_id.is_some()) {
+            let is_taken = entry.amount_nusd.0 < 0;
+            assert!(!is_taken || entry.balance_nusd.0 >= 0, "never more than there is: {entry:?}");
+        }
+        let is_indebted = |entry: &LedgerEntry| entry.balance_nusd.0 < 0;
+        for pair in self.entries.windows(2).filter(|pair| !is_indebted(&pair[0])) {
+            let by_hand = pair[1].request_id.is_none();
+            assert!(!is_indebted(&pair[1]) || by_hand, "a debt by a request: {:?}", pair[1]);
+        }
     }
 }
 
@@ -337,14 +377,6 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
     use crate::models::ids::UserId;
     use crate::models::price::PriceTable;
     use crate::store::table;
-    fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
-        let text = serde_json::to_string(row).unwrap();
-        // A plain map would sort them.
-        let names = text.trim_matches(['{', '}']).split(",\"");
-        names
-            .map(|member| member.split('"').find(|part| !part.is_empty()).unwrap().to_owned())
-            .collect()
-    }
     let world = World::new(AccountKind::Prepaid, 1);
     let (account, key, id) = (world.account, Some(world.key), request_id(0));
     let record = record(account, key, id, 1, false);
@@ -392,4 +424,66 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
     ] {
         assert_eq!(members, table.columns, "{}", table.name);
     }
+}
+
+#[test]
+fn columns_of_payments_are_the_members_of_their_structs() {
+    use crate::models::payment::{
+        EventState, Payment, PaymentEvent, Reversal, ReversalKind, ReversalState, Subscription,
+        SubscriptionStatus,
+    };
+    use crate::store::payments;
+    let account = AccountId::generate();
+    let text = || "t".to_owned();
+    let event = PaymentEvent {
+        id: text(),
+        kind: text(),
+        object: text(),
+        state: EventState::Handled,
+        reason: None,
+        account_id: None,
+        created_at: now(),
+        handled_at: now(),
+    };
+    let payment = Payment {
+        id: text(),
+        account_id: account,
+        payment_intent: text(),
+        paid_cents: 1,
+        credited_nusd: NanoUsd(1),
+        kept_nusd: NanoUsd(1),
+        created_at: now(),
+    };
+    let reversal = Reversal {
+        id: text(),
+        payment_intent: text(),
+        kind: ReversalKind::Refund,
+        amount_cents: 1,
+        state: ReversalState::Taken,
+        as_of: now(),
+    };
+    let subscription = Subscription {
+        id: text(),
+        account_id: account,
+        status: SubscriptionStatus::Active,
+        plan: None,
+        as_of: now(),
+    };
+    for (table, members) in [
+        (&payments::PAYMENT_EVENTS, members(&event)),
+        (&payments::PAYMENTS, members(&payment)),
+        (&payments::REVERSALS, members(&reversal)),
+        (&payments::SUBSCRIPTIONS, members(&subscription)),
+    ] {
+        assert_eq!(members, table.columns, "{}", table.name);
+    }
+}
+
+/// In their order, in which a plain map would not keep them.
+fn members<T: serde::Serialize>(row: &T) -> Vec<String> {
+    let text = serde_json::to_string(row).unwrap();
+    let names = text.trim_matches(['{', '}']).split(",\"");
+    names
+        .map(|member| member.split('"').find(|part| !part.is_empty()).unwrap().to_owned())
+        .collect()
 }

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use sqlx::{AssertSqlSafe, Postgres, Transaction};
 use uuid::Uuid;
 
-const ACCOUNT_NAME: &str = "an account of this name";
+pub(super) const ACCOUNT_NAME: &str = "an account of this name";
 const MEMBER: &str = "this member";
 const KEY: &str = "this key";
 
@@ -251,7 +251,7 @@ pub(super) async fn log(
     Ok(())
 }
 
-async fn first<T: DeserializeOwned>(
+pub(super) async fn first<T: DeserializeOwned>(
     tx: &mut Transaction<'static, Postgres>,
     statement: String,
     key: Uuid,
@@ -260,7 +260,7 @@ async fn first<T: DeserializeOwned>(
 }
 
 /// Writes a row; how many were.
-async fn write<T: Serialize>(
+pub(super) async fn write<T: Serialize>(
     tx: &mut Transaction<'static, Postgres>,
     statement: String,
     row: &T,
@@ -275,7 +275,7 @@ async fn write<T: Serialize>(
 }
 
 /// Writes these columns of a row; without any there is nothing to do.
-async fn change<T: Serialize>(
+pub(super) async fn change<T: Serialize>(
     tx: &mut Transaction<'static, Postgres>,
     (table, key): (&Table, &str),
     columns: &[&str],

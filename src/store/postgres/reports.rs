@@ -72,7 +72,7 @@ impl ReportStore for PostgresStore {
               FROM unnest($2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY \
               AS b (from_at, until_at, n) \
               JOIN ledger_entries e ON e.account_id = $1 AND e.request_id IS NULL \
-              AND e.kind = 'correction' \
+              AND e.kind = 'correction' AND COALESCE(e.reference, '') NOT LIKE 'stripe:%' \
               AND e.created_at >= b.from_at AND e.created_at < b.until_at \
               GROUP BY b.n) r",
         )
@@ -91,7 +91,7 @@ impl ReportStore for PostgresStore {
             "SELECT row_to_json(r)::text FROM \
              (SELECT a.balance_nusd, (SELECT COALESCE(SUM(e.amount_nusd), 0)::bigint \
                FROM ledger_entries e WHERE e.account_id = a.id AND e.request_id IS NULL \
-               AND e.kind = 'credit') AS credited_nusd \
+               AND (e.kind = 'credit' OR e.reference LIKE 'stripe:%')) AS credited_nusd \
               FROM accounts a WHERE a.id = $1) r",
         )
         .bind(account.0)

@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{AssertSqlSafe, Sqlite, Transaction};
 
-const ACCOUNT_NAME: &str = "an account of this name";
+pub(super) const ACCOUNT_NAME: &str = "an account of this name";
 const MEMBER: &str = "this member";
 const KEY: &str = "this key";
 
@@ -241,7 +241,7 @@ pub(super) async fn log(
     Ok(())
 }
 
-async fn first<T: DeserializeOwned>(
+pub(super) async fn first<T: DeserializeOwned>(
     tx: &mut Transaction<'static, Sqlite>,
     statement: String,
     key: String,
@@ -250,7 +250,7 @@ async fn first<T: DeserializeOwned>(
 }
 
 /// Writes a row; how many were.
-async fn write<T: Serialize>(
+pub(super) async fn write<T: Serialize>(
     tx: &mut Transaction<'static, Sqlite>,
     statement: String,
     row: &T,
@@ -265,7 +265,7 @@ async fn write<T: Serialize>(
 }
 
 /// Writes these columns of a row; without any there is nothing to do.
-async fn change<T: Serialize>(
+pub(super) async fn change<T: Serialize>(
     tx: &mut Transaction<'static, Sqlite>,
     (table, key): (&Table, &str),
     columns: &[&str],

@@ -74,6 +74,7 @@ impl ReportStore for SqliteStore {
             "SELECT json_object('bucket', b.key, 'amount_nusd', SUM(e.amount_nusd)) \
              FROM json_each($2) b CROSS JOIN ledger_entries e \
              WHERE e.account_id = $1 AND e.request_id IS NULL AND e.kind = 'correction' \
+             AND COALESCE(e.reference, '') NOT LIKE 'stripe:%' \
              AND e.created_at >= b.value ->> 0 AND e.created_at < b.value ->> 1 GROUP BY b.key",
         )
         .bind(account.to_string())
@@ -88,7 +89,8 @@ impl ReportStore for SqliteStore {
         let row: Option<String> = sqlx::query_scalar(
             "SELECT json_object('balance_nusd', a.balance_nusd, 'credited_nusd', \
               (SELECT COALESCE(SUM(e.amount_nusd), 0) FROM ledger_entries e \
-               WHERE e.account_id = a.id AND e.request_id IS NULL AND e.kind = 'credit')) \
+               WHERE e.account_id = a.id AND e.request_id IS NULL \
+               AND (e.kind = 'credit' OR e.reference LIKE 'stripe:%'))) \
              FROM accounts a WHERE a.id = $1",
         )
         .bind(account.to_string())

@@ -34,8 +34,10 @@ fn ask_of((method, path): &Operation, account: &str, key: &str) -> Ask {
     ask.header("Content-Type", "application/json").body(body.to_string())
 }
 
+/// But for what Stripe sends, which is believed by its signature and not by a key.
 fn operations() -> Vec<Operation> {
-    let operations: Vec<_> = routed(&read("src/routes.rs")).into_iter().collect();
+    let operations = routed(&read("src/routes.rs")).into_iter();
+    let operations: Vec<_> = operations.filter(|(_, path)| path != "/webhooks/stripe").collect();
     let of_admins = operations.iter().filter(|(_, path)| path.starts_with("/admin/"));
     assert!(of_admins.count() >= 18, "the table of routes was not understood: {operations:?}");
     operations
@@ -58,7 +60,7 @@ async fn a_users_key_sees_its_own_account_only(store: Store) {
         let (method, path) = &operation;
         app.upstream.script(Answer::openrouter().plain());
         let got: Answered = app.ask(&ask_of(&operation, &victim, &key).bearer(&app.key)).await;
-        let is_open = !path.starts_with("/admin/");
+        let is_open = !path.starts_with("/admin/") && !path.starts_with("/v1/billing/");
         if is_open {
             assert_eq!(got.status, 200, "{method} {path}: {}", got.text());
         } else {

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use super::server::{Fault, Faults, Handler, Reply, Server};
 use crate::upstream::http::Request;
 
+pub mod objects;
+
 pub const KEY: &str = "sk_test_tollgate_0451";
 pub const CHARGE_METER: &str = "tollgate_charge_microusd";
 
@@ -30,6 +32,7 @@ pub struct Taken {
 struct State {
     meters: BTreeSet<String>,
     customers: BTreeSet<String>,
+    made: objects::Made,
     taken: Vec<Taken>,
     /// Which identifiers are still known.
     identifiers: HashSet<String>,
@@ -147,6 +150,13 @@ impl Handler for Books {
             ("GET", path) if path.ends_with("/event_summaries") => {
                 reply((200, self.summary(path, &pairs(request.target.split_once('?')))))
             }
+            ("POST", path) if objects::MADE.contains(&path) => {
+                reply(self.create(path, request, fault).await)
+            }
+            ("GET", "/v1/customers/search") => {
+                reply(self.search(&pairs(request.target.split_once('?'))))
+            }
+            ("GET", path) if path.starts_with("/v2/core/events/") => reply(self.report(path)),
             _ => reply(refused(404, "invalid_request_error", "", "Unrecognized request URL")),
         }
     }
@@ -194,36 +204,14 @@ impl Books {
 
     fn answer(&self, form: &Form, text: &str, key: Option<String>, fault: Fault) -> (u16, Value) {
         let mut state = self.state.lock().expect("no panic");
-        if let Some((asked, status, body)) = key.as_ref().and_then(|key| state.idempotent.get(key))
-        {
-            if asked != text {
-                return refused(
-                    400,
-                    "idempotency_error",
-                    "",
-                    "Keys for idempotent requests can only be used with the same parameters they were first used with.",
-                );
-            }
-            return (*status, body.clone());
-        }
-        let (mut status, mut body) = match state.check(form) {
-            Ok(taken) => {
-                state.identifiers.insert(taken.identifier.clone());
-                let body = json!({"object": "billing.meter_event", "identifier": taken.identifier,
-                    "event_name": taken.meter, "timestamp": taken.timestamp, "livemode": false});
-                state.taken.push(taken);
-                (200, body)
-            }
-            Err(refusal) => return refusal,
-        };
-        if let Fault::FailAfter(code) = fault {
-            (status, body) = refused(code, "api_error", "", "An unknown error occurred");
-        }
-        // Also a failure is kept, and repeated.
-        if let Some(key) = key {
-            state.idempotent.insert(key, (text.to_string(), status, body.clone()));
-        }
-        (status, body)
+        state.once(text, key, fault, |state| {
+            let taken = state.check(form)?;
+            state.identifiers.insert(taken.identifier.clone());
+            let body = json!({"object": "billing.meter_event", "identifier": taken.identifier,
+                "event_name": taken.meter, "timestamp": taken.timestamp, "livemode": false});
+            state.taken.push(taken);
+            Ok(body)
+        })
     }
 
     fn list(&self) -> Value {
@@ -260,6 +248,39 @@ impl Books {
 }
 
 impl State {
+    /// What was answered to a key is repeated; what was refused at once is not kept.
+    fn once(
+        &mut self,
+        text: &str,
+        key: Option<String>,
+        fault: Fault,
+        make: impl FnOnce(&mut Self) -> Result<Value, (u16, Value)>,
+    ) -> (u16, Value) {
+        if let Some((asked, status, body)) = key.as_ref().and_then(|key| self.idempotent.get(key)) {
+            if asked != text {
+                return refused(
+                    400,
+                    "idempotency_error",
+                    "",
+                    "Keys for idempotent requests can only be used with the same parameters they were first used with.",
+                );
+            }
+            return (*status, body.clone());
+        }
+        let (mut status, mut body) = match make(self) {
+            Ok(body) => (200, body),
+            Err(refusal) => return refusal,
+        };
+        if let Fault::FailAfter(code) = fault {
+            (status, body) = refused(code, "api_error", "", "An unknown error occurred");
+        }
+        // Also a failure is kept, and repeated.
+        if let Some(key) = key {
+            self.idempotent.insert(key, (text.to_string(), status, body.clone()));
+        }
+        (status, body)
+    }
+
     fn check(&self, form: &Form) -> Result<Taken, (u16, Value)> {
         const KNOWN: [&str; 5] = [
             "event_name",

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -119,6 +120,31 @@ impl StripeApi {
         self.call(self.request(Method::GET, &format!("{path}?{query}"), Bytes::new())?).await
     }
 
+    /// Asks for an object.
+    ///
+    /// # Errors
+    /// [`Error::PaymentProvider`] when another try may succeed, else [`Error::PaymentRefused`].
+    pub async fn fetch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T, Error> {
+        object(self.get(path, query).await)
+    }
+
+    /// Makes an object, once for each key.
+    ///
+    /// # Errors
+    /// As [`StripeApi::fetch`].
+    pub async fn create<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        form: &[(&str, String)],
+        idempotency_key: &str,
+    ) -> Result<T, Error> {
+        object(self.post(path, form, idempotency_key).await)
+    }
+
     /// The ids of active meters by their event names.
     ///
     /// # Errors
@@ -203,7 +229,19 @@ impl StripeApi {
 
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 
-fn read<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, String> {
+fn object<T: DeserializeOwned>(answer: Result<Answer, String>) -> Result<T, Error> {
+    let answer = answer.map_err(Error::PaymentProvider)?;
+    let error = StripeError::read(&answer.body);
+    // The operator's key, the rate, Stripe itself, or a call of ours that is under way.
+    let may_change = !answer.status.is_client_error()
+        || matches!(answer.status.as_u16(), 401 | 403 | 409 | 429)
+        || error.kind == "idempotency_error";
+    read(&answer).map_err(|why| {
+        if may_change { Error::PaymentProvider(why) } else { Error::PaymentRefused(why) }
+    })
+}
+
+fn read<T: DeserializeOwned>(answer: &Answer) -> Result<T, String> {
     if answer.status != StatusCode::OK {
         let StripeError { code, message, .. } = StripeError::read(&answer.body);
         return Err(format!("{} {code} {message}", answer.status.as_u16()));

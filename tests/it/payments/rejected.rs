@@ -1,0 +1,81 @@
+//! Usage that Stripe has taken and finds at fault later: it is parked, told, and sent again.
+
+use serde_json::{Value, json};
+
+use super::events::{deliver, now, send};
+use super::setup;
+use crate::app::{Store, TestApp, both_stores, eventually};
+use crate::billing::{all, known_to_stripe, one, with_stripe, with_webhook};
+use crate::sinks::stripe::{CHARGE_METER, Stripe};
+use crate::sinks::webhook::Webhook;
+
+both_stores!(usage_that_is_found_at_fault_is_parked);
+
+/// As Stripe's second API has it.
+fn thin(id: &str) -> Value {
+    json!({"id": id, "object": "v2.core.event", "livemode": false,
+        "type": "v1.billing.meter.error_report_triggered", "created": "2026-11-24T12:00:00.000Z",
+        "related_object": {"id": "mtr_1", "type": "billing.meter",
+            "url": "/v1/billing/meters/mtr_1"}})
+}
+
+fn report(identifier: &str) -> Value {
+    json!({"developer_message_summary": "There is 1 invalid event",
+        "validation_start": "2026-11-24T11:59:50.000Z", "validation_end": "2026-11-24T12:00:00Z",
+        "reason": {"error_count": 1, "error_types": [{"code": "meter_event_customer_not_found",
+            "error_count": 1, "sample_errors": [{"error_message": "The customer is gone",
+                "request": {"identifier": identifier}}]}]}})
+}
+
+async fn events_of(app: &TestApp, sink: &str) -> Vec<(String, Option<String>)> {
+    let events = app.books.events().await.into_iter().filter(|event| event.sink == sink);
+    events.filter(|event| event.kind == "usage").map(|event| (event.state, event.reason)).collect()
+}
+
+async fn usage_that_is_found_at_fault_is_parked(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    let webhook = Webhook::start().await;
+    let app = with_webhook(with_stripe(setup(store), &stripe), &webhook).start().await;
+    known_to_stripe(&app).await;
+    one(&app, 100).await;
+    app.records(1).await;
+    all(&app, "exported").await;
+    let identifier = stripe.taken()[0].identifier.clone();
+
+    // Nothing is known of it at first: Stripe tries again.
+    let event = thin("evt_thin_1");
+    let got = send(&app, &event).await;
+    assert_eq!(got.status, 502, "{}", got.text());
+    stripe.set_report("evt_thin_1", &report(&identifier));
+    deliver(&app, &event).await;
+    deliver(&app, &event).await;
+    let why = Some("stripe meter_event_customer_not_found: The customer is gone".to_string());
+    assert_eq!(events_of(&app, "stripe").await, [("parked".to_string(), why.clone())]);
+    assert_eq!(events_of(&app, "webhook").await, [("exported".to_string(), None)]);
+    let told = eventually("the webhook is told", async || {
+        let events = webhook.events().into_values();
+        events.into_iter().find(|event| event["type"] == "event.parked")
+    })
+    .await;
+    assert_eq!(told["data"]["reason"], json!(why));
+    assert!(app.cli(&["verify"]).await.contains("stripe: 0 exported, 0 waiting, 1 parked"));
+
+    // Sent again, with an identifier of its own.
+    app.cli(&["events", "retry", "--parked"]).await;
+    all(&app, "exported").await;
+    let taken = stripe.taken();
+    assert_eq!(taken.len(), 2);
+    assert_ne!(taken[1].identifier, identifier);
+    assert_eq!(stripe.sums(CHARGE_METER)["cus_test"], taken[0].value * 2, "Stripe counts one");
+
+    // A whole report about a call, by its key; and one that names nobody.
+    let mut whole = thin("evt_whole");
+    whole["data"] = report(&format!("{}-0", taken[1].identifier));
+    deliver(&app, &whole).await;
+    assert_eq!(events_of(&app, "stripe").await[0].0, "parked");
+    let mut stranger = thin("evt_stranger");
+    stranger["data"] = report("somebody-elses");
+    stranger["created"] = json!(now());
+    deliver(&app, &stranger).await;
+    app.finish().await;
+}
