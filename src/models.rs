@@ -3,6 +3,7 @@
 //! Invariant: nothing here does I/O or knows the time. Depends on no other module of the crate.
 
 pub mod account;
+pub mod attempt;
 pub mod audit;
 pub mod billing;
 pub mod hold;

@@ -16,6 +16,7 @@ use crate::models::usage::Used;
 use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::sse::{Splitter, TooLong, Verdict, data, without_bom};
+use crate::services::tokens::Tokenizer;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -75,6 +76,13 @@ impl Tap {
             template: None,
         };
         Self { splitter: Splitter::default(), judge }
+    }
+
+    /// For another upstream's answer to the same client: nothing is kept of this one's.
+    #[must_use]
+    pub fn anew(&self, tokenizer: Tokenizer, price: Arc<Price>) -> Self {
+        let Judge { placed_at, shows_usage, .. } = self.judge;
+        Self::new(Reading::new(tokenizer), price, placed_at, shows_usage)
     }
 
     /// Reads a frame and puts out what the client gets for it.
