@@ -41,5 +41,6 @@ mod supabase;
 mod surface;
 mod tidy;
 mod tools;
+mod upstreams;
 mod views;
 mod wire;

@@ -5,6 +5,7 @@ use super::accounts::find;
 use crate::controllers::extract::{Operator, Question};
 use crate::error::Error;
 use crate::models::audit::AuditEntry;
+use crate::models::usage::UsageRecord;
 use crate::services::directory::shown;
 use crate::state::App;
 use axum::extract::rejection::PathRejection;
@@ -22,7 +23,7 @@ pub async fn usage(
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
     let rows = app.store.usage_of(account.id, page.after()?).await?;
-    page.of(&rows, |record| record.id.to_string())
+    page.told(&rows, told_of_usage, |record| record.id.to_string())
 }
 
 /// Who changed what, oldest first.
@@ -37,11 +38,20 @@ pub async fn audit(
 
 /// The states before and after are JSON in the row, and objects here.
 fn told(entry: &AuditEntry) -> Value {
-    let mut row = shown(entry);
-    for member in ["before", "after"] {
-        let state = row[member].as_str().and_then(|text| serde_json::from_str(text).ok());
-        if let Some(state) = state {
-            row[member] = state;
+    opened(shown(entry), &["before", "after"])
+}
+
+/// With the calls of upstreams as a list.
+fn told_of_usage(record: &UsageRecord) -> Value {
+    opened(shown(record), &["tried"])
+}
+
+/// A row in which these members are JSON and not texts.
+fn opened(mut row: Value, members: &[&str]) -> Value {
+    for member in members {
+        let inner = row.get(member).and_then(Value::as_str);
+        if let Some(inner) = inner.and_then(|text| serde_json::from_str(text).ok()) {
+            row[member] = inner;
         }
     }
     row

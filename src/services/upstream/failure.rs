@@ -19,12 +19,12 @@ const MESSAGE_CHARS_MAX: usize = 1_000;
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Envelope {
-    error: Message,
+    error: Told,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Message {
+struct Told {
     message: String,
     #[serde(rename = "type")]
     kind: String,
@@ -60,7 +60,7 @@ pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Err
             Error::UpstreamRefused { status }
         }
         StatusCode::TOO_MANY_REQUESTS => match message(answer.into_body()).await {
-            Message { kind, .. } if kind == BUDGET_EXCEEDED => Error::UpstreamRefused { status },
+            Told { kind, .. } if kind == BUDGET_EXCEEDED => Error::UpstreamRefused { status },
             _ => Error::UpstreamRateLimited { retry_after },
         },
         StatusCode::BAD_REQUEST
@@ -80,7 +80,7 @@ pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Err
     })
 }
 
-impl Message {
+impl Told {
     /// It has no such model, or nobody to serve it. The path is always the same: what is not found
     /// with status 404 is the model too.
     fn is_models(&self) -> bool {
@@ -88,13 +88,13 @@ impl Message {
     }
 }
 
-async fn message(body: Incoming) -> Message {
+async fn message(body: Incoming) -> Told {
     let body = Limited::new(body, BODY_BYTES_MAX).collect();
     match tokio::time::timeout(BODY_WAIT, body).await {
         Ok(Ok(body)) => serde_json::from_slice::<Envelope>(&body.to_bytes())
             .map(|envelope| envelope.error)
             .unwrap_or_default(),
-        _ => Message::default(),
+        _ => Told::default(),
     }
 }
 
