@@ -108,8 +108,11 @@ async fn who_fails_is_left_alone_and_comes_back(store: Store) {
     app.upstream.script(answer().plain());
     app.chat(&question(MODEL)).await.ok();
     assert_eq!(two.calls().0, 5, "it is back");
-    // Left alone and the only one: it is tried all the same.
-    for status in [500, 500, 500] {
+    // What was left over while it was waited for.
+    app.upstream.script(Script::json(500, "{}"));
+    app.chat(&question(MODEL)).await.ok();
+    // Both left alone, and nobody else: they are tried all the same.
+    for status in [500, 500, 500, 500] {
         two.second.script(Script::json(status, "{}"));
         app.upstream.script(Script::json(status, "{}"));
         assert_eq!(app.chat(&question(MODEL)).await.status, 502);

@@ -72,7 +72,8 @@ async fn the_next_one_answers(store: Store) {
         let body = if streams { streamed(MODEL) } else { question(MODEL) };
         let got = app.chat(&body).await;
         assert_eq!(got.status, 200, "{failure} {status:?}: {}", got.text());
-        assert_eq!(got.content(), whole.text(), "{failure} {status:?}");
+        let text = if streams { got.content() } else { got.text() };
+        assert!(text.contains(&whole.text()), "{failure} {status:?}: {text}");
         records += 1;
         let record = app.records(records).await.pop().expect("a record");
         assert_eq!(record.upstream, "second", "{failure}");
@@ -279,7 +280,7 @@ async fn one_without_a_list_does_not_keep_the_others_from_serving() {
     app.upstream.set_models(Listing::Json(catalog::openrouter_models()));
     eventually("the first one's models are there", async || {
         let models = app.get("/v1/models").await.text();
-        models.contains(catalog::OLD_MODEL).then_some(())
+        models.contains(catalog::FOREIGN_MODEL).then_some(())
     })
     .await;
     app.upstream.script(answer().plain());
