@@ -123,7 +123,8 @@ impl Catalog {
     async fn refresh(&self) -> Result<Duration, Error> {
         self.take_table().await?;
         let mut fetching = self.fetching().await;
-        while !fetching.is_empty() {
+        // Once also when none is due: a price may begin to count, or the store is back.
+        loop {
             let in_time = tokio::time::sleep(TOGETHER_WAIT);
             let fetched: Vec<_> = fetching.by_ref().take_until(in_time).collect().await;
             let mut sources = self.sources.lock().await;
@@ -135,9 +136,12 @@ impl Catalog {
             if sources.iter().any(Source::has_offers) {
                 self.relist(&sources, self.operator()).await?;
             }
+            if fetching.is_empty() {
+                let now = Instant::now();
+                let due = sources.iter().map(|source| source.wait(now)).min();
+                return Ok(due.unwrap_or(LOOK_EVERY));
+            }
         }
-        let (sources, now) = (self.sources.lock().await, Instant::now());
-        Ok(sources.iter().map(|source| source.wait(now)).min().unwrap_or(LOOK_EVERY))
     }
 
     /// Asks for the lists that are due. Nobody waits for it who sets a table meanwhile.

@@ -157,7 +157,7 @@ impl Entry {
         for pattern in &self.models {
             let text = pattern.get_ref();
             // As in a key's list of models: a star stands for a rest.
-            if text.is_empty() || text.trim_end_matches('*').contains('*') {
+            if text.is_empty() || text.strip_suffix('*').unwrap_or(text).contains('*') {
                 return Err(fault(&pattern.span(), "a pattern is a name, or ends in one `*`"));
             }
         }

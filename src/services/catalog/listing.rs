@@ -61,7 +61,10 @@ impl Listing {
                     if known.is_empty() {
                         data.push(offer.wire(&id));
                     }
-                    known.push(Route::new(&source.upstream, offer, &id, table, markup));
+                    // Two of its models that are renamed to one: the first of its list.
+                    if known.iter().all(|route| !Arc::ptr_eq(&route.upstream, &source.upstream)) {
+                        known.push(Route::new(&source.upstream, offer, &id, table, markup));
+                    }
                 }
             }
         }
