@@ -205,8 +205,8 @@ impl<'a> ChatRequest<'a> {
     }
 
     /// The body for the upstream: `user` set, the usage chunk asked for on streams, and the
-    /// completion capped where `cap` says so, in the upstream's word for it; `model`: its own name of
-    /// the model, where that is another.
+    /// completion capped where `cap` says so, in the upstream's word for it; `model`: its own name
+    /// of the model, where that is another.
     #[must_use]
     pub fn forwarded(
         &self,
