@@ -23,10 +23,11 @@ pub use log::LogConfig;
 pub use money::MoneyConfig;
 pub use payments::PaymentsConfig;
 use payments::listed;
-use reader::Reader;
+use reader::{Name, Reader};
 pub use server::ServerConfig;
 use std::net::IpAddr;
-pub use upstream::{Disconnect, UpstreamConfig, UpstreamKind};
+pub use upstream::{Disconnect, OfferConfig, UpstreamConfig, UpstreamKind};
+pub use upstream::{UpstreamTerms, UpstreamsConfig};
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -37,13 +38,13 @@ pub struct ConfigError(pub String);
 pub struct Config {
     pub server: ServerConfig,
     pub database: DatabaseConfig,
-    pub upstream: UpstreamConfig,
+    pub upstreams: UpstreamsConfig,
     pub money: MoneyConfig,
     pub billing: BillingConfig,
     pub payments: PaymentsConfig,
     pub identity: IdentityConfig,
     pub log: LogConfig,
-    shown: Vec<(&'static str, String)>,
+    shown: Vec<(Name, String)>,
 }
 
 impl Config {
@@ -55,19 +56,19 @@ impl Config {
         let mut env = Reader::of_process()?;
         let server = ServerConfig::read(&mut env)?;
         let database = DatabaseConfig::read(&mut env)?;
-        let upstream = UpstreamConfig::read(&mut env)?;
+        let upstreams = UpstreamsConfig::read(&mut env)?;
         let money = MoneyConfig::read(&mut env)?;
         let billing = BillingConfig::read(&mut env)?;
         let payments = PaymentsConfig::read(&mut env)?;
         let identity = IdentityConfig::read(&mut env)?;
         let log = LogConfig::read(&mut env)?;
         let shown = env.finish()?;
-        Ok(Self { server, database, upstream, money, billing, payments, identity, log, shown })
+        Ok(Self { server, database, upstreams, money, billing, payments, identity, log, shown })
     }
 
     /// What is in force, secrets masked.
     #[must_use]
-    pub fn shown(&self) -> &[(&'static str, String)] {
+    pub fn shown(&self) -> &[(Name, String)] {
         &self.shown
     }
 
@@ -76,7 +77,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] saying what to set.
     pub fn check_demo(&self) -> Result<(), ConfigError> {
-        if self.upstream.base_url.is_some() {
+        if !self.upstreams.list.is_empty() {
             return Ok(());
         }
         let reason = if self.database.kind == DatabaseKind::Postgres {
@@ -88,7 +89,8 @@ impl Config {
         };
         Err(ConfigError(format!(
             "no upstream is set, and the demo does not run {reason}: \
-             set OPENROUTER_API_KEY, or UPSTREAM_BASE_URL and UPSTREAM_API_KEY"
+             set OPENROUTER_API_KEY, or UPSTREAM_BASE_URL and UPSTREAM_API_KEY, or \
+             TOLLGATE_UPSTREAMS"
         )))
     }
 }

@@ -92,9 +92,10 @@ pub enum Error {
     UpstreamRefused { status: StatusCode },
     #[error("the upstream limits our rate")]
     UpstreamRateLimited { retry_after: Option<HeaderValue> },
-    /// It found the request at fault; its message is meant for the client.
+    /// It found the request at fault; its message is meant for the client. Where it is the model's
+    /// name that it does not know, another upstream may.
     #[error("the upstream found the request at fault: {status}")]
-    UpstreamRejected { status: StatusCode, message: String },
+    UpstreamRejected { status: StatusCode, message: String, is_models: bool },
     #[error("the upstream failed: {status}: {reason}")]
     UpstreamFailed { status: StatusCode, reason: &'static str, retry_after: Option<HeaderValue> },
     #[error("the upstream broke off")]

@@ -5,6 +5,7 @@
 //! called.
 
 // === leaves ===
+pub mod breaker;
 pub mod http;
 pub mod pricing;
 pub mod sse;
@@ -15,6 +16,7 @@ pub mod admission;
 pub mod allowance;
 pub mod auth;
 pub mod catalog;
+pub mod choice;
 pub mod directory;
 pub mod exchange;
 pub mod ledger;
@@ -23,6 +25,7 @@ pub mod reading;
 pub mod settle;
 pub mod tap;
 pub mod upstream;
+pub mod upstreams;
 
 // === what goes on beside requests ===
 pub mod billing;

@@ -5,7 +5,7 @@
 
 mod welcome;
 
-use crate::config::{Config, DatabaseKind, SignupConfig, UpstreamKind};
+use crate::config::{Config, DatabaseKind, SignupConfig, UpstreamConfig, UpstreamKind};
 use crate::models::account::AccountKind;
 use crate::models::ids::InstanceId;
 use crate::models::timestamp::Timestamp;
@@ -23,7 +23,7 @@ use crate::services::recovery::Recovery;
 use crate::services::reports::Reports;
 use crate::services::settle::Settler;
 use crate::services::tokens::Vocabularies;
-use crate::services::upstream::Upstream;
+use crate::services::upstreams::Upstreams;
 use crate::state::App;
 use crate::store::{Store, StoreError};
 use crate::{demo, log};
@@ -73,8 +73,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     } else {
         check(store.as_ref()).await?;
     }
-    let base = upstream_base(&mut config).await?;
-    let (app, writer) = build(config, store, &base).await?;
+    start_demo(&mut config).await?;
+    let (app, writer) = build(config, store).await?;
     let writer = tokio::spawn(writer.run());
     // Only SQLite does it: the lock proves that there are no others.
     app.store.expire_leases_of_others(app.admission.instance).await?;
@@ -124,32 +124,31 @@ fn lock(config: &Config) -> anyhow::Result<Option<File>> {
     }
 }
 
-async fn upstream_base(config: &mut Config) -> anyhow::Result<String> {
-    if let Some(base) = &config.upstream.base_url {
-        return Ok(base.clone());
+/// Without an upstream there is the demo.
+async fn start_demo(config: &mut Config) -> anyhow::Result<()> {
+    let upstreams = &mut config.upstreams;
+    if !upstreams.list.is_empty() {
+        return Ok(());
     }
     tracing::warn!(
         "no upstream is configured: a built-in DEMO answers as model «{}»; \
          set OPENROUTER_API_KEY or UPSTREAM_BASE_URL for a real one",
         demo::MODEL
     );
-    config.upstream.kind = UpstreamKind::OpenAi;
-    demo::start().await
+    let base = demo::start().await?;
+    upstreams.list.push(UpstreamConfig::only(UpstreamKind::OpenAi, base, upstreams.defaults));
+    Ok(())
 }
 
-async fn build(
-    config: Config,
-    store: Arc<dyn Store>,
-    base: &str,
-) -> anyhow::Result<(Arc<App>, Writer)> {
-    let upstream = Arc::new(Upstream::new(&config, base)?);
+async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App>, Writer)> {
+    let upstreams = Arc::new(Upstreams::new(&config.upstreams)?);
     let vocabularies = tokio::task::spawn_blocking(Vocabularies::load).await??;
     let (ledger, writer) = ledger::new(store.clone());
     let money = config.money.clone();
-    let catalog = Catalog::new(upstream.clone(), store.clone(), vocabularies.clone(), money)?;
+    let catalog = Catalog::new(&upstreams, store.clone(), vocabularies.clone(), money)?;
     let catalog = Arc::new(catalog);
     let stop = CancellationToken::new();
-    let settler = settler(&config, upstream, ledger.clone(), stop.clone());
+    let settler = settler(&config, upstreams, ledger.clone(), stop.clone());
     let admission = Admission {
         catalog: catalog.clone(),
         ledger,
@@ -189,17 +188,15 @@ async fn signup_terms(config: &Config, store: &dyn Store) -> anyhow::Result<Sign
 
 fn settler(
     config: &Config,
-    upstream: Arc<Upstream>,
+    upstreams: Arc<Upstreams>,
     ledger: Ledger,
     stop: CancellationToken,
 ) -> Settler {
     Settler {
-        upstream,
+        upstreams,
         ledger,
-        disconnect: config.upstream.disconnect,
-        slow_lookup: config.upstream.slow_lookup,
-        slow_lookup_every: config.upstream.slow_lookup_every,
-        drain_wait: config.upstream.disconnect_drain,
+        slow_lookup: config.upstreams.slow_lookup,
+        slow_lookup_every: config.upstreams.slow_lookup_every,
         note_wait: config.database.wait,
         drains: Arc::new(Semaphore::new(DRAINS_MAX)),
         tasks: TaskTracker::new(),

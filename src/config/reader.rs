@@ -3,6 +3,7 @@
 
 use super::{ConfigError, listed};
 use secrecy::SecretString;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -10,8 +11,11 @@ use std::time::Duration;
 
 pub struct Reader {
     variables: BTreeMap<String, String>,
-    shown: Vec<(&'static str, String)>,
+    shown: Vec<(Name, String)>,
 }
+
+/// Of a variable, or of a member of a file that a variable names.
+pub type Name = Cow<'static, str>;
 
 /// Longest wait that can be set: a day. Larger numbers are typing errors.
 const SECONDS_MAX: u64 = 86_400;
@@ -37,7 +41,7 @@ impl Reader {
     }
 
     /// What was read; an error when one of our variables was not.
-    pub fn finish(self) -> Result<Vec<(&'static str, String)>, ConfigError> {
+    pub fn finish(self) -> Result<Vec<(Name, String)>, ConfigError> {
         let known = |name: &str| self.shown.iter().any(|(read, _)| *read == name);
         let ours = self.variables.keys().filter(|name| name.starts_with("TOLLGATE_"));
         // Variables of the test environment are not the program's.
@@ -52,20 +56,20 @@ impl Reader {
 
     pub fn optional(&mut self, name: &'static str) -> Option<String> {
         let value = self.variables.get(name).cloned();
-        self.shown.push((name, value.clone().unwrap_or_default()));
+        self.show(name, value.clone().unwrap_or_default());
         value
     }
 
     pub fn text(&mut self, name: &'static str, default: &str) -> String {
         let value = self.variables.get(name).cloned().unwrap_or_else(|| default.to_owned());
-        self.shown.push((name, value.clone()));
+        self.show(name, value.clone());
         value
     }
 
     pub fn secret(&mut self, name: &'static str) -> Option<SecretString> {
         let value = self.variables.get(name).cloned();
         let shown = if value.is_some() { "***" } else { "" };
-        self.shown.push((name, shown.to_owned()));
+        self.show(name, shown.to_owned());
         value.map(SecretString::from)
     }
 
@@ -73,8 +77,26 @@ impl Reader {
     pub fn secrets(&mut self, name: &'static str) -> Vec<String> {
         let text = self.variables.get(name).cloned().unwrap_or_default();
         let secrets: Vec<String> = listed(&text).map(str::to_owned).collect();
-        self.shown.push((name, vec!["***"; secrets.len()].join(",")));
+        self.show(name, vec!["***"; secrets.len()].join(","));
         secrets
+    }
+
+    /// A secret whose variable is named in a file.
+    pub fn secret_named(&mut self, name: &str) -> Option<SecretString> {
+        let value = self.variables.get(name).cloned()?;
+        if self.shown.iter().all(|(read, _)| read != name) {
+            self.show(name.to_owned(), "***".to_owned());
+        }
+        Some(SecretString::from(value))
+    }
+
+    pub fn is_set(&self, name: &str) -> bool {
+        self.variables.contains_key(name)
+    }
+
+    /// Remembers what is in force.
+    pub fn show(&mut self, name: impl Into<Name>, value: String) {
+        self.shown.push((name.into(), value));
     }
 
     /// A text that may hold a password: masked unless it is the default.
@@ -84,7 +106,7 @@ impl Reader {
             Some(value) => format!("{}:***", value.split(':').next().unwrap_or_default()),
             None => default.to_owned(),
         };
-        self.shown.push((name, shown));
+        self.show(name, shown);
         SecretString::from(given.unwrap_or_else(|| default.to_owned()))
     }
 

@@ -1,13 +1,12 @@
 //! `POST /v1/chat/completions`.
 
-use crate::config::UpstreamConfig;
 use crate::controllers::extract::{IdempotencyKey, JsonBody};
 use crate::error::{Error, insert_room};
 use crate::models::ids::RequestId;
 use crate::models::openai::request::ChatRequest;
 use crate::services::admission::Caller;
 use crate::services::auth::Principal;
-use crate::services::exchange::{Exchange, Form};
+use crate::services::exchange::{Answer, Exchange};
 use crate::services::meter::{Meter, MeterTerms};
 use crate::state::App;
 use axum::body::Body;
@@ -32,10 +31,13 @@ pub async fn create(
     let caller = Caller { id, principal: &principal, idempotency_key: idempotency_key.0 };
     let admitted = app.admission.admit(caller, &request, &body).await?;
     let (cap, room) = (admitted.lowered_cap(), admitted.room());
-    let (exchange, form) = admitted.forward().await?;
-    let mut response = match form {
-        Form::Events => stream(&app, exchange),
-        Form::Document => document(&app, exchange).await?,
+    let (mut exchange, answer) = admitted.forward().await?;
+    let mut response = match answer {
+        Answer::Events => stream(&app, exchange),
+        Answer::Document(document) => {
+            exchange.complete();
+            ([(CONTENT_TYPE, "application/json")], document).into_response()
+        }
     };
     if let Some(cap) = cap {
         response.headers_mut().insert(COMPLETION_CAP, HeaderValue::from(cap));
@@ -48,8 +50,7 @@ pub async fn create(
 const COMPLETION_CAP: HeaderName = HeaderName::from_static("x-tollgate-completion-tokens-max");
 
 fn stream(app: &App, exchange: Exchange) -> Response {
-    let UpstreamConfig { idle, stream, .. } = app.config.upstream;
-    let terms = MeterTerms { idle, whole: stream };
+    let terms = MeterTerms { idle: exchange.idle(), whole: app.config.upstreams.stream };
     let meter = Meter::new(exchange, terms, app.stop.clone());
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream; charset=utf-8"),
@@ -58,17 +59,4 @@ fn stream(app: &App, exchange: Exchange) -> Response {
         ("x-accel-buffering", "no"),
     ];
     (headers, Body::new(meter)).into_response()
-}
-
-async fn document(app: &App, mut exchange: Exchange) -> Result<Response, Error> {
-    match exchange.document(app.config.upstream.idle).await {
-        Ok(document) => {
-            exchange.complete();
-            Ok(([(CONTENT_TYPE, "application/json")], document).into_response())
-        }
-        Err(error) => {
-            exchange.void(&error);
-            Err(error)
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! `GET /healthz` (the process lives) and `GET /readyz` (it wants work).
 //!
-//! Invariant: liveness asks nothing of the database or the upstream: restarting would not mend
-//! them.
+//! Invariants: liveness asks nothing of the database or an upstream: restarting would not mend
+//! them. Readiness does not look at how upstreams are either: every process would leave at once,
+//! and a client would hear less from a load balancer than from us.
 
 use crate::state::App;
 use axum::Json;

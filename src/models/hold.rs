@@ -3,6 +3,7 @@
 //! Invariant: a hold row is open; a closed one is gone and its usage record says how it ended. It
 //! carries all that recovery needs when the process that placed it is dead.
 
+use super::attempt::Attempts;
 use super::ids::{AccountId, ApiKeyId, InstanceId, RequestId, UserId};
 use super::limits::{Counted, Subject};
 use super::money::{NanoUsd, Tokens};
@@ -22,6 +23,7 @@ pub struct Hold {
     pub amount_nusd: NanoUsd,
     pub owner: InstanceId,
     pub lease_expires_at: Timestamp,
+    /// Name of the one that the request is at.
     pub upstream: String,
     pub model: String,
     pub price_id: String,
@@ -38,6 +40,9 @@ pub struct Hold {
     pub placed_at: Timestamp,
     #[serde(flatten)]
     pub counted: Counted,
+    /// The calls that failed before the one that it is at.
+    #[serde(default, skip_serializing_if = "Attempts::is_empty")]
+    pub tried: Attempts,
 }
 
 /// An estimated request whose upstream may still tell the truth.
@@ -106,10 +111,11 @@ impl Hold {
             shortfall_nusd: NanoUsd::ZERO,
             hold_nusd: self.amount_nusd,
             price_id: self.price_id.clone(),
-            attempts: 1,
+            attempts: i64::try_from(self.tried.0.len()).unwrap_or(i64::MAX).saturating_add(1),
             started_at: self.placed_at,
             first_byte_at: None,
             ended_at,
+            tried: self.tried.clone(),
         }
     }
 

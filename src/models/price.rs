@@ -20,6 +20,9 @@ pub struct Terms {
     pub model: String,
     /// Whose accounts it is for; empty: all that have no price of their plan's own.
     pub plan: String,
+    /// Whose costs it is made from, where there are several; empty: it is for whoever answers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub upstream: String,
     pub rule: Rule,
     pub markup_ppm: Markup,
     pub rates: Rates,

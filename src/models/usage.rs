@@ -3,6 +3,7 @@
 //! Invariant: cached and cache-write tokens are parts of the prompt's, reasoning tokens are part of
 //! the completion's; nothing ever adds a part to its whole.
 
+use super::attempt::Attempts;
 use super::ids::{AccountId, ApiKeyId, RequestId, UserId};
 use super::money::{NanoUsd, Tokens};
 use super::timestamp::Timestamp;
@@ -83,6 +84,7 @@ pub struct UsageRecord {
     /// of older records stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
+    /// Name of the one that answered, or was called last.
     pub upstream: String,
     pub model: String,
     pub model_served: Option<String>,
@@ -123,6 +125,10 @@ pub struct UsageRecord {
     pub started_at: Timestamp,
     pub first_byte_at: Option<Timestamp>,
     pub ended_at: Timestamp,
+    /// Every call, where there was more to it than one answer. Left out where there was not, so
+    /// that the hashes of older records stay as they are.
+    #[serde(default, skip_serializing_if = "Attempts::is_empty")]
+    pub tried: Attempts,
 }
 
 /// What was learnt of a request after its usage record was written.

@@ -5,18 +5,19 @@
 //! reaches the client before [`Admitted::forward`] has seen it committed. The check in memory only
 //! decides whether the upstream call may overlap with the commit; the ledger decides the rest.
 
-use crate::config::{Config, UpstreamKind};
+use crate::config::Config;
 use crate::error::Error;
+use crate::models::attempt::Attempts;
 use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
 use crate::models::limits::{Counted, LimitsInForce, Room};
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::openai::request::ChatRequest;
-use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
 use crate::services::auth::Principal;
 use crate::services::catalog::{Catalog, Model};
-use crate::services::exchange::{Exchange, Form};
+use crate::services::choice::{self, Candidate};
+use crate::services::exchange::{Answer as Begun, Exchange, Trip};
 use crate::services::ledger::{Answer, Failed, Ledger};
 use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
@@ -38,7 +39,6 @@ pub struct Admission {
 /// What holds are made with.
 #[derive(Clone, Copy, Debug)]
 pub struct HoldTerms {
-    pub upstream: UpstreamKind,
     pub completion_tokens_max: Tokens,
     pub lease: Duration,
     pub database_wait: Duration,
@@ -51,12 +51,12 @@ pub struct Caller<'a> {
     pub idempotency_key: Option<String>,
 }
 
-/// A request whose hold is on its way, and the body that the upstream will get.
+/// A request whose hold is on its way, and where it may go.
 #[must_use]
 pub struct Admitted {
     exchange: Exchange,
     commit: Commit,
-    body: Bytes,
+    trip: Trip,
     lowered_cap: Option<i64>,
     room: Room,
 }
@@ -98,7 +98,6 @@ impl HoldTerms {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         Self {
-            upstream: config.upstream.kind,
             completion_tokens_max: Tokens(config.money.completion_tokens_max),
             lease: config.database.lease,
             database_wait: config.database.wait,
@@ -118,11 +117,13 @@ impl Admission {
         request: &ChatRequest<'_>,
         body: &Bytes,
     ) -> Result<Admitted, Error> {
-        let (model, price) = self.priced_model(caller.principal, request)?;
+        let (model, candidates) = self.candidates(&caller, request)?;
+        let (first, others) = candidates.split_first().ok_or_else(|| not_priced(&model))?;
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
         let has_key_limits = caller.principal.has_key_limits;
-        let size = self.size(caller.principal, request, &model, &price);
-        let placement = self.placement(caller, request, &size, &model, &price)?;
+        let size = self.size(caller.principal, request, &model, &candidates);
+        let worst = size.worst_case(first, others, request);
+        let placement = self.placement(caller, request, &size, &model, first, &worst)?;
         let hold = placement.hold.clone();
         let is_limited = has_key_limits || !size.limits.is_none();
         let is_comfortable = !is_limited && self.is_comfortable(&hold);
@@ -132,46 +133,49 @@ impl Admission {
         let (user, wanted) = (hold.account_id.to_string(), hold.amount_nusd);
         let open = OpenHold {
             hold,
-            price: price.clone(),
+            upstream: first.upstream.clone(),
+            price: first.price.clone(),
             tokenizer: self.vocabularies.for_model(&request.model),
             request: body.clone(),
             upstream_status: None,
             attempts: 0,
+            tried: Attempts::default(),
+            attempt_began: None,
+            has_moved: false,
             cost_header: None,
             first_byte_at: None,
             slot: Some(slot),
             settler: self.settler.clone(),
         };
-        let mut admitted = Admitted {
-            exchange: Exchange::new(open, request),
-            commit: Commit::Waiting { answer: placed, wait: self.terms.database_wait, model },
-            body: Bytes::new(),
-            lowered_cap: None,
-            room: Room::default(),
-        };
-        let held = if is_comfortable { wanted } else { admitted.committed().await? };
-        let cap = affordable(request, &size, &price, held);
-        if let Some(tokens) = cap.sent {
-            admitted.exchange.capped(tokens);
+        let (mut exchange, wait) = (Exchange::new(open, request), self.terms.database_wait);
+        let mut commit = Commit::Waiting { answer: placed, wait, model };
+        let (mut held, mut room) = (wanted, Room::default());
+        if !is_comfortable {
+            (held, room) = commit.committed(&mut exchange).await?;
         }
-        admitted.lowered_cap = cap.lowered;
-        admitted.body = Bytes::from(request.forwarded(&user, cap.sent, self.cap_member()));
-        Ok(admitted)
+        let cap = affordable(request, &size, &worst, held);
+        if let Some(tokens) = cap.sent {
+            exchange.capped(tokens);
+        }
+        let trip = Trip::new(first, others.iter().cloned(), request, user, cap.sent);
+        Ok(Admitted { exchange, commit, trip, lowered_cap: cap.lowered, room })
     }
 
-    fn priced_model(
+    /// Who serves the model at a known price, in the order in which they are to be tried.
+    fn candidates(
         &self,
-        principal: &Principal,
+        caller: &Caller<'_>,
         request: &ChatRequest<'_>,
-    ) -> Result<(Arc<Model>, Arc<Price>), Error> {
+    ) -> Result<(Arc<Model>, Vec<Candidate>), Error> {
         let model = self.catalog.model(&request.model)?;
-        if !principal.allows(&model.id) {
+        if !caller.principal.allows(&model.id) {
             return Err(Error::ModelNotAllowed { model: model.id.clone() });
         }
-        match model.price(principal.plan.as_deref()) {
-            Some(price) => Ok((model.clone(), price.clone())),
-            None => Err(Error::ModelNotPriced { model: model.id.clone() }),
-        }
+        let candidates = model.candidates(caller.principal.plan.as_deref());
+        // The random part of the id.
+        let (_, seed) = caller.id.0.as_u64_pair();
+        let candidates = choice::in_order(candidates, &model.id, seed);
+        Ok((model, candidates))
     }
 
     fn size(
@@ -179,14 +183,15 @@ impl Admission {
         principal: &Principal,
         request: &ChatRequest<'_>,
         model: &Model,
-        price: &Price,
+        candidates: &[Candidate],
     ) -> Size {
         let limits = principal.limits(self.catalog.plan_rates(principal.plan.as_deref()));
         let prompt = prompt_estimate(request);
         let wanted = self.completion_max(request, model);
         let fitting = fitting(&limits, prompt, request).filter(|fitting| *fitting < wanted);
         let completion = fitting.unwrap_or(wanted);
-        let images = price.terms.has_image_fee().then(|| count_images(request.messages.get()));
+        let has_fee = candidates.iter().any(|to| to.price.terms.has_image_fee());
+        let images = has_fee.then(|| count_images(request.messages.get()));
         let images = images.filter(|images| *images > 0);
         Size { prompt, images, completion, is_fitted: fitting.is_some(), limits }
     }
@@ -197,9 +202,9 @@ impl Admission {
         request: &ChatRequest<'_>,
         size: &Size,
         model: &Model,
-        price: &Price,
+        first: &Candidate,
+        worst: &WorstCase,
     ) -> Result<Placement, Error> {
-        let worst = size.worst_case(price, request);
         let wanted = size.completion;
         let floor = Tokens(wanted.0.min(COMPLETION_TOKENS_FLOOR));
         let amount = |tokens| worst.amount(tokens).map_err(|_| Error::InsufficientQuota);
@@ -212,9 +217,9 @@ impl Admission {
             amount_nusd: amount(wanted)?,
             owner: self.instance,
             lease_expires_at: now.plus(self.terms.lease),
-            upstream: self.terms.upstream.name().to_owned(),
+            upstream: first.upstream.name.clone(),
             model: model.id.clone(),
-            price_id: price.id.clone(),
+            price_id: first.price.id.clone(),
             prompt_tokens_estimate: size.prompt,
             input_images: size.images,
             completion_tokens_seen: Tokens(0),
@@ -223,6 +228,7 @@ impl Admission {
             streamed: request.stream,
             placed_at: now,
             counted: Counted::default(),
+            tried: Attempts::default(),
         };
         let demand = size.demand(request.choices);
         Ok(Placement { hold, floor_nusd: amount(floor)?, demand })
@@ -247,14 +253,6 @@ impl Admission {
                 && snapshot.available.0 / COMFORTABLE_HOLDS >= hold.amount_nusd.0
         })
     }
-
-    /// OpenAI's newer models know the newer name only; the others know the older one.
-    fn cap_member(&self) -> &'static str {
-        match self.terms.upstream {
-            UpstreamKind::OpenAi => "max_completion_tokens",
-            UpstreamKind::OpenRouter | UpstreamKind::LiteLlm => "max_tokens",
-        }
-    }
 }
 
 /// The cap that the upstream gets, and the one the client is told of.
@@ -265,9 +263,8 @@ struct Cap {
 }
 
 /// The cap that what was set aside pays for.
-fn affordable(request: &ChatRequest<'_>, size: &Size, price: &Price, held: NanoUsd) -> Cap {
+fn affordable(request: &ChatRequest<'_>, size: &Size, worst: &WorstCase, held: NanoUsd) -> Cap {
     let Size { completion: wanted, is_fitted, limits, .. } = size;
-    let worst = size.worst_case(price, request);
     if let Some(Tokens(paid)) = worst.tokens(held).filter(|paid| paid < wanted) {
         return Cap { sent: Some(paid), lowered: Some(paid) };
     }
@@ -291,11 +288,17 @@ fn fitting(limits: &LimitsInForce, prompt: Tokens, request: &ChatRequest<'_>) ->
 }
 
 impl Size {
-    fn worst_case<'a>(&self, price: &'a Price, request: &ChatRequest<'_>) -> WorstCase<'a> {
+    /// Whoever answers in the end.
+    fn worst_case(
+        &self,
+        first: &Candidate,
+        others: &[Candidate],
+        request: &ChatRequest<'_>,
+    ) -> WorstCase {
         let searches = if request.has_fees { SEARCHES_MAX } else { 0 };
-        WorstCase::new(price, self.prompt, request.choices)
-            .with_searches(searches)
-            .with_images(self.images.unwrap_or_default())
+        let of = |to: &Candidate| WorstCase::new(&to.price, self.prompt, request.choices);
+        let dearest = others.iter().map(of).fold(of(first), WorstCase::or);
+        dearest.with_searches(searches).with_images(self.images.unwrap_or_default())
     }
 
     fn demand(&self, choices: i64) -> Option<Demand> {
@@ -323,21 +326,43 @@ impl Admitted {
         self.room
     }
 
-    /// Calls the upstream, and gives the answer's form when the hold is committed as well. An
-    /// exchange that fails here is voided: its client has got nothing.
+    /// Calls upstreams, and gives the answer when the hold is committed as well. An exchange that
+    /// fails here is voided: its client has got nothing.
     ///
     /// # Errors
     /// The upstream's, or why the hold does not stand.
-    pub async fn forward(self) -> Result<(Exchange, Form), Error> {
-        let Self { mut exchange, mut commit, body, .. } = self;
+    pub async fn forward(self) -> Result<(Exchange, Begun), Error> {
+        let Self { mut exchange, mut commit, trip, .. } = self;
         // Whichever fails first ends the other: a refused hold drops the upstream call.
-        let both = futures::future::try_join(exchange.call(body), commit.wait()).await;
+        let both = futures::future::try_join(exchange.call(trip), commit.wait()).await;
         match both {
-            Ok((form, held)) => {
+            Ok((answer, held)) => {
                 if let Some(Placed { amount, .. }) = held {
                     exchange.held(amount);
                 }
-                Ok((exchange, form))
+                Ok((exchange, answer))
+            }
+            Err(error) => {
+                exchange.void(&error);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn not_priced(model: &Model) -> Error {
+    Error::ModelNotPriced { model: model.id.clone() }
+}
+
+impl Commit {
+    /// Waits for the hold before anything leaves; what was set aside, and what is left of limits.
+    async fn committed(&mut self, exchange: &mut Exchange) -> Result<(NanoUsd, Room), Error> {
+        match self.wait().await {
+            Ok(placed) => {
+                let placed = placed.map(|placed| (placed.amount, placed.room));
+                let (held, room) = placed.unwrap_or_default();
+                exchange.held(held);
+                Ok((held, room))
             }
             Err(error) => {
                 exchange.void(&error);
@@ -346,25 +371,6 @@ impl Admitted {
         }
     }
 
-    /// Waits for the hold; what was set aside.
-    async fn committed(&mut self) -> Result<NanoUsd, Error> {
-        match self.commit.wait().await {
-            Ok(placed) => {
-                let (held, room) =
-                    placed.map(|placed| (placed.amount, placed.room)).unwrap_or_default();
-                self.exchange.held(held);
-                self.room = room;
-                Ok(held)
-            }
-            Err(error) => {
-                self.exchange.void(&error);
-                Err(error)
-            }
-        }
-    }
-}
-
-impl Commit {
     /// What was placed, when it has just been told.
     async fn wait(&mut self) -> Result<Option<Placed>, Error> {
         let Self::Waiting { answer, wait, model } = self else { return Ok(None) };

@@ -55,6 +55,12 @@ impl Allowance {
         self.paid = tokens.map(|tokens| tokens.0);
     }
 
+    /// Another upstream answers, at its price.
+    pub fn reprice(&mut self, price: Arc<Price>, held: NanoUsd) {
+        self.price = price;
+        self.set(held);
+    }
+
     /// The upstream was told to say so much at most, for each choice.
     pub fn cap(&mut self, tokens: i64) {
         self.cap = Some(tokens.saturating_mul(self.choices));

@@ -5,9 +5,9 @@
 //! this. `worker` takes, sends and acknowledges; `queue` is what the store does for that; the rest
 //! are the sinks.
 
-mod breaker;
 mod exporter;
 mod openmeter;
+mod pace;
 pub mod payments;
 mod queue;
 pub mod stripe;

@@ -1,9 +1,11 @@
-//! The models: the upstream's list with each model's price, cached, refreshed behind the scenes.
+//! The models: the upstreams' lists in one, with each model's prices, cached, refreshed behind the
+//! scenes.
 //!
-//! Invariants: a request never waits for the upstream's list; a list that cannot be fetched leaves
+//! Invariants: a request never waits for an upstream's list; a list that cannot be fetched leaves
 //! the last one in force; a price is in the store before a request is made with it. Which upstream
-//! says what, and how the operator's table overrides it, is in `sources`.
+//! says what is in `sources`; one state of the whole is in `listing`.
 
+mod listing;
 mod plans;
 mod sources;
 mod table;
@@ -11,33 +13,34 @@ mod table;
 use crate::config::MoneyConfig;
 use crate::error::Error;
 use crate::models::limits::LimitsInForce;
-use crate::models::money::Markup;
-use crate::models::price::{Price, Rule, Terms};
+use crate::models::price::Terms;
 use crate::models::timestamp::Timestamp;
 use crate::services::tokens::Vocabularies;
-use crate::services::upstream::Upstream;
+use crate::services::upstreams::Upstreams;
 use crate::store::Store;
-use async_openai::types::models::{ListModelResponse, Model as WireModel};
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use listing::Listing;
 use serde::Serialize;
-use sources::Offer;
-use std::collections::HashMap;
+use sources::{Offer, Source};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use listing::Model;
 pub use plans::PlanInForce;
 pub use table::{OperatorTable, Plan};
 
 pub struct Catalog {
-    upstream: Arc<Upstream>,
     store: Arc<dyn Store>,
     vocabularies: Vocabularies,
     money: MoneyConfig,
     operator: RwLock<Arc<Operator>>,
-    /// The upstream's newest; locked while a list is made of it.
-    offers: Mutex<Vec<Offer>>,
+    /// The upstreams' newest; locked while a list is made of it.
+    sources: Mutex<Vec<Source>>,
     look_again: Notify,
     listing: RwLock<Arc<Listing>>,
     is_filled: watch::Sender<bool>,
@@ -50,30 +53,10 @@ struct Operator {
     table: OperatorTable,
 }
 
-/// One state of the list.
-#[derive(Default)]
-struct Listing {
-    models: HashMap<String, Arc<Model>>,
-    json: Bytes,
-}
-
-/// A model that can be asked for.
-pub struct Model {
-    pub id: String,
-    /// `None`: its price is not known, and it is refused.
-    price: Option<Arc<Price>>,
-    /// For accounts of a plan whose price differs.
-    plan_prices: HashMap<String, Arc<Price>>,
-    /// The most that it can answer, when the upstream says so.
-    pub completion_tokens_max: Option<i64>,
-    /// As `GET /v1/models/{id}` shows it.
-    pub json: Bytes,
-}
-
 /// A price as it is shown to whoever runs this.
 #[derive(Serialize)]
 pub struct PriceInForce {
-    /// Model and plan.
+    /// Model and plan, and the upstream where there are several.
     pub key: String,
     /// Of the version, as usage records name it.
     pub id: String,
@@ -82,9 +65,16 @@ pub struct PriceInForce {
 }
 
 const WELL_KNOWN_MODEL: &str = "openai/gpt-4o-mini";
-const REFRESH_EVERY: Duration = Duration::from_secs(300);
-const RETRY_FIRST: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Lists under way, with their sources' places.
+type Fetching = FuturesUnordered<BoxFuture<'static, (usize, Result<Vec<Offer>, Error>)>>;
+
+/// Lists that come within so long of each other are taken together: one that hangs does not keep
+/// the others' models from being served.
+const TOGETHER_WAIT: Duration = Duration::from_secs(5);
+/// The list is made anew this often at least.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// After the store has failed.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Catalog {
     /// An empty catalog; [`Catalog::run`] fills it.
@@ -92,7 +82,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Internal`] when the operator's prices cannot be read.
     pub fn new(
-        upstream: Arc<Upstream>,
+        upstreams: &Upstreams,
         store: Arc<dyn Store>,
         vocabularies: Vocabularies,
         money: MoneyConfig,
@@ -101,12 +91,11 @@ impl Catalog {
             .map_err(|error| Error::Internal(error.to_string()))?;
         let operator = RwLock::new(Arc::new(Operator { version: None, table }));
         Ok(Self {
-            upstream,
             store,
             vocabularies,
             money,
             operator,
-            offers: Mutex::default(),
+            sources: Mutex::new(upstreams.all().iter().cloned().map(Source::new).collect()),
             look_again: Notify::new(),
             listing: RwLock::default(),
             is_filled: watch::Sender::new(false),
@@ -115,18 +104,12 @@ impl Catalog {
 
     /// Keeps the list fresh until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
-        let mut pause = RETRY_FIRST;
         loop {
             let wait = match self.refresh().await {
-                Ok(()) => {
-                    pause = RETRY_FIRST;
-                    self.until_next_change().min(REFRESH_EVERY)
-                }
+                Ok(due) => self.until_next_change().min(due),
                 Err(error) => {
                     tracing::warn!("the model list could not be refreshed: {error}");
-                    let wait = pause;
-                    pause = (pause * 2).min(RETRY_MAX);
-                    wait
+                    STORE_PAUSE
                 }
             };
             let version = self.operator().version;
@@ -138,20 +121,40 @@ impl Catalog {
         }
     }
 
-    /// Fetches the list once.
-    ///
-    /// # Errors
-    /// The upstream's or the store's.
-    pub async fn refresh(&self) -> Result<(), Error> {
+    /// Fetches the lists that are due, and makes one of all; gives the time until the next is due.
+    async fn refresh(&self) -> Result<Duration, Error> {
         self.take_table().await?;
-        let fetched = sources::fetch(&self.upstream).await?;
-        if fetched.is_empty() {
-            // An upstream in trouble; the list before it is worth more.
-            return Err(Error::UpstreamUnavailable("an empty model list".to_owned()));
+        let mut fetching = self.fetching().await;
+        // Once also when none is due: a price may begin to count, or the store is back.
+        loop {
+            let in_time = tokio::time::sleep(TOGETHER_WAIT);
+            let fetched: Vec<_> = fetching.by_ref().take_until(in_time).collect().await;
+            let mut sources = self.sources.lock().await;
+            for (place, offers) in fetched {
+                if let Some(source) = sources.get_mut(place) {
+                    source.take(offers);
+                }
+            }
+            if sources.iter().any(Source::has_offers) {
+                self.relist(&sources, self.operator()).await?;
+            }
+            if fetching.is_empty() {
+                let now = Instant::now();
+                let due = sources.iter().map(|source| source.wait(now)).min();
+                return Ok(due.unwrap_or(LOOK_EVERY));
+            }
         }
-        let mut offers = self.offers.lock().await;
-        *offers = fetched;
-        self.relist(&offers, self.operator()).await
+    }
+
+    /// Asks for the lists that are due. Nobody waits for it who sets a table meanwhile.
+    async fn fetching(&self) -> Fetching {
+        let (sources, now) = (self.sources.lock().await, Instant::now());
+        let due = sources.iter().enumerate().filter(|(_, source)| source.is_due(now));
+        let asked = due.map(|(place, source)| {
+            let upstream = source.upstream.clone();
+            async move { (place, sources::fetch(&upstream).await) }.boxed()
+        });
+        asked.collect()
     }
 
     /// Puts the table in force that was set while running, unless there is a file.
@@ -162,25 +165,25 @@ impl Catalog {
         if self.money.prices.is_some() {
             return Ok(());
         }
-        let offers = self.offers.lock().await;
         let stored = self.store.price_table().await?;
         let Some(stored) = stored.filter(|it| self.operator().version != Some(it.version)) else {
             return Ok(());
         };
         let table = OperatorTable::parse(&stored.text).map_err(Error::Internal)?;
         let operator = Arc::new(Operator { version: Some(stored.version), table });
-        if offers.is_empty() {
+        let sources = self.sources.lock().await;
+        if !sources.iter().any(Source::has_offers) {
             // There is no list yet; its plans are known.
             self.put_in_force(operator);
             return Ok(());
         }
-        self.relist(&offers, operator).await
+        self.relist(&sources, operator).await
     }
 
     /// Makes a new list; a price is written down before it can be asked for.
-    async fn relist(&self, offers: &[Offer], operator: Arc<Operator>) -> Result<(), Error> {
-        let listing = self.list(offers, &operator.table)?;
-        let prices: Vec<_> = listing.models.values().flat_map(|model| model.prices()).collect();
+    async fn relist(&self, sources: &[Source], operator: Arc<Operator>) -> Result<(), Error> {
+        let listing = Listing::new(sources, &operator.table, self.money.markup)?;
+        let prices = listing.prices();
         self.store.put_prices(&prices, Timestamp::now()).await?;
         self.load_vocabularies(&listing).await?;
         tracing::info!(models = listing.models.len(), priced = prices.len(), "model list");
@@ -231,7 +234,7 @@ impl Catalog {
 
     fn until_next_change(&self) -> Duration {
         let now = Timestamp::now();
-        self.operator().table.next_change(now).map_or(REFRESH_EVERY, |at| at.since(now))
+        self.operator().table.next_change(now).map_or(LOOK_EVERY, |at| at.since(now))
     }
 
     /// Returns when there has been a list.
@@ -268,7 +271,7 @@ impl Catalog {
     #[must_use]
     pub fn example(&self) -> String {
         let listing = self.current();
-        let priced = listing.models.values().filter(|model| model.price.is_some());
+        let priced = listing.models.values().filter(|model| !model.candidates(None).is_empty());
         let mut names: Vec<&str> = priced.map(|model| model.id.as_str()).collect();
         names.sort_unstable();
         let known = names.iter().find(|name| **name == WELL_KNOWN_MODEL);
@@ -284,10 +287,11 @@ impl Catalog {
             return Err(Error::NoModels);
         }
         let listing = self.current();
-        let prices = listing.models.values().flat_map(|model| model.prices());
-        let mut rows: Vec<_> = prices
+        let mut rows: Vec<_> = listing
+            .prices()
+            .into_iter()
             .map(|price| PriceInForce {
-                key: format!("{}:{}", price.terms.model, price.terms.plan),
+                key: key(&price.terms),
                 id: price.id.clone(),
                 terms: price.terms.clone(),
             })
@@ -309,48 +313,6 @@ impl Catalog {
         self.listing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn list(&self, offers: &[Offer], operator: &OperatorTable) -> Result<Listing, Error> {
-        let wire: Vec<WireModel> = offers.iter().map(Offer::wire).collect();
-        let list = ListModelResponse { object: "list".to_owned(), data: wire.clone() };
-        let mut models = HashMap::with_capacity(offers.len());
-        for (offer, wire) in offers.iter().zip(wire) {
-            let model = Model {
-                id: offer.id.clone(),
-                price: self.price(operator, offer, ""),
-                plan_prices: self.plan_prices(operator, offer),
-                completion_tokens_max: offer.completion_tokens_max,
-                json: to_json(&wire)?,
-            };
-            models.insert(offer.id.clone(), Arc::new(model));
-        }
-        Ok(Listing { models, json: to_json(&list)? })
-    }
-
-    /// The operator's table first: it says retail prices. Else the upstream's price and a markup.
-    fn price(&self, operator: &OperatorTable, offer: &Offer, plan: &str) -> Option<Arc<Price>> {
-        let (model, plan) = (offer.id.clone(), plan.to_owned());
-        let terms = match operator.rates(&model, &plan, Timestamp::now()) {
-            Some(rates) => {
-                let (rule, markup_ppm) = (Rule::List, Markup::NONE);
-                Terms { model, plan, rule, markup_ppm, rates, overrides: vec![] }
-            }
-            None => Terms {
-                markup_ppm: operator.markup(&model, &plan).unwrap_or(self.money.markup),
-                model,
-                plan,
-                rule: Rule::CostPlus,
-                rates: offer.rates?,
-                overrides: offer.overrides.clone(),
-            },
-        };
-        Some(Arc::new(Price::new(terms)))
-    }
-
-    fn plan_prices(&self, operator: &OperatorTable, offer: &Offer) -> HashMap<String, Arc<Price>> {
-        let priced = |plan: &str| Some((plan.to_owned(), self.price(operator, offer, plan)?));
-        operator.plans().filter_map(priced).collect()
-    }
-
     /// Reading a vocabulary takes a good part of a second: off the async threads.
     async fn load_vocabularies(&self, listing: &Listing) -> Result<(), Error> {
         let vocabularies = self.vocabularies.clone();
@@ -362,20 +324,11 @@ impl Catalog {
     }
 }
 
-impl Model {
-    /// What it costs an account of this plan.
-    #[must_use]
-    pub fn price(&self, plan: Option<&str>) -> Option<&Arc<Price>> {
-        plan.and_then(|plan| self.plan_prices.get(plan)).or(self.price.as_ref())
+fn key(terms: &Terms) -> String {
+    let Terms { model, plan, upstream, .. } = terms;
+    if upstream.is_empty() {
+        format!("{model}:{plan}")
+    } else {
+        format!("{model}:{plan}:{upstream}")
     }
-
-    fn prices(&self) -> impl Iterator<Item = Arc<Price>> {
-        self.price.iter().chain(self.plan_prices.values()).cloned()
-    }
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> Result<Bytes, Error> {
-    serde_json::to_vec(value)
-        .map(Bytes::from)
-        .map_err(|error| Error::Internal(format!("writing a model as JSON: {error}")))
 }

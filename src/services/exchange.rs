@@ -4,6 +4,7 @@
 //! consumes what it holds; dropping it before that means that the client has gone. Then the rest
 //! is decided by policy, on a task of its own, because `Drop` only hands over.
 
+mod attempts;
 mod drain;
 
 use crate::config::UpstreamKind;
@@ -20,6 +21,7 @@ use crate::services::settle::OpenHold;
 use crate::services::tap::{self, Finish, Tap};
 use crate::services::upstream::{Call, cost_header, generation_id};
 use crate::store::Extension;
+pub use attempts::Trip;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
@@ -47,6 +49,8 @@ struct Live {
     is_streamed: bool,
     /// What has come of a plain answer. Kept here, so that a drain goes on where the client left.
     document: BytesMut,
+    /// A stream's first frame, read to see whether there is an answer.
+    peeked: Option<Bytes>,
     noted_at: Instant,
     noted_tokens: i64,
     allowance: Allowance,
@@ -63,9 +67,17 @@ enum Leg {
     Over,
 }
 
+/// What the client gets.
+pub enum Answer {
+    /// By way of the meter.
+    Events,
+    /// As it is.
+    Document(Bytes),
+}
+
 /// What the upstream answers with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+enum Form {
     Events,
     Document,
 }
@@ -88,13 +100,14 @@ impl Exchange {
         let is_streamed = request.stream;
         let (leg, noted_at) = (Leg::NotCalled, Instant::now());
         let document = BytesMut::new();
-        let (noted_tokens, noting) = (0, None);
+        let (noted_tokens, noting, peeked) = (0, None, None);
         let live = Live {
             open,
             leg,
             tap,
             is_streamed,
             document,
+            peeked,
             noted_at,
             noted_tokens,
             allowance,
@@ -103,34 +116,18 @@ impl Exchange {
         Self { live: Some(Box::new(live)), noting: None }
     }
 
-    /// Calls the upstream and waits for its answer's head; again where that may help.
+    /// Calls upstreams until one of them answers. A plain answer is whole then.
     ///
     /// # Errors
-    /// What the upstream says, or that it says nothing.
-    pub async fn call(&mut self, body: Bytes) -> Result<Form, Error> {
-        let live = self.live()?;
-        live.open.settler.upstream.retries.deposit();
-        loop {
-            live.open.attempts = live.open.attempts.saturating_add(1);
-            live.leg = Leg::Calling(live.open.settler.upstream.chat(body.clone()));
-            let error = match live.answered().await {
-                Ok(form) => return Ok(form),
-                Err(error) => error,
-            };
-            let Some(pause) = live.pause_after(&error) else { return Err(error) };
-            tracing::debug!(error.code = error.code(), "calling the upstream again: {error}");
-            // Nothing is under way: a client that leaves now has used nothing.
-            live.leg = Leg::NotCalled;
-            tokio::time::sleep(pause).await;
-        }
+    /// What the upstreams say, or that they say nothing.
+    pub async fn call(&mut self, trip: Trip) -> Result<Answer, Error> {
+        self.live()?.call(trip).await
     }
 
-    /// The whole of a plain answer, as the client gets it.
-    ///
-    /// # Errors
-    /// [`Error::UpstreamFailed`] when it is no completion, or what reading it ended with.
-    pub async fn document(&mut self, idle: Duration) -> Result<Bytes, Error> {
-        self.live()?.document(idle).await
+    /// The longest silence within an answer.
+    #[must_use]
+    pub fn idle(&self) -> Duration {
+        self.live.as_deref().map(|live| live.open.upstream.terms.idle).unwrap_or_default()
     }
 
     /// The hold stands, with this amount.
@@ -214,6 +211,11 @@ impl Exchange {
         self.live.is_none()
     }
 
+    /// What has been read of the upstream's body already, for the meter to begin with.
+    pub fn take_peeked(&mut self) -> Option<Bytes> {
+        self.live.as_deref_mut()?.peeked.take()
+    }
+
     /// The upstream's body, for the meter to poll; the exchange stays open.
     pub fn take_body(&mut self) -> Option<Incoming> {
         let live = self.live.as_deref_mut()?;
@@ -294,7 +296,7 @@ impl Live {
         };
         self.leg = Leg::Reading(body);
         self.open.upstream_status = Some(head.status);
-        if self.open.settler.upstream.kind == UpstreamKind::LiteLlm {
+        if self.open.upstream.kind == UpstreamKind::LiteLlm {
             self.open.cost_header = cost_header(&head.headers);
         }
         if let Some(id) = generation_id(&head.headers) {
@@ -306,12 +308,6 @@ impl Live {
             .get(CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         Ok(if is_events && self.is_streamed { Form::Events } else { Form::Document })
-    }
-
-    fn pause_after(&self, error: &Error) -> Option<Duration> {
-        let open = &self.open;
-        let [.., chance] = *open.hold.request_id.0.as_bytes();
-        open.settler.upstream.retries.pause(open.attempts, error, chance)
     }
 
     fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
@@ -355,7 +351,7 @@ impl Live {
         self.open.hold.generation_id.clone_from(&reading.generation_id);
         let id = reading.generation_id.as_deref();
         let settler = &self.open.settler;
-        if is_first && settler.upstream.kind.has_lookup() {
+        if is_first && self.open.upstream.kind.has_lookup() {
             let answer = self.open.note_surely(id, Tokens(tokens));
             let wait = settler.note_wait;
             self.noting = answer.map(|answer| Box::pin(tokio::time::timeout(wait, answer)));
@@ -373,13 +369,16 @@ impl Live {
         }
         self.leg = Leg::Over;
         std::future::poll_fn(|cx| poll_noted(&mut self.noting, cx)).await;
-        self.open.first_byte_at = Some(Timestamp::now());
         let document = self.document.split().freeze();
         let shown = self.read_document(&document)?;
+        self.open.first_byte_at = Some(Timestamp::now());
         Ok(shown.unwrap_or(document))
     }
 
     async fn next_frame(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
+        if let Some(frame) = self.peeked.take() {
+            return Ok(Some(frame));
+        }
         let Leg::Reading(body) = &mut self.leg else {
             return Ok(None);
         };

@@ -53,11 +53,17 @@ pub async fn ask(
     tokio::time::timeout(wait, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
 }
 
-/// How long a server asks to be left alone: seconds, or until a date.
-/// <https://www.rfc-editor.org/rfc/rfc9110#field.retry-after>
+/// How long a server asks to be left alone.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    asked_pause(headers.get(RETRY_AFTER)?, now)
+}
+
+/// `Retry-After`: seconds, or until a date.
+/// <https://www.rfc-editor.org/rfc/rfc9110#field.retry-after>
+#[must_use]
+pub fn asked_pause(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }

@@ -7,7 +7,7 @@ use crate::models::hold::PendingLookup;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Reported;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{UsageCorrection, Used};
+use crate::models::usage::{UsageCorrection, UsageRecord, Used};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
@@ -57,8 +57,11 @@ impl LateTruths {
             .claim_lookups(now, now.plus(self.settler.slow_lookup_every), LOOKUPS_MAX)
             .await?;
         for lookup in due {
-            match self.settler.upstream.look_up_once(&lookup.generation_id).await {
-                Ok(Some(found)) => self.correct(lookup, found, now).await?,
+            let Some(record) = self.store.usage_record(lookup.request_id).await? else { continue };
+            // Taken out of the configuration: it may be back before this is given up.
+            let Some(upstream) = self.settler.upstreams.get(&record.upstream) else { continue };
+            match upstream.look_up_once(&lookup.generation_id).await {
+                Ok(Some(found)) => self.correct(lookup, record, found, now).await?,
                 Ok(None) => {}
                 Err(error) => tracing::debug!("a late look-up failed: {error}"),
             }
@@ -69,12 +72,10 @@ impl LateTruths {
     async fn correct(
         &self,
         lookup: PendingLookup,
+        record: UsageRecord,
         found: Found,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let Some(record) = self.store.usage_record(lookup.request_id).await? else {
-            return Ok(());
-        };
         let Some(price) = self.store.price(&record.price_id).await? else { return Ok(()) };
         let Reported { tokens, cost_pico } = found.reported;
         let before = record.used();

@@ -63,7 +63,8 @@ impl Meter {
     #[must_use]
     pub fn new(mut exchange: Exchange, terms: MeterTerms, stop: CancellationToken) -> Self {
         let now = Instant::now();
-        Self {
+        let peeked = exchange.take_peeked();
+        let mut meter = Self {
             upstream: exchange.take_body(),
             exchange,
             out: VecDeque::new(),
@@ -73,7 +74,11 @@ impl Meter {
             quiet_since: Some(now),
             ends_at: now + terms.whole,
             stop: Box::pin(stop.cancelled_owned()),
+        };
+        if let Some(frame) = peeked {
+            meter.take(Frame::data(frame));
         }
+        meter
     }
 
     fn take(&mut self, frame: Frame<Bytes>) {

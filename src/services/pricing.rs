@@ -3,7 +3,7 @@
 //! Invariant: token classes are disjoint, a part is never charged on top of its whole, and there is
 //! one rounding per charge (`NanoUsd::from_pico_ceil`).
 
-use crate::models::money::{NanoUsd, OutOfRange, PicoUsd, Tokens};
+use crate::models::money::{Markup, NanoUsd, OutOfRange, PicoUsd, Tokens};
 use crate::models::price::{Price, Rates, Rule, Terms};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::Used;
@@ -30,43 +30,60 @@ const WEB_SEARCH_USUAL: PicoUsd = PicoUsd(20_000_000_000);
 /// A request's price at its worst, in two parts, so that what an account has can be turned into
 /// completion tokens.
 #[derive(Clone, Copy, Debug)]
-pub struct WorstCase<'a> {
-    price: &'a Price,
+pub struct WorstCase {
+    markup: Markup,
     /// Prompt and fees.
     fixed_pico: i128,
     /// One completion token of every choice.
     token_pico: i128,
+    search: PicoUsd,
+    /// In the prompt.
+    picture: PicoUsd,
 }
 
-impl<'a> WorstCase<'a> {
+impl WorstCase {
     /// Every prompt token at its dearest class, under any override that may apply.
     #[must_use]
-    pub fn new(price: &'a Price, prompt: Tokens, choices: i64) -> Self {
-        let possible = || price.terms.every_rates();
+    pub fn new(price: &Price, prompt: Tokens, choices: i64) -> Self {
+        let terms = &price.terms;
+        let possible = || terms.every_rates();
+        let picture = possible().filter_map(|rates| rates.input_image).max();
         let prompt_rate = possible().map(dearest_prompt).max().unwrap_or_default();
         let completion_rate = possible().map(dearest_completion).max().unwrap_or_default();
         let fee = possible().filter_map(|rates| rates.request).max().unwrap_or_default();
         Self {
-            price,
+            markup: terms.markup_ppm,
             // Cannot overflow: products of 64-bit factors.
             fixed_pico: prompt_rate.times(prompt.0) + fee.times(1),
             token_pico: completion_rate.times(choices),
+            search: terms.rates.web_search.unwrap_or(WEB_SEARCH_USUAL),
+            picture: picture.unwrap_or_default(),
+        }
+    }
+
+    /// What covers both, whichever price counts in the end.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            markup: Markup(self.markup.0.max(other.markup.0)),
+            fixed_pico: self.fixed_pico.max(other.fixed_pico),
+            token_pico: self.token_pico.max(other.token_pico),
+            search: self.search.max(other.search),
+            picture: self.picture.max(other.picture),
         }
     }
 
     /// With so many searches on top; at OpenRouter's usual price where the model names none.
     #[must_use]
     pub fn with_searches(mut self, searches: i64) -> Self {
-        let named = self.price.terms.rates.web_search;
-        self.fixed_pico += named.unwrap_or(WEB_SEARCH_USUAL).times(searches);
+        self.fixed_pico += self.search.times(searches);
         self
     }
 
     /// With so many pictures in the prompt.
     #[must_use]
     pub fn with_images(mut self, images: i64) -> Self {
-        let dearest = self.price.terms.every_rates().filter_map(|rates| rates.input_image).max();
-        self.fixed_pico += dearest.unwrap_or_default().times(images);
+        self.fixed_pico += self.picture.times(images);
         self
     }
 
@@ -74,13 +91,13 @@ impl<'a> WorstCase<'a> {
     pub fn amount(&self, completion: Tokens) -> Result<NanoUsd, OutOfRange> {
         let completion = self.token_pico.checked_mul(i128::from(completion.0)).ok_or(OutOfRange)?;
         let pico = completion.checked_add(self.fixed_pico).ok_or(OutOfRange)?;
-        self.price.terms.markup_ppm.apply(pico)
+        self.markup.apply(pico)
     }
 
     /// The completion tokens of every choice that an amount covers; `None`: any number.
     #[must_use]
     pub fn tokens(&self, amount: NanoUsd) -> Option<Tokens> {
-        let markup = i128::from(self.price.terms.markup_ppm.0);
+        let markup = i128::from(self.markup.0);
         let token = self.token_pico.checked_mul(markup).filter(|pico| *pico > 0)?;
         // In pico-USD and millionths, as `Markup::apply` multiplies; rounded down.
         let whole = i128::from(amount.0) * 1_000 * 1_000_000;

@@ -88,7 +88,7 @@ impl Recovery {
         // Claimed under an id of their own, whose lease nobody renews: what is not settled by then
         // is found again. Long enough for the look-ups.
         let claim = InstanceId::generate();
-        let until = now.plus(self.lease + self.settler.upstream.lookup_wait());
+        let until = now.plus(self.lease + self.settler.upstreams.lookup_wait());
         let orphans =
             self.store.claim_orphans(claim, self.instance, now, until, ORPHANS_MAX).await?;
         if orphans.is_empty() {
@@ -109,10 +109,7 @@ impl Recovery {
 }
 
 async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
-    let found = match &hold.generation_id {
-        Some(id) => settler.upstream.look_up(id, &settler.stop).await,
-        None => None,
-    };
+    let found = look_up(settler, &hold).await;
     let price = match store.price(&hold.price_id).await {
         Ok(price) => price,
         Err(error) => {
@@ -125,6 +122,17 @@ async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
     let look_up = settler.look_up_plan(&record);
     let settlement = Settlement { record, look_up };
     settler.ledger.note(LedgerOp::Settle(Box::new(settlement)));
+}
+
+/// Only the upstream that it was sent to knows of it.
+async fn look_up(settler: &Settler, hold: &Hold) -> Option<Found> {
+    let id = hold.generation_id.as_deref()?;
+    let Some(upstream) = settler.upstreams.get(&hold.upstream) else {
+        let name = &hold.upstream;
+        tracing::warn!(request.id = %hold.request_id, "there is no upstream «{name}» to be asked");
+        return None;
+    };
+    upstream.look_up(id, &settler.stop).await
 }
 
 fn record(hold: &Hold, found: Option<Found>, price: Option<&Price>) -> UsageRecord {

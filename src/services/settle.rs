@@ -3,9 +3,12 @@
 //! Invariants: an [`OpenHold`] is consumed by settling or voiding it, so neither can happen twice;
 //! the place in the ledger's queue is part of it, so settling cannot fail for want of room; a
 //! record says where its numbers come from. Which numbers to take is decided here, what they cost
-//! in `pricing`.
+//! in `pricing`; where the request has been, in `attempts`.
+
+mod attempts;
 
 use crate::config::Disconnect;
+use crate::models::attempt::Attempts;
 use crate::models::hold::Hold;
 use crate::models::money::{Tokens, parse_cost_pico};
 use crate::models::openai::answer::Reported;
@@ -18,24 +21,23 @@ use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::tokens::{Count, INLINE_BYTES_MAX, Tokenizer, count_prompt};
 use crate::services::upstream::{Found, Upstream};
-use crate::store::{LedgerOp, LookUpPlan, Note, Settlement};
+use crate::services::upstreams::Upstreams;
+use crate::store::{LedgerOp, LookUpPlan, Moved, Note, Settlement};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// What settling needs besides the hold. One per process.
 pub struct Settler {
-    pub upstream: Arc<Upstream>,
+    pub upstreams: Arc<Upstreams>,
     pub ledger: Ledger,
-    pub disconnect: Disconnect,
-    /// How long the upstream is asked for the truth of what was estimated.
+    /// How long an upstream is asked for the truth of what was estimated.
     pub slow_lookup: Duration,
     pub slow_lookup_every: Duration,
-    pub drain_wait: Duration,
     /// How long a first byte waits for its generation's id to be written down.
     pub note_wait: Duration,
     /// Answers read on for clients that have gone.
@@ -50,14 +52,21 @@ pub struct Settler {
 /// A hold of ours, and the one right to close it.
 #[must_use]
 pub struct OpenHold {
+    /// Its upstream and its price are those that follow.
     pub hold: Hold,
+    pub upstream: Arc<Upstream>,
     pub price: Arc<Price>,
     pub tokenizer: Tokenizer,
     /// The request as it came: its prompt is counted when nobody else does.
     pub request: Bytes,
     pub upstream_status: Option<StatusCode>,
-    /// Calls of the upstream so far.
+    /// Calls so far …
     pub attempts: u32,
+    /// … those that have ended, and when the one that has not began.
+    pub tried: Attempts,
+    pub attempt_began: Option<Instant>,
+    /// It is at another upstream than it was placed for.
+    pub has_moved: bool,
     /// Decimal dollars, from LiteLLM's header.
     pub cost_header: Option<String>,
     pub first_byte_at: Option<Timestamp>,
@@ -80,66 +89,19 @@ impl Settler {
     #[must_use]
     pub fn look_up_plan(&self, record: &UsageRecord) -> Option<LookUpPlan> {
         let is_estimate = matches!(record.source, UsageSource::Counted | UsageSource::Estimated);
+        let upstream = self.upstreams.get(&record.upstream)?;
         // Where the policy is to charge what was counted, the upstream is not asked.
         let is_counted = match record.ending {
             Ending::CutOff => true,
-            Ending::ClientGone => self.disconnect == Disconnect::Count,
+            Ending::ClientGone => upstream.terms.disconnect == Disconnect::Count,
             Ending::Completed | Ending::UpstreamFailed | Ending::Killed => false,
         };
-        let may_ask = self.upstream.kind.has_lookup() && !is_counted;
+        let may_ask = upstream.kind.has_lookup() && !is_counted;
         (is_estimate && may_ask && record.generation_id.is_some()).then(|| LookUpPlan {
             first_at: record.ended_at.plus(self.slow_lookup_every),
             give_up_at: record.ended_at.plus(self.slow_lookup),
         })
     }
-
-    /// What to do with the answer of a client that has gone. Where the provider bills the whole
-    /// answer anyway, reading on costs nothing and tells the numbers.
-    #[must_use]
-    pub fn disconnect(&self, provider: Option<&str>) -> Disconnect {
-        match self.disconnect {
-            Disconnect::Auto if !self.upstream.kind.has_lookup() => Disconnect::Drain,
-            Disconnect::Auto if provider.is_some_and(bills_in_full) => Disconnect::Drain,
-            Disconnect::Auto => Disconnect::Lookup,
-            set => set,
-        }
-    }
-}
-
-/// Providers that go on and bill when OpenRouter's client hangs up.
-/// <https://openrouter.ai/docs/api-reference/streaming#stream-cancellation>
-const BILLING_IN_FULL: &[&str] = &[
-    "AI21",
-    "AionLabs",
-    "Alibaba",
-    "Amazon Bedrock",
-    "AWS Bedrock",
-    "Featherless",
-    "Google",
-    "Google AI Studio",
-    "Google Vertex",
-    "Groq",
-    "HuggingFace",
-    "Inception",
-    "InferenceNet",
-    "Inflection",
-    "Kluster",
-    "Lambda",
-    "Lynn",
-    "Minimax",
-    "Mistral",
-    "Modal",
-    "Nebius",
-    "Perplexity",
-    "Reflection",
-    "Replicate",
-    "SambaNova",
-    "Targon",
-    "ZeroOneAI",
-];
-
-fn bills_in_full(provider: &str) -> bool {
-    BILLING_IN_FULL.iter().any(|name| name.eq_ignore_ascii_case(provider))
 }
 
 impl OpenHold {
@@ -158,7 +120,8 @@ impl OpenHold {
     /// as a tracked task.
     pub fn settle(self, reading: Reading, ending: Ending) {
         let settler = self.settler.clone();
-        let is_quick = reading.reported.is_some() && is_short(&reading, None);
+        let is_known = reading.reported.is_some() && !self.has_costs_to_ask_for();
+        let is_quick = is_known && is_short(&reading, None);
         if is_quick {
             let (numbers, named) = self.numbers(reading, None);
             self.send(&numbers, named, ending);
@@ -168,7 +131,8 @@ impl OpenHold {
         }
     }
 
-    async fn settle_slowly(self, reading: Reading, ending: Ending) {
+    async fn settle_slowly(mut self, reading: Reading, ending: Ending) {
+        self.ask_for_costs().await;
         let found = self.look_up(&reading, ending).await;
         if is_short(&reading, Some(&self.request)) {
             let (numbers, named) = self.numbers(reading, found);
@@ -191,7 +155,7 @@ impl OpenHold {
         let settler = &self.settler;
         let wants = match ending {
             Ending::ClientGone => {
-                settler.disconnect(reading.provider.as_deref()) != Disconnect::Count
+                self.upstream.disconnect(reading.provider.as_deref()) != Disconnect::Count
             }
             Ending::Completed | Ending::UpstreamFailed | Ending::Killed => true,
             // What was delivered is charged, whatever the upstream went on to make.
@@ -200,7 +164,7 @@ impl OpenHold {
         if reading.reported.is_some() || !wants {
             return None;
         }
-        settler.upstream.look_up(reading.generation_id.as_deref()?, &settler.stop).await
+        self.upstream.look_up(reading.generation_id.as_deref()?, &settler.stop).await
     }
 
     fn numbers(&self, reading: Reading, found: Option<Found>) -> (Numbers, Named) {
@@ -255,8 +219,9 @@ impl OpenHold {
         }
     }
 
-    fn record(&self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {
+    fn record(&mut self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {
         let counted = numbers.counted_completion.or(numbers.counted_prompt);
+        let tried = self.listed();
         let closed = self.hold.closed(ending, numbers.source, numbers.reported, Timestamp::now());
         let mut record = UsageRecord {
             model_served: named.model,
@@ -270,6 +235,7 @@ impl OpenHold {
             counter_exact: self.tokenizer.exact && counted.is_some_and(|count| !count.estimated),
             attempts: i64::from(self.attempts),
             first_byte_at: self.first_byte_at,
+            tried,
             ..closed
         };
         if record.source != UsageSource::None {
@@ -294,8 +260,18 @@ impl OpenHold {
         LedgerOp::Note(Note {
             request_id: self.hold.request_id,
             account_id: self.hold.account_id,
+            moved: self.moved(),
             generation_id: generation_id.map(str::to_owned),
             completion_tokens_seen,
+        })
+    }
+
+    fn moved(&self) -> Option<Moved> {
+        let Hold { upstream, price_id, tried, .. } = &self.hold;
+        self.has_moved.then(|| Moved {
+            upstream: upstream.clone(),
+            price_id: price_id.clone(),
+            tried: tried.clone(),
         })
     }
 }

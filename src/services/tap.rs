@@ -17,6 +17,7 @@ use crate::models::usage::Used;
 use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::sse::{Splitter, TooLong, Verdict, data, without_bom};
+use crate::services::tokens::Tokenizer;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,14 +31,10 @@ pub struct Tap {
 }
 
 /// The tap's state between events.
-#[expect(clippy::struct_excessive_bools, reason = "four independent facts about one stream")]
 pub struct Judge {
     pub reading: Reading,
     price: Arc<Price>,
-    placed_at: Timestamp,
-    images: i64,
-    /// The client asked for the usage chunk.
-    shows_usage: bool,
+    asked: Asked,
     has_shown_usage: bool,
     /// A usage that came on a chunk with content, as a chunk of its own for the end.
     usage_chunk: Option<String>,
@@ -45,6 +42,15 @@ pub struct Judge {
     is_first: bool,
     /// The latest chunk that was nothing but a piece of text.
     template: Option<Template>,
+}
+
+/// What of the request counts for its answer, whoever gives it.
+#[derive(Clone, Copy)]
+struct Asked {
+    placed_at: Timestamp,
+    images: i64,
+    /// The client asked for the usage chunk.
+    shows_usage: bool,
 }
 
 /// How a body that ended had ended.
@@ -60,12 +66,15 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 impl Tap {
     #[must_use]
     pub fn new(reading: Reading, price: Arc<Price>, hold: &Hold, shows_usage: bool) -> Self {
+        let (placed_at, images) = (hold.placed_at, hold.input_images.unwrap_or_default());
+        Self::begin(reading, price, Asked { placed_at, images, shows_usage })
+    }
+
+    fn begin(reading: Reading, price: Arc<Price>, asked: Asked) -> Self {
         let judge = Judge {
             reading,
             price,
-            placed_at: hold.placed_at,
-            images: hold.input_images.unwrap_or_default(),
-            shows_usage,
+            asked,
             has_shown_usage: false,
             usage_chunk: None,
             is_done: false,
@@ -73,6 +82,12 @@ impl Tap {
             template: None,
         };
         Self { splitter: Splitter::default(), judge }
+    }
+
+    /// For another upstream's answer to the same client: nothing is kept of this one's.
+    #[must_use]
+    pub fn anew(&self, tokenizer: Tokenizer, price: Arc<Price>) -> Self {
+        Self::begin(Reading::new(tokenizer), price, self.judge.asked)
     }
 
     /// Reads a frame and puts out what the client gets for it.
@@ -200,7 +215,7 @@ impl Judge {
             self.usage_chunk = rewrite::usage_chunk(text, charge);
             return rewrite::without_usage(text).map_or(Verdict::Pass, Verdict::Replace);
         }
-        if !self.shows_usage {
+        if !self.asked.shows_usage {
             return Verdict::Drop;
         }
         self.has_shown_usage = true;
@@ -214,14 +229,15 @@ impl Judge {
     #[must_use]
     pub fn charge(&self) -> Option<NanoUsd> {
         let Reported { tokens, cost_pico } = self.reading.reported?;
-        let Self { images, placed_at: at, .. } = *self;
+        let Asked { images, placed_at: at, .. } = self.asked;
         let used = Used { tokens, images, cost_pico, has_failed: self.reading.has_failed, at };
         pricing::charge(&self.price, &used).ok()
     }
 
     /// The usage chunk that the upstream did not send as one.
     fn own_usage_chunk(&mut self) -> Option<Bytes> {
-        let chunk = self.usage_chunk.take().filter(|_| self.shows_usage && !self.has_shown_usage);
+        let chunk =
+            self.usage_chunk.take().filter(|_| self.asked.shows_usage && !self.has_shown_usage);
         chunk.map(|chunk| rewrite::event(&chunk))
     }
 }

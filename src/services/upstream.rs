@@ -1,15 +1,17 @@
-//! The upstream: OpenRouter, a LiteLLM proxy, or any server that speaks OpenAI's protocol.
+//! An upstream: OpenRouter, a LiteLLM proxy, or any server that speaks OpenAI's protocol.
 //!
 //! Invariants: every wait has a deadline; no redirect is followed; an upstream's address, key and
 //! body never become part of an error that a client reads. HTTP/1.1: the pool of HTTP/2 queues
 //! streams beyond the peer's limit (measured: 400 streams took two waves).
 
 mod failure;
+mod health;
 mod lookup;
-mod retry;
+pub mod retry;
 
-use crate::config::{Config, UpstreamConfig, UpstreamKind};
+use crate::config::{Disconnect, OfferConfig, UpstreamConfig, UpstreamKind, UpstreamTerms};
 use crate::error::Error;
+use crate::models::key::matches_pattern;
 use crate::services::http::{self, AGENT, HttpClient};
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -22,19 +24,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use health::Health;
 pub use lookup::Found;
 use retry::Retries;
 
 pub struct Upstream {
+    /// On holds, records and log lines.
+    pub name: String,
     pub kind: UpstreamKind,
+    pub offer: OfferConfig,
     /// Up to and including `/v1`.
     base: String,
     authorization: Option<HeaderValue>,
     client: HttpClient,
-    head_wait: Duration,
-    lookup_wait: Duration,
-    lookup_first: Duration,
+    pub terms: UpstreamTerms,
     pub retries: Retries,
+    pub health: Health,
 }
 
 /// A call under way. It owns all it needs, so that it can outlive the client that caused it.
@@ -48,30 +53,61 @@ const QUESTION_BYTES_MAX: usize = 32 << 20;
 impl Upstream {
     /// # Errors
     /// [`Error::Internal`] when address or key cannot be used in a request.
-    pub fn new(config: &Config, base: &str) -> Result<Self, Error> {
-        let UpstreamConfig { kind, api_key, connect, head, lookup, lookup_first, .. } =
-            &config.upstream;
+    pub fn new(config: &UpstreamConfig) -> Result<Self, Error> {
+        let UpstreamConfig { name, kind, base_url: base, api_key, terms, offer } = config;
         let is_http = base.starts_with("http://") || base.starts_with("https://");
         if !is_http || base.parse::<Uri>().is_err() {
             return Err(Error::Internal("UPSTREAM_BASE_URL is not an http(s) URL".to_owned()));
         }
         let authorization = api_key.as_ref().map(|key| bearer(key.expose_secret())).transpose()?;
         Ok(Self {
+            name: name.clone(),
             kind: *kind,
-            base: base.to_owned(),
+            offer: offer.clone(),
+            base: base.clone(),
             authorization,
-            client: http::client(*connect),
-            head_wait: *head,
-            lookup_wait: *lookup,
-            lookup_first: *lookup_first,
-            retries: Retries::new(config.upstream.retries),
+            client: http::client(terms.connect),
+            terms: *terms,
+            retries: Retries::new(terms.retries),
+            health: Health::default(),
         })
     }
 
-    /// How long a look-up may take.
+    /// What to do with the answer of a client that has gone. Where the provider bills the whole
+    /// answer anyway, reading on costs nothing and tells the numbers.
     #[must_use]
-    pub fn lookup_wait(&self) -> Duration {
-        self.lookup_wait
+    pub fn disconnect(&self, provider: Option<&str>) -> Disconnect {
+        match self.terms.disconnect {
+            Disconnect::Auto if !self.kind.has_lookup() => Disconnect::Drain,
+            Disconnect::Auto if provider.is_some_and(bills_in_full) => Disconnect::Drain,
+            Disconnect::Auto => Disconnect::Lookup,
+            set => set,
+        }
+    }
+
+    /// OpenAI's newer models know the newer name only; the others know the older one.
+    #[must_use]
+    pub fn cap_member(&self) -> &'static str {
+        match self.kind {
+            UpstreamKind::OpenAi => "max_completion_tokens",
+            UpstreamKind::OpenRouter | UpstreamKind::LiteLlm => "max_tokens",
+        }
+    }
+
+    /// The names that clients use for a model of its list; none: it is not served.
+    #[must_use]
+    pub fn names_of(&self, own: &str) -> Vec<String> {
+        let OfferConfig { models, rename, prefix, .. } = &self.offer;
+        let renamed = rename.iter().filter(|(_, upstreams)| *upstreams == own);
+        let mut names: Vec<String> = renamed.map(|(client, _)| client.clone()).collect();
+        if names.is_empty() {
+            names.push(format!("{prefix}{own}"));
+        }
+        let is_served = |name: &String| {
+            models.is_empty() || models.iter().any(|pattern| matches_pattern(pattern, name))
+        };
+        names.retain(is_served);
+        names
     }
 
     /// Sends a chat completion. The call runs when it is polled.
@@ -81,7 +117,7 @@ impl Upstream {
         Box::pin(async move {
             let mut request = upstream.request(Method::POST, "/chat/completions", body)?;
             request.headers_mut().insert(CONTENT_TYPE, APPLICATION_JSON);
-            let answer = upstream.send(request, upstream.head_wait).await?;
+            let answer = upstream.send(request, upstream.terms.head).await?;
             failure::check(answer).await
         })
     }
@@ -149,6 +185,42 @@ impl Upstream {
         }
         Ok(answer)
     }
+}
+
+/// Providers that go on and bill when OpenRouter's client hangs up.
+/// <https://openrouter.ai/docs/api-reference/streaming#stream-cancellation>
+const BILLING_IN_FULL: &[&str] = &[
+    "AI21",
+    "AionLabs",
+    "Alibaba",
+    "Amazon Bedrock",
+    "AWS Bedrock",
+    "Featherless",
+    "Google",
+    "Google AI Studio",
+    "Google Vertex",
+    "Groq",
+    "HuggingFace",
+    "Inception",
+    "InferenceNet",
+    "Inflection",
+    "Kluster",
+    "Lambda",
+    "Lynn",
+    "Minimax",
+    "Mistral",
+    "Modal",
+    "Nebius",
+    "Perplexity",
+    "Reflection",
+    "Replicate",
+    "SambaNova",
+    "Targon",
+    "ZeroOneAI",
+];
+
+fn bills_in_full(provider: &str) -> bool {
+    BILLING_IN_FULL.iter().any(|name| name.eq_ignore_ascii_case(provider))
 }
 
 /// The id by which the upstream can be asked about this answer later.

@@ -20,7 +20,7 @@ use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::key::KeyBudget;
 use crate::models::ledger::{EntryKind, LedgerEntry, record_hash};
 use crate::models::limits::Subject;
-use crate::models::money::{NanoUsd, OutOfRange};
+use crate::models::money::{NanoUsd, OutOfRange, Tokens};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord, UsageSource};
 use crate::models::window::RateWindow;
@@ -222,6 +222,16 @@ impl Books {
         let Some(mut hold) = self.holds.get(&note.request_id).cloned() else {
             return Outcome::NoHold;
         };
+        if let Some(moved) = &note.moved {
+            if moved.upstream != hold.upstream {
+                // What is known is of the call that failed, and of use to none other.
+                hold.generation_id = None;
+                hold.completion_tokens_seen = Tokens(0);
+            }
+            hold.upstream.clone_from(&moved.upstream);
+            hold.price_id.clone_from(&moved.price_id);
+            hold.tried.clone_from(&moved.tried);
+        }
         hold.completion_tokens_seen = hold.completion_tokens_seen.max(note.completion_tokens_seen);
         if note.generation_id.is_some() {
             hold.generation_id.clone_from(&note.generation_id);

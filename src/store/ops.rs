@@ -2,6 +2,7 @@
 //!
 //! Invariant: an operation carries all that deciding it needs; an outcome says what was done.
 
+use crate::models::attempt::Attempts;
 use crate::models::audit::AuditEntry;
 use crate::models::hold::Hold;
 use crate::models::ids::{AccountId, ApiKeyId, RequestId};
@@ -86,8 +87,18 @@ pub struct Correction {
 pub struct Note {
     pub request_id: RequestId,
     pub account_id: AccountId,
+    /// The request went on to another upstream than it was placed for.
+    pub moved: Option<Moved>,
     pub generation_id: Option<String>,
     pub completion_tokens_seen: Tokens,
+}
+
+/// Where a request is now.
+#[derive(Clone, Debug)]
+pub struct Moved {
+    pub upstream: String,
+    pub price_id: String,
+    pub tried: Attempts,
 }
 
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 //! column lists are held against the structs by a test.
 
 use super::StoreError;
-use crate::models::price::Price;
+use crate::models::price::{Price, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -199,6 +199,7 @@ pub const HOLDS: Table = Table {
         "counted_key",
         "counted_tokens",
         "counted_at",
+        "tried",
     ],
 };
 
@@ -209,7 +210,8 @@ pub const RATE_WINDOWS: Table =
 pub const WINDOW_CHANGES: &[&str] = &["open_requests", "seen_at", "slots"];
 
 /// What a batch of the ledger may change of a hold.
-pub const HOLD_CHANGES: &[&str] = &["amount_nusd", "completion_tokens_seen", "generation_id"];
+pub const HOLD_CHANGES: &[&str] =
+    &["amount_nusd", "upstream", "price_id", "completion_tokens_seen", "generation_id", "tried"];
 
 pub const USAGE_RECORDS: Table = Table {
     name: "usage_records",
@@ -252,6 +254,7 @@ pub const USAGE_RECORDS: Table = Table {
         "started_at",
         "first_byte_at",
         "ended_at",
+        "tried",
     ],
 };
 
@@ -361,13 +364,14 @@ pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError>
     rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
 }
 
-/// Prices as rows: id, model, plan, terms.
-pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, &str, String)> {
+/// Prices as rows: id, model, plan, terms, upstream.
+pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, &str, String, &str)> {
     prices
         .iter()
         .map(|price| {
             let terms = &price.terms;
-            (price.id.as_str(), terms.model.as_str(), terms.plan.as_str(), terms.canonical())
+            let Terms { model, plan, upstream, .. } = terms;
+            (price.id.as_str(), model.as_str(), plan.as_str(), terms.canonical(), upstream.as_str())
         })
         .collect()
 }

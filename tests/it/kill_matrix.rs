@@ -15,10 +15,11 @@ use crate::app::books::UsageRecord;
 use crate::app::{Setup, Store, TestApp, both_stores, question, streamed};
 use crate::client::{Answered, Exchange};
 use crate::random::Random;
-use crate::upstream::catalog::OLD_MODEL;
+use crate::upstream::Upstream;
+use crate::upstream::catalog::{self, OLD_MODEL};
 use crate::upstream::model::{Generation, Manner, Model, generation_of};
 
-both_stores!(a_killed_process_loses_and_doubles_nothing);
+both_stores!(a_killed_process_loses_and_doubles_nothing, nor_does_one_whose_calls_had_moved_on,);
 
 const CLIENTS: usize = 24;
 
@@ -49,25 +50,52 @@ impl fmt::Display for Tally {
 }
 
 async fn a_killed_process_loses_and_doubles_nothing(store: Store) {
-    let seeds = std::env::var("TOLLGATE_TEST_KILL_SEEDS").ok().and_then(|text| text.parse().ok());
-    let first = Random::from_environment();
     let model = Model::start(Manner::obedient()).await;
-    let setup = Setup::new(store)
+    let mut app = hasty(store).env("UPSTREAM_BASE_URL", &model.url()).start().await;
+    kill_often(&mut app, &model, 20).await;
+    app.finish().await;
+}
+
+/// In front of an upstream that fails each call, before the one that answers.
+async fn nor_does_one_whose_calls_had_moved_on(store: Store) {
+    let model = Model::start(Manner::obedient()).await;
+    let fails = Upstream::start(catalog::openrouter_models()).await;
+    let entry = |name, url: String, order| {
+        format!(
+            "[[upstream]]\nname = \"{name}\"\nkind = \"openrouter\"\nbase_url = \"{url}\"\n\
+             order = {order}\n"
+        )
+    };
+    let file = entry("fails", fails.url(), 1) + &entry("answers", model.url(), 2);
+    let mut app = hasty(store).upstreams(file).start_with(fails).await;
+    kill_often(&mut app, &model, 8).await;
+    let records = app.books.records().await;
+    let moved = records.iter().filter(|it| it.tried.is_some()).collect::<Vec<_>>();
+    let recovered = moved.iter().filter(|it| it.ending == "killed" && it.upstream == "answers");
+    println!("{} calls had moved on, {} of them recovered", moved.len(), recovered.count());
+    assert!(!moved.is_empty(), "no call had to move on, so that nothing was shown");
+    app.finish().await;
+}
+
+fn hasty(store: Store) -> Setup {
+    Setup::new(store)
         .credit("100000")
-        .env("UPSTREAM_BASE_URL", &model.url())
         .env("TOLLGATE_LEASE_SECONDS", "1")
         .env("TOLLGATE_LOOKUP_FIRST_MS", "20")
-        .env("TOLLGATE_LOOKUP_SECONDS", "5");
-    let mut app = setup.start().await;
+        .env("TOLLGATE_LOOKUP_SECONDS", "5")
+}
+
+async fn kill_often(app: &mut TestApp, model: &Model, usual: u64) {
+    let seeds = std::env::var("TOLLGATE_TEST_KILL_SEEDS").ok().and_then(|text| text.parse().ok());
+    let first = Random::from_environment();
     let mut recovered = 0;
-    for number in 0..seeds.unwrap_or(20) {
+    for number in 0..seeds.unwrap_or(usual) {
         let random = Random::new(first.seed().wrapping_add(number));
-        let tally = kill_once(&mut app, &model, &random).await;
+        let tally = kill_once(app, model, &random).await;
         println!("{random}: {tally}");
         recovered += tally.looked_up + tally.estimated;
     }
     assert!(recovered > 0, "no kill met a call under way, so that nothing was shown");
-    app.finish().await;
 }
 
 fn manner(random: &Random) -> Manner {

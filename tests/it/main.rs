@@ -43,5 +43,6 @@ mod supabase;
 mod surface;
 mod tidy;
 mod tools;
+mod upstreams;
 mod views;
 mod wire;

@@ -5,6 +5,7 @@ use super::{Page, unfolded};
 use crate::controllers::extract::{Operator, Question};
 use crate::error::Error;
 use crate::models::audit::AuditEntry;
+use crate::models::usage::UsageRecord;
 use crate::services::directory::shown;
 use crate::state::App;
 use axum::extract::rejection::PathRejection;
@@ -22,7 +23,7 @@ pub async fn usage(
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
     let rows = app.store.usage_of(account.id, page.after()?).await?;
-    page.of(&rows, |record| record.id.to_string())
+    page.told(&rows, told_of_usage, |record| record.id.to_string())
 }
 
 /// Who changed what, oldest first.
@@ -38,4 +39,9 @@ pub async fn audit(
 /// The states before and after are JSON in the row, and objects here.
 fn told(entry: &AuditEntry) -> Value {
     unfolded(shown(entry), &["before", "after"])
+}
+
+/// With the calls of upstreams as a list.
+fn told_of_usage(record: &UsageRecord) -> Value {
+    unfolded(shown(record), &["tried"])
 }

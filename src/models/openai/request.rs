@@ -205,9 +205,15 @@ impl<'a> ChatRequest<'a> {
     }
 
     /// The body for the upstream: `user` set, the usage chunk asked for on streams, and the
-    /// completion capped where `cap` says so; `cap_member` is the upstream's word for it.
+    /// completion capped where `cap` says so, in the upstream's word for it; `model`: its own name
+    /// of the model, where that is another.
     #[must_use]
-    pub fn forwarded(&self, user: &str, cap: Option<i64>, cap_member: &str) -> String {
+    pub fn forwarded(
+        &self,
+        user: &str,
+        cap: Option<(&'static str, i64)>,
+        model: Option<&str>,
+    ) -> String {
         let mut edits = Edits::default();
         let mut added = Vec::new();
         // `user` is one of our own ids: nothing in it needs escaping.
@@ -218,7 +224,12 @@ impl<'a> ChatRequest<'a> {
         if self.stream {
             self.ask_for_usage(&mut edits, &mut added);
         }
-        if let Some(cap) = cap {
+        if let (Some(given), Some(model)) = (self.raw.model, model) {
+            // A text has no way to fail.
+            let model = serde_json::to_string(model).unwrap_or_default();
+            edits.replace(self.body, given, model);
+        }
+        if let Some((cap_member, cap)) = cap {
             self.cap_completion(cap, cap_member, &mut edits, &mut added);
         }
         if !added.is_empty() {
@@ -342,7 +353,7 @@ mod tests {
     const MESSAGES: &str = r#""messages":[{"role":"user","content":"hi"}]"#;
 
     fn forwarded(body: &str) -> String {
-        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", None, "max_tokens")
+        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", None, None)
     }
 
     #[test]
@@ -375,7 +386,7 @@ mod tests {
         let capped = |members: &str| {
             let body = format!(r#"{{{members}"model":"m","user":"","messages":[{{}}]}}"#);
             let request = ChatRequest::parse(body.as_bytes()).unwrap();
-            request.forwarded("u", Some(7), "max_tokens")
+            request.forwarded("u", Some(("max_tokens", 7)), None)
         };
         let rest = r#""model":"m","user":"u","messages":[{}]}"#;
         assert_eq!(capped(""), format!(r#"{{"max_tokens":7,{rest}"#));

@@ -4,8 +4,8 @@
 //! Invariant: what is taken is leased, so that no other process has it; what becomes of it is
 //! written down in one transaction.
 
-use super::breaker::backoff;
 use super::exporter::Verdict;
+use super::pace::backoff;
 use crate::config::STRIPE;
 use crate::models::billing::{DeliveryState, Export, Meter, Outgoing};
 use crate::models::timestamp::Timestamp;

@@ -4,10 +4,11 @@
 //! could have ended; after `stop` nothing new is sent, and what was not sent goes back. A process
 //! that dies leaves leases that end by themselves.
 
-use super::breaker::{Breaker, Leave};
 use super::exporter::{Exporter, Trouble, Verdict};
+use super::pace::{PATIENCE, heard};
 use super::queue::{Done, Lane, Lease, Queue};
 use crate::models::timestamp::Timestamp;
+use crate::services::breaker::{Breaker, Leave};
 use crate::store::StoreError;
 use futures::StreamExt;
 use std::future::Future;
@@ -142,7 +143,8 @@ where
             let silence = Trouble::silence("no answer in time".to_owned());
             vec![Verdict::Later(silence); parcels.len()]
         });
-        let has_opened = lock(round.breaker).learn(&verdicts, Instant::now());
+        let has_opened = heard(&verdicts)
+            .is_some_and(|heard| lock(round.breaker).learn(heard, &PATIENCE, Instant::now()));
         if has_opened && let Some(Verdict::Later(trouble)) = verdicts.first() {
             tracing::warn!(
                 sink = E::SINK,

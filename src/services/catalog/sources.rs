@@ -1,6 +1,7 @@
-//! Where models and prices come from: the upstream's list, and LiteLLM's model info.
+//! Where models and prices come from: an upstream's list, and LiteLLM's model info.
 //!
-//! Invariant: a price that is missing, negative or unreadable is unknown, never zero.
+//! Invariants: a price that is missing, negative or unreadable is unknown, never zero; an upstream
+//! that gives no list is asked again, and its last one stays.
 
 mod litellm;
 
@@ -12,6 +13,17 @@ use crate::services::upstream::Upstream;
 use async_openai::types::models::Model as WireModel;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An upstream and the last that it listed.
+pub struct Source {
+    pub upstream: Arc<Upstream>,
+    pub offers: Vec<Offer>,
+    due_at: Instant,
+    /// Before the next try, when one has failed.
+    pause: Duration,
+}
 
 /// A model as its upstream offers it.
 pub struct Offer {
@@ -28,12 +40,53 @@ pub struct Offer {
 const MODELS_MAX: usize = 20_000;
 const MODEL_ID_BYTES_MAX: usize = 256;
 const OVERRIDES_MAX: usize = 64;
+const REFRESH_EVERY: Duration = Duration::from_secs(300);
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+impl Source {
+    pub fn new(upstream: Arc<Upstream>) -> Self {
+        Self { upstream, offers: vec![], due_at: Instant::now(), pause: RETRY_FIRST }
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.due_at <= now
+    }
+
+    /// How long until it is due.
+    pub fn wait(&self, now: Instant) -> Duration {
+        self.due_at.saturating_duration_since(now)
+    }
+
+    pub fn has_offers(&self) -> bool {
+        !self.offers.is_empty()
+    }
+
+    /// Takes what has been fetched.
+    pub fn take(&mut self, fetched: Result<Vec<Offer>, Error>) {
+        let wait = match fetched {
+            Ok(offers) => {
+                self.offers = offers;
+                self.pause = RETRY_FIRST;
+                REFRESH_EVERY
+            }
+            Err(error) => {
+                let name = &self.upstream.name;
+                tracing::warn!(upstream = name, "no model list is to be had: {error}");
+                let wait = self.pause;
+                self.pause = (self.pause * 2).min(RETRY_MAX);
+                wait
+            }
+        };
+        self.due_at = Instant::now() + wait;
+    }
+}
 
 impl Offer {
-    /// As OpenAI's SDKs expect it.
-    pub fn wire(&self) -> WireModel {
+    /// As OpenAI's SDKs expect it, by its name here.
+    pub fn wire(&self, id: &str) -> WireModel {
         WireModel {
-            id: self.id.clone(),
+            id: id.to_owned(),
             object: "model".to_owned(),
             created: self.created,
             owned_by: self.owned_by.clone(),
@@ -42,10 +95,13 @@ impl Offer {
     }
 }
 
-/// What the upstream offers now.
+/// What the upstream offers now. Nothing is a failure: the list before it is worth more.
 pub async fn fetch(upstream: &Upstream) -> Result<Vec<Offer>, Error> {
     let body = upstream.ask_list("/models").await?;
     let mut offers = listed(&body)?;
+    if offers.is_empty() {
+        return Err(Error::UpstreamUnavailable("an empty model list".to_owned()));
+    }
     if upstream.kind == UpstreamKind::LiteLlm {
         let body = upstream.ask_list("/model/info").await?;
         let infos = litellm::model_infos(&body)?;

@@ -49,7 +49,7 @@ impl Live {
 
     fn read_on(&self) -> ReadOn {
         let reading = &self.tap.judge.reading;
-        match self.open.settler.disconnect(reading.provider.as_deref()) {
+        match self.open.upstream.disconnect(reading.provider.as_deref()) {
             // A plain answer cannot be cancelled to any effect: it is billed in full.
             _ if !self.is_streamed => ReadOn::ToTheEnd,
             Disconnect::Drain => ReadOn::ToTheEnd,
@@ -61,7 +61,8 @@ impl Live {
     /// Reads on as far as wanted, then settles.
     async fn drain(mut self: Box<Self>, goal: ReadOn) {
         let settler = self.open.settler.clone();
-        let read = tokio::time::timeout(settler.drain_wait, self.read_to(goal));
+        let wait = self.open.upstream.terms.disconnect_drain;
+        let read = tokio::time::timeout(wait, self.read_to(goal));
         let failure = tokio::select! {
             read = read => read.ok().and_then(Result::err),
             () = settler.stop.cancelled() => None,
@@ -86,7 +87,7 @@ impl Live {
     }
 
     async fn read_to(&mut self, goal: ReadOn) -> Result<(), Error> {
-        let idle = self.open.settler.drain_wait;
+        let idle = self.open.upstream.terms.disconnect_drain;
         if matches!(self.leg, Leg::Calling(_)) {
             self.answered().await?;
         }

@@ -10,7 +10,15 @@ use proptest::prelude::*;
 
 fn price(rule: Rule, markup: i64, rates: Rates, overrides: Vec<Override>) -> Price {
     let (model, plan) = ("m".to_owned(), String::new());
-    Price::new(Terms { model, plan, rule, markup_ppm: Markup(markup), rates, overrides })
+    Price::new(Terms {
+        model,
+        plan,
+        upstream: String::new(),
+        rule,
+        markup_ppm: Markup(markup),
+        rates,
+        overrides,
+    })
 }
 
 /// $3 and $15 a million; cache $0.30, $3.75 and $6; as a real model has it.

@@ -64,7 +64,7 @@ impl Upstream {
         if !self.kind.has_lookup() || !is_id(id) {
             return None;
         }
-        let look_up = tokio::time::timeout(self.lookup_wait, self.look_up_until_found(id));
+        let look_up = tokio::time::timeout(self.terms.lookup, self.look_up_until_found(id));
         tokio::select! {
             found = look_up => found.ok(),
             () = stop.cancelled() => None,
@@ -72,7 +72,7 @@ impl Upstream {
     }
 
     async fn look_up_until_found(&self, id: &str) -> Found {
-        let mut pause = self.lookup_first;
+        let mut pause = self.terms.lookup_first;
         loop {
             tokio::time::sleep(pause).await;
             match self.look_up_once(id).await {

@@ -2,12 +2,14 @@
 
 use super::*;
 use crate::models::account::{AccountKind, NewAccount};
+use crate::models::attempt::{Attempt, Attempts, Failure};
 use crate::models::ids::{InstanceId, UserId};
 use crate::models::key::KeyLimits;
 use crate::models::limits::{Counted, RateLimits};
 use crate::models::money::Tokens;
 use crate::models::openai::answer::Reported;
 use crate::models::usage::{Ending, TokenUsage, UsageSource};
+use crate::store::Moved;
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -244,7 +246,20 @@ fn hold(
         streamed: true,
         placed_at: now(),
         counted: Counted::default(),
+        tried: tried(),
     }
+}
+
+fn tried() -> Attempts {
+    let failed = Attempt {
+        upstream: "first".to_owned(),
+        status: Some(503),
+        failure: Some(Failure::Failed),
+        ms: 12,
+        generation_id: None,
+        cost_pusd: None,
+    };
+    Attempts(vec![failed])
 }
 
 fn record(
@@ -368,6 +383,53 @@ fn a_record_without_pictures_has_the_hash_it_had_before_they_were_counted() {
     record.input_images = None;
     assert!(!serde_json::to_string(&record).unwrap().contains("input_images"));
     assert_ne!(record_hash(&record), with_picture, "their number cannot be changed unseen");
+}
+
+#[test]
+fn a_record_of_one_answer_has_the_hash_it_had_before_attempts_were_listed() {
+    let mut record = record(AccountId::generate(), None, request_id(0), 1, false);
+    let listed = record_hash(&record);
+    let row = serde_json::to_value(&record).unwrap();
+    let text = "[{\"upstream\":\"first\",\"status\":503,\"failure\":\"failed\",\"ms\":12}]";
+    assert_eq!(row["tried"], text, "a text, as it stands in the table");
+    assert_eq!(serde_json::from_value::<UsageRecord>(row).unwrap(), record);
+    record.tried = Attempts::default();
+    assert!(!serde_json::to_string(&record).unwrap().contains("tried"));
+    assert_ne!(record_hash(&record), listed, "a list cannot be changed unseen");
+    let mut row = serde_json::to_value(&record).unwrap();
+    row["tried"] = serde_json::Value::Null;
+    let null: UsageRecord = serde_json::from_value(row).unwrap();
+    assert_eq!(record_hash(&null), record_hash(&record), "as either database gives it back");
+}
+
+#[test]
+fn a_request_that_moved_on_is_looked_up_where_it_is() {
+    let mut world = World::new(AccountKind::Prepaid, 10_000);
+    world.commit(&[world.op(&Step::Credit { amount: 1_000 })]);
+    world.commit(&[world.op(&Step::Place { request: 0, amount: 100, floor: 100, key: None })]);
+    let note = |moved, id: Option<&str>, seen| {
+        LedgerOp::Note(Note {
+            request_id: request_id(0),
+            account_id: world.account,
+            moved,
+            generation_id: id.map(str::to_owned),
+            completion_tokens_seen: Tokens(seen),
+        })
+    };
+    let moved = || {
+        let (upstream, price_id) = ("second".to_owned(), "p2".to_owned());
+        Some(Moved { upstream, price_id, tried: tried() })
+    };
+    world.books.decide(&note(None, Some("gen-1"), 7), now()).unwrap();
+    world.books.decide(&note(moved(), None, 0), now()).unwrap();
+    let hold = world.books.holds[&request_id(0)].clone();
+    assert_eq!((hold.upstream.as_str(), hold.price_id.as_str()), ("second", "p2"));
+    assert_eq!((hold.generation_id, hold.completion_tokens_seen), (None, Tokens(0)));
+    world.books.decide(&note(moved(), Some("gen-2"), 3), now()).unwrap();
+    world.books.decide(&note(moved(), None, 5), now()).unwrap();
+    let hold = &world.books.holds[&request_id(0)];
+    assert_eq!(hold.generation_id.as_deref(), Some("gen-2"), "it is still there");
+    assert_eq!(hold.completion_tokens_seen, Tokens(5));
 }
 
 #[test]

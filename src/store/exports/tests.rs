@@ -2,6 +2,7 @@
 //! units, and the rest is carried.
 
 use super::*;
+use crate::models::attempt::Attempts;
 use crate::models::hold::Hold;
 use crate::models::ids::{AccountId, InstanceId, RequestId};
 use crate::models::limits::Counted;
@@ -47,6 +48,7 @@ fn record(number: u128, charge: i64, at: Timestamp) -> UsageRecord {
         placed_at: at,
         user_id: None,
         counted: Counted::default(),
+        tried: Attempts::default(),
     };
     let tokens = TokenUsage { prompt: Tokens(7), cached: Tokens(3), ..TokenUsage::default() };
     let reported = Reported { tokens, cost_pico: None };

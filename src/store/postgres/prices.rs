@@ -27,11 +27,11 @@ impl PriceStore for PostgresStore {
         .map_err(classify)?;
         // Another replica may write the same change at the same time.
         sqlx::query(
-            "INSERT INTO price_changes (model, plan, effective_at, price_id) \
-             SELECT r ->> 1, r ->> 2, $2::timestamptz, r ->> 0 \
+            "INSERT INTO price_changes (model, plan, upstream, effective_at, price_id) \
+             SELECT r ->> 1, r ->> 2, r ->> 4, $2::timestamptz, r ->> 0 \
              FROM json_array_elements($1::json) r WHERE r ->> 0 IS DISTINCT FROM \
              (SELECT c.price_id FROM price_changes c WHERE c.model = r ->> 1 \
-              AND c.plan = r ->> 2 ORDER BY c.effective_at DESC LIMIT 1) \
+              AND c.plan = r ->> 2 AND c.upstream = r ->> 4 ORDER BY c.effective_at DESC LIMIT 1) \
              ON CONFLICT DO NOTHING",
         )
         .bind(&rows)

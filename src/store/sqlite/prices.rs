@@ -26,11 +26,13 @@ impl PriceStore for SqliteStore {
         .await
         .map_err(classify)?;
         sqlx::query(
-            "INSERT INTO price_changes (model, plan, effective_at, price_id) \
-             SELECT r.value ->> 1, r.value ->> 2, ?2, r.value ->> 0 FROM json_each(?1) r \
+            "INSERT INTO price_changes (model, plan, upstream, effective_at, price_id) \
+             SELECT r.value ->> 1, r.value ->> 2, r.value ->> 4, ?2, r.value ->> 0 \
+             FROM json_each(?1) r \
              WHERE r.value ->> 0 IS NOT \
              (SELECT c.price_id FROM price_changes c WHERE c.model = r.value ->> 1 \
-              AND c.plan = r.value ->> 2 ORDER BY c.effective_at DESC LIMIT 1)",
+              AND c.plan = r.value ->> 2 AND c.upstream = r.value ->> 4 \
+              ORDER BY c.effective_at DESC LIMIT 1)",
         )
         .bind(&rows)
         .bind(at.to_string())

@@ -33,6 +33,7 @@ pub struct Hold {
     pub amount_nusd: i64,
     pub generation_id: Option<String>,
     pub model: String,
+    pub upstream: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -71,6 +72,8 @@ pub struct UsageRecord {
     pub started_at: String,
     pub first_byte_at: Option<String>,
     pub ended_at: String,
+    /// JSON.
+    pub tried: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -34,6 +34,7 @@ pub struct Setup {
     environment: Environment,
     credit: &'static str,
     prices: Option<&'static str>,
+    upstreams: Option<String>,
     /// The address of another PostgreSQL than that of the test command.
     cluster: Option<String>,
     proxied: bool,
@@ -49,6 +50,7 @@ impl Setup {
             environment: Environment::new(),
             credit: "10",
             prices: None,
+            upstreams: None,
             cluster: None,
             proxied: false,
             pooled: None,
@@ -91,6 +93,12 @@ impl Setup {
 
     pub fn prices(mut self, toml: &'static str) -> Self {
         self.prices = Some(toml);
+        self
+    }
+
+    /// Several upstreams: the text of their file.
+    pub fn upstreams(mut self, toml: String) -> Self {
+        self.upstreams = Some(toml);
         self
     }
 
@@ -144,12 +152,19 @@ impl Setup {
         }
         let environment = &mut self.environment;
         environment.insert("DATABASE_URL".to_string(), url);
-        environment.insert("UPSTREAM_KIND".to_string(), self.kind.name().to_string());
-        environment.entry("UPSTREAM_BASE_URL".to_string()).or_insert_with(|| upstream.url());
+        let mut file = |variable: &str, name: &str, text: &str| {
+            let path = database.folder.path().join(name);
+            std::fs::write(&path, text).expect("the test's own folder");
+            environment.insert(variable.to_string(), path.display().to_string());
+        };
         if let Some(toml) = self.prices {
-            let path = database.folder.path().join("prices.toml");
-            std::fs::write(&path, toml).expect("the test's own folder");
-            environment.insert("TOLLGATE_PRICES".to_string(), path.display().to_string());
+            file("TOLLGATE_PRICES", "prices.toml", toml);
+        }
+        if let Some(toml) = &self.upstreams {
+            file("TOLLGATE_UPSTREAMS", "upstreams.toml", toml);
+        } else {
+            environment.insert("UPSTREAM_KIND".to_string(), self.kind.name().to_string());
+            environment.entry("UPSTREAM_BASE_URL".to_string()).or_insert_with(|| upstream.url());
         }
         let mut app = TestApp::launch(upstream, database, self.environment, self.credit).await;
         app.proxy = proxy;

@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::models::account::{Account, AccountKind, NewAccount};
+use crate::models::attempt::Attempts;
 use crate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use crate::models::key::{KeyBudget, KeyLimits};
 use crate::models::limits::LimitsInForce;
@@ -142,6 +143,7 @@ impl World {
             placed_at: self.now,
             user_id: None,
             counted: Counted::default(),
+            tried: Attempts::default(),
         };
         let demand = (!limits.is_none()).then_some(Demand { tokens: Tokens(tokens), limits });
         Placement { hold, floor_nusd: NanoUsd(1), demand }
