@@ -63,7 +63,9 @@ fn stream(app: &App, exchange: Exchange) -> Response {
 async fn document(app: &App, mut exchange: Exchange) -> Result<Response, Error> {
     match exchange.document(app.config.upstream.idle).await {
         Ok(document) => {
-            exchange.complete();
+            if let Err(error) = exchange.complete() {
+                error.log("an answer failed in part");
+            }
             Ok(([(CONTENT_TYPE, "application/json")], document).into_response())
         }
         Err(error) => {

@@ -6,7 +6,6 @@
 use crate::models::openai::answer::{Answer, Choice, Delta, Reported};
 use crate::models::usage::shortened;
 use crate::services::tokens::{Field, Lane, StreamCounter, Tokenizer};
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 pub struct Reading {
@@ -74,7 +73,7 @@ impl Reading {
         if let Some(reported) = answer.reported() {
             self.reported = Some(reported);
         }
-        self.has_failed |= answer.error.is_some_and(is_truthy);
+        self.has_failed |= answer.failure().is_some();
     }
 
     /// The choice and text of a chunk that is a piece of an answer's content and nothing else.
@@ -82,7 +81,7 @@ impl Reading {
     pub fn only_text<'a>(&self, chunk: &'a Answer<'_>) -> Option<(u32, &'a str)> {
         let [choice] = &chunk.choices.0[..] else { return None };
         let choice = &choice.value;
-        let is_plain = !chunk.usage.given && chunk.error.is_none();
+        let is_plain = !chunk.usage.given && chunk.failure().is_none();
         let content = choice.only_content().filter(|_| is_plain)?;
         Some((index_of(choice), content))
     }
@@ -148,8 +147,4 @@ fn first(known: &mut Option<String>, given: Option<&Cow<'_, str>>) {
     {
         *known = Some(shortened(given));
     }
-}
-
-fn is_truthy(error: &RawValue) -> bool {
-    !matches!(error.get(), "null" | "false" | "{}" | "\"\"")
 }

@@ -1,36 +1,15 @@
-//! What an upstream's status means for the client.
-//!
-//! Invariant: the upstream's text reaches the client only where it is about the client's request
-//! (400, 404, 413, 422), shortened, and never where it may be about the operator's account.
+//! An upstream's status: a success, or the error that its body explains.
 
 use crate::error::Error;
+use crate::services::tap::Failure;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use serde::Deserialize;
 use std::time::Duration;
 
 const BODY_BYTES_MAX: usize = 64 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(5);
-const MESSAGE_CHARS_MAX: usize = 1_000;
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Envelope {
-    error: Message,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Message {
-    message: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-/// LiteLLM's word for the operator's key having spent its budget.
-const BUDGET_EXCEEDED: &str = "budget_exceeded";
 
 /// The answer, when it is a success.
 pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Error> {
@@ -39,42 +18,22 @@ pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Err
         return Ok(answer);
     }
     let retry_after = answer.headers().get(RETRY_AFTER).cloned();
-    Err(match status {
-        StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN => {
-            Error::UpstreamRefused { status }
-        }
-        StatusCode::TOO_MANY_REQUESTS => match message(answer.into_body()).await {
-            Message { kind, .. } if kind == BUDGET_EXCEEDED => Error::UpstreamRefused { status },
-            _ => Error::UpstreamRateLimited { retry_after },
-        },
-        StatusCode::BAD_REQUEST
+    let failure = match status {
+        // What these are about is in their bodies.
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_REQUEST
         | StatusCode::NOT_FOUND
         | StatusCode::PAYLOAD_TOO_LARGE
-        | StatusCode::UNPROCESSABLE_ENTITY => {
-            let Message { message, kind } = message(answer.into_body()).await;
-            if kind == BUDGET_EXCEEDED {
-                Error::UpstreamRefused { status }
-            } else {
-                Error::UpstreamRejected { status, message: shown(&message) }
-            }
-        }
-        _ => Error::UpstreamFailed { status, reason: "its status", retry_after },
-    })
+        | StatusCode::UNPROCESSABLE_ENTITY => explained(answer.into_body()).await,
+        _ => Failure::default(),
+    };
+    Err(failure.with_status(status, retry_after))
 }
 
-async fn message(body: Incoming) -> Message {
+async fn explained(body: Incoming) -> Failure {
     let body = Limited::new(body, BODY_BYTES_MAX).collect();
     match tokio::time::timeout(BODY_WAIT, body).await {
-        Ok(Ok(body)) => serde_json::from_slice::<Envelope>(&body.to_bytes())
-            .map(|envelope| envelope.error)
-            .unwrap_or_default(),
-        _ => Message::default(),
+        Ok(Ok(body)) => Failure::of_body(&body.to_bytes()),
+        _ => Failure::default(),
     }
-}
-
-fn shown(message: &str) -> String {
-    if message.is_empty() {
-        return "The model's provider rejected the request.".to_owned();
-    }
-    message.chars().take(MESSAGE_CHARS_MAX).collect()
 }
