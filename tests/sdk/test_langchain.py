@@ -16,6 +16,9 @@ pytestmark = pytest.mark.parametrize("stack", ["postgres"], indirect=True, scope
 
 def chat(customer, model, **options) -> ChatOpenAI:
     usual = {"base_url": customer.stack.base_url, "api_key": customer.key, "max_retries": 0}
+    # Else its connections stay open, and a later test waits for the server to be alone.
+    http = customer.open_clients.enter_context(openai.DefaultHttpxClient())
+    usual["http_client"] = http
     return ChatOpenAI(model=model.name, stream_usage=True, **usual | options)
 
 
