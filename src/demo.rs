@@ -127,7 +127,7 @@ fn plain(answer: &str, usage: &Value) -> Response {
     Json(json!({
         "id": "demo", "object": "chat.completion", "created": 1_700_000_000, "model": MODEL,
         "choices": [{
-            "index": 0, "finish_reason": "stop",
+            "index": 0, "logprobs": null, "finish_reason": "stop",
             "message": {"role": "assistant", "content": answer, "refusal": null},
         }],
         "usage": usage,

@@ -424,14 +424,14 @@ impl Error {
     }
 
     /// The one log line of a failure: loud when it is ours or the upstream's, quiet when it is the
-    /// client's.
-    fn log(&self) {
+    /// client's. `what` it ended.
+    pub fn log(&self, what: &str) {
         let status = self.status().as_u16();
         let code = self.code().unwrap_or("invalid_request");
         if self.status().is_server_error() {
-            tracing::error!(http.status = status, error.code = code, "request failed: {self}");
+            tracing::error!(http.status = status, error.code = code, "{what}: {self}");
         } else {
-            tracing::debug!(http.status = status, error.code = code, "request refused: {self}");
+            tracing::debug!(http.status = status, error.code = code, "{what}: {self}");
         }
     }
 }
@@ -460,7 +460,11 @@ impl From<Invalid> for Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        self.log();
+        self.log(if self.status().is_server_error() {
+            "request failed"
+        } else {
+            "request refused"
+        });
         let content_type = [(axum::http::header::CONTENT_TYPE, "application/json")];
         (self.status(), content_type, self.headers(), self.envelope()).into_response()
     }

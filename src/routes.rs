@@ -9,6 +9,7 @@ use crate::models::ids::RequestId;
 use crate::state::App;
 use axum::Router;
 use axum::extract::Request;
+use axum::http::header::{CONNECTION, TRANSFER_ENCODING};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
@@ -41,6 +42,7 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
         // outermost last: the id is there before anything can fail
         .layer(cors())
+        .layer(from_fn(nothing_after_chunks))
         .layer(from_fn(identify))
 }
 
@@ -51,6 +53,19 @@ fn payments() -> Router<Arc<App>> {
         .route("/v1/billing/portal", post(billing::portal).fallback(only("POST")))
         .route("/webhooks/stripe", post(webhooks::stripe).fallback(only("POST")))
         .route_layer(from_fn(bounded))
+}
+
+/// The server reads a body that has a length and chunks by its chunks, and does not say that there
+/// was a length. A proxy in front of us may have gone by it, and what follows would be another's
+/// request: so nothing that follows chunks is read.
+/// <https://www.rfc-editor.org/rfc/rfc9112#section-6.1-15>
+async fn nothing_after_chunks(request: Request, next: Next) -> Response {
+    let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    let mut response = next.run(request).await;
+    if is_chunked {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// What whoever runs this does over HTTP.

@@ -35,7 +35,9 @@ pub async fn create(
     let mut response = match answer {
         Answer::Events => stream(&app, exchange),
         Answer::Document(document) => {
-            exchange.complete();
+            if let Err(error) = exchange.complete() {
+                error.log("an answer failed in part");
+            }
             ([(CONTENT_TYPE, "application/json")], document).into_response()
         }
     };

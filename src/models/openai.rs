@@ -4,7 +4,9 @@
 //! views do not know); [`splice`] changes single members in the text as it came.
 
 pub mod answer;
-mod lenient;
+pub mod depth;
+pub mod lenient;
+pub mod pairs;
 pub mod request;
 pub mod splice;
 pub mod usage;

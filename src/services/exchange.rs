@@ -10,7 +10,6 @@ mod drain;
 use crate::config::UpstreamKind;
 use crate::error::Error;
 use crate::models::money::{NanoUsd, Tokens};
-use crate::models::openai::answer;
 use crate::models::openai::request::ChatRequest;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::Ending;
@@ -18,11 +17,10 @@ use crate::services::allowance::Allowance;
 use crate::services::ledger;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
-use crate::services::tap::{self, Finish, Tap};
+use crate::services::tap::{Finish, Tap, not_a_completion};
 use crate::services::upstream::{Call, cost_header, generation_id};
 use crate::store::Extension;
 pub use attempts::Trip;
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -163,10 +161,19 @@ impl Exchange {
         poll_noted(live.unwrap_or(&mut self.noting), cx)
     }
 
-    /// The exchange has ended: what was read is charged.
-    pub fn complete(&mut self) {
-        let has_failed = self.live.as_deref().is_some_and(|live| live.tap.judge.reading.has_failed);
-        self.conclude(if has_failed { Ending::UpstreamFailed } else { Ending::Completed });
+    /// The client has a whole answer: what was read is charged.
+    ///
+    /// # Errors
+    /// The failure that it tells of beside its text, for the log.
+    pub fn complete(&mut self) -> Result<(), Error> {
+        let Some(live) = self.live.as_deref() else { return Ok(()) };
+        let finish = live.tap.judge.finish();
+        let (ending, ended) = match finish {
+            Finish::Complete => (Ending::Completed, Ok(())),
+            Finish::Failed(error) => (Ending::UpstreamFailed, Err(error)),
+        };
+        self.conclude(ending);
+        ended
     }
 
     /// The account cannot pay for more: what was delivered is charged.
@@ -249,25 +256,37 @@ impl Exchange {
     }
 
     /// The body has ended: adds what is missing and concludes.
-    pub fn end(&mut self, out: &mut VecDeque<Bytes>) {
-        let Some(live) = self.live.as_deref_mut() else {
-            return;
-        };
-        match live.tap.end(out) {
-            Finish::Complete => self.complete(),
-            Finish::Failed => self.break_off(),
-        }
+    ///
+    /// # Errors
+    /// What the client was told in the stream, for the log.
+    pub fn end(&mut self, out: &mut VecDeque<Bytes>) -> Result<(), Error> {
+        let Some(live) = self.live.as_deref_mut() else { return Ok(()) };
+        let finish = live.tap.end(out);
+        self.finish(finish)
     }
 
     /// `[DONE]` has been read: ends well unless the upstream said that it failed.
-    pub fn done(&mut self, out: &mut VecDeque<Bytes>) {
-        let Some(live) = self.live.as_deref_mut() else { return };
+    ///
+    /// # Errors
+    /// As [`Exchange::end`].
+    pub fn done(&mut self, out: &mut VecDeque<Bytes>) -> Result<(), Error> {
+        let Some(live) = self.live.as_deref_mut() else { return Ok(()) };
         // The beginning of something after it: bytes are bytes.
         out.extend(live.tap.rest());
-        if live.tap.judge.reading.has_failed {
-            self.break_off();
-        } else {
-            self.complete();
+        let finish = live.tap.judge.finish();
+        self.finish(finish)
+    }
+
+    fn finish(&mut self, finish: Finish) -> Result<(), Error> {
+        match finish {
+            Finish::Complete => {
+                self.conclude(Ending::Completed);
+                Ok(())
+            }
+            Finish::Failed(error) => {
+                self.break_off();
+                Err(error)
+            }
         }
     }
 }
@@ -406,19 +425,8 @@ impl Live {
         let text =
             std::str::from_utf8(document).map_err(|_| not_a_completion("not valid UTF-8"))?;
         let judge = &mut self.tap.judge;
-        let is_completion = answer::read(text, |answer| {
-            let is_error = answer.choices.0.is_empty() && answer.error.is_some();
-            if !is_error {
-                judge.reading.take(answer);
-            }
-            !is_error
-        });
-        match is_completion {
-            Some(true) => {}
-            Some(false) => return Err(not_a_completion("an error in the body")),
-            None => return Err(not_a_completion("not a JSON object")),
-        }
-        Ok(self.tap.judge.charge().and_then(|charge| tap::plain(text, charge)).map(Bytes::from))
+        judge.document(text)?;
+        Ok(judge.shown(text).map(Bytes::from))
     }
 
     fn conclude(self, ending: Ending) {
@@ -434,8 +442,4 @@ fn poll_noted(noting: &mut Option<Noting>, cx: &mut Context<'_>) -> Poll<()> {
         *noting = None;
     }
     Poll::Ready(())
-}
-
-fn not_a_completion(reason: &'static str) -> Error {
-    Error::UpstreamFailed { status: StatusCode::OK, reason, retry_after: None }
 }

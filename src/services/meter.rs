@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tracing::Span;
 
 pub struct Meter {
     exchange: Exchange,
@@ -30,6 +31,8 @@ pub struct Meter {
     quiet_since: Option<Instant>,
     ends_at: Instant,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The request's.
+    span: Span,
 }
 
 /// How long a stream may take.
@@ -74,6 +77,7 @@ impl Meter {
             quiet_since: Some(now),
             ends_at: now + terms.whole,
             stop: Box::pin(stop.cancelled_owned()),
+            span: Span::current(),
         };
         if let Some(frame) = peeked {
             meter.take(Frame::data(frame));
@@ -93,7 +97,8 @@ impl Meter {
             Ok(false) => {}
             // The end of the books; the upstream's last bytes still pass.
             Ok(true) => {
-                self.exchange.done(&mut self.out);
+                let ended = self.exchange.done(&mut self.out);
+                self.log(ended.as_ref().err());
                 self.terms.idle = self.terms.idle.min(AFTER_DONE);
                 self.silence.as_mut().reset(tokio::time::Instant::now() + self.terms.idle);
             }
@@ -107,14 +112,14 @@ impl Meter {
             self.upstream = None;
             return;
         }
-        tracing::warn!(error.code = error.code(), "a stream broke off: {error}");
+        self.log(Some(error));
         self.upstream = None;
         self.out.push_back(error_event(error));
         self.exchange.break_off();
     }
 
     fn cut_off(&mut self, error: &Error) {
-        tracing::debug!("a stream ends where its account's money does");
+        self.log(Some(error));
         self.upstream = None;
         self.out.push_back(error_event(error));
         self.exchange.cut_off();
@@ -122,7 +127,16 @@ impl Meter {
 
     fn end(&mut self) {
         self.upstream = None;
-        self.exchange.end(&mut self.out);
+        let ended = self.exchange.end(&mut self.out);
+        self.log(ended.as_ref().err());
+    }
+
+    /// The one log line of a stream that did not end well. The request's span has been left when a
+    /// body is polled.
+    fn log(&self, error: Option<&Error>) {
+        let Some(error) = error else { return };
+        let _entered = self.span.enter();
+        error.log("a stream broke off");
     }
 
     /// The timer is not moved with every frame: when it goes off, the rest is waited for.

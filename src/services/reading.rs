@@ -75,7 +75,7 @@ impl Reading {
         if let Some(reported) = answer.reported() {
             self.reported = Some(reported);
         }
-        self.has_failed |= answer.error.is_some_and(is_truthy);
+        self.has_failed |= answer.failure().is_some();
     }
 
     /// The choice and text of a chunk that is a piece of an answer's content and nothing else.
@@ -83,7 +83,7 @@ impl Reading {
     pub fn only_text<'a>(&self, chunk: &'a Answer<'_>) -> Option<(u32, &'a str)> {
         let [choice] = &chunk.choices.0[..] else { return None };
         let choice = &choice.value;
-        let is_plain = !chunk.usage.given && chunk.error.is_none();
+        let is_plain = !chunk.usage.given && chunk.failure().is_none();
         let content = choice.only_content().filter(|_| is_plain)?;
         Some((index_of(choice), content))
     }
@@ -154,7 +154,7 @@ fn first(known: &mut Option<String>, given: Option<&Cow<'_, str>>) {
 /// Whether an answer is but a failure, in a way that another upstream's might not be.
 #[must_use]
 pub fn is_failure_elsewhere(answer: &Answer<'_>) -> bool {
-    answer.error.is_some_and(|error| is_truthy(error) && !is_of_request(error))
+    answer.failure().is_some_and(|error| !is_of_request(error))
 }
 
 /// The codes of OpenRouter's errors are HTTP's.
@@ -168,8 +168,4 @@ fn is_of_request(error: &RawValue) -> bool {
 
     let code = serde_json::from_str::<Code<'_>>(error.get()).ok().and_then(|error| error.code);
     code.is_some_and(|code| ["400", "413", "422"].contains(&code.get().trim_matches('"')))
-}
-
-fn is_truthy(error: &RawValue) -> bool {
-    !matches!(error.get(), "null" | "false" | "{}" | "\"\"")
 }

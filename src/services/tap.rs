@@ -4,6 +4,7 @@
 //! it, brought into OpenAI's form for one that did, at the client's price), and what is added at
 //! the end: a missing `[DONE]`, or an error event where the upstream broke off. Pure: no I/O.
 
+mod failure;
 mod rewrite;
 mod template;
 
@@ -18,12 +19,13 @@ use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::sse::{Splitter, TooLong, Verdict, data, without_bom};
 use crate::services::tokens::Tokenizer;
+use axum::http::StatusCode;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use template::Template;
 
-pub use rewrite::plain;
+pub use failure::Failure;
 
 pub struct Tap {
     splitter: Splitter,
@@ -39,6 +41,10 @@ pub struct Judge {
     /// A usage that came on a chunk with content, as a chunk of its own for the end.
     usage_chunk: Option<String>,
     pub is_done: bool,
+    /// What the upstream said of its failure, in our words.
+    failure: Option<Error>,
+    /// The client has read of a failure.
+    has_told: bool,
     is_first: bool,
     /// The latest chunk that was nothing but a piece of text.
     template: Option<Template>,
@@ -54,11 +60,11 @@ struct Asked {
 }
 
 /// How a body that ended had ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Finish {
     Complete,
     /// Broken off, or the upstream said that it failed.
-    Failed,
+    Failed(Error),
 }
 
 const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -78,6 +84,8 @@ impl Tap {
             has_shown_usage: false,
             usage_chunk: None,
             is_done: false,
+            failure: None,
+            has_told: false,
             is_first: true,
             template: None,
         };
@@ -109,18 +117,18 @@ impl Tap {
         self.take_rest(out);
         let judge = &mut self.judge;
         if judge.is_done {
-            return if judge.reading.has_failed { Finish::Failed } else { Finish::Complete };
+            return judge.finish();
         }
-        if judge.reading.has_failed {
-            return Finish::Failed;
+        if !judge.reading.has_failed && judge.reading.is_finished() {
+            out.extend(judge.own_usage_chunk());
+            out.push_back(Bytes::from_static(DONE));
+            return Finish::Complete;
         }
-        if !judge.reading.is_finished() {
-            out.push_back(error_event(&Error::UpstreamTruncated));
-            return Finish::Failed;
+        let error = judge.failure().unwrap_or(Error::UpstreamTruncated);
+        if !judge.has_told {
+            out.push_back(error_event(&error));
         }
-        out.extend(judge.own_usage_chunk());
-        out.push_back(Bytes::from_static(DONE));
-        Finish::Complete
+        Finish::Failed(error)
     }
 
     /// An event whose blank line never came is taken when it can be read, else dropped: a client
@@ -143,6 +151,25 @@ impl Tap {
 }
 
 impl Judge {
+    /// Takes in a whole completion.
+    ///
+    /// # Errors
+    /// Why it is none: what the upstream says, or that it is nothing that can be read.
+    pub fn document(&mut self, text: &str) -> Result<(), Error> {
+        let read = answer::read(text, |answer| {
+            let failure = answer.failure().map(|said| Failure::read(said).within());
+            if let Some(error) = &failure
+                && answer.choices.0.is_empty()
+            {
+                return Err(error.clone());
+            }
+            self.reading.take(answer);
+            self.failure = failure;
+            Ok(())
+        });
+        read.unwrap_or_else(|| Err(not_a_completion("not a JSON object")))
+    }
+
     fn event(&mut self, event: &[u8]) -> Verdict {
         let event = if std::mem::take(&mut self.is_first) { without_bom(event) } else { event };
         if let Some((choice, text)) = self.templated(event) {
@@ -150,7 +177,7 @@ impl Judge {
             return Verdict::Pass;
         }
         let Some(data) = data(event) else {
-            return Verdict::Pass;
+            return unread(event);
         };
         if data.starts_with(b"{") {
             return self.chunk(event, &data);
@@ -160,7 +187,7 @@ impl Judge {
         }
         // An array or a text is nobody's chunk; an empty event is a keep-alive.
         self.reading.has_unreadable |= !data.is_empty();
-        Verdict::Pass
+        unread(event)
     }
 
     fn templated<'a>(&self, event: &'a [u8]) -> Option<(u32, &'a str)> {
@@ -170,9 +197,14 @@ impl Judge {
 
     fn done(&mut self, event: &[u8]) -> Verdict {
         self.is_done = true;
-        match self.own_usage_chunk() {
-            Some(chunk) => Verdict::Replace([&chunk[..], event].concat().into()),
-            None => Verdict::Pass,
+        let untold = self.failure().filter(|_| !self.has_told).map(|error| error_event(&error));
+        match [self.own_usage_chunk(), untold] {
+            [None, None] => Verdict::Pass,
+            before => {
+                let mut with = before.into_iter().flatten().flatten().collect::<Vec<u8>>();
+                with.extend_from_slice(event);
+                Verdict::Replace(with.into())
+            }
         }
     }
 
@@ -188,16 +220,15 @@ impl Judge {
         });
         verdict.unwrap_or_else(|| {
             self.reading.has_unreadable = true;
-            Verdict::Pass
+            unread(event)
         })
     }
 
     fn take(&mut self, text: &str, chunk: &Answer<'_>) -> Verdict {
         let is_finished = self.reading.has_finished(chunk);
         self.reading.take(chunk);
-        // Looked for in the text itself: a mended chunk's spans are not the text's.
-        if chunk.error.is_some_and(rewrite::is_operators) {
-            return rewrite::with_error(text).map_or(Verdict::Drop, Verdict::Replace);
+        if let Some(said) = chunk.failure() {
+            return self.tell(text, Failure::read(said).within());
         }
         if !chunk.usage.given {
             return Verdict::Pass;
@@ -205,23 +236,57 @@ impl Judge {
         self.usage(text, chunk, is_finished)
     }
 
+    /// A chunk with an error in it.
+    fn tell(&mut self, text: &str, error: Error) -> Verdict {
+        // Looked for in the text itself: a mended chunk's spans are not the text's.
+        let shown = rewrite::with_error(text, &error, self.charge());
+        self.has_told |= shown.is_some();
+        self.failure.get_or_insert(error);
+        shown.map_or(Verdict::Drop, |shown| Verdict::Replace(rewrite::event(&shown)))
+    }
+
     /// A chunk with usage in it.
     fn usage(&mut self, text: &str, chunk: &Answer<'_>, is_finished: bool) -> Verdict {
+        // What cannot be believed is not charged by, and not shown.
+        let is_believed = chunk.reported().is_some();
         let charge = self.charge();
         let is_usage_chunk = chunk.choices.0.is_empty();
         // The usage chunk of servers that repeat the last choice on it.
         let is_repetition = is_finished && rewrite::is_without_text(chunk);
         if !is_usage_chunk && !is_repetition {
-            self.usage_chunk = rewrite::usage_chunk(text, charge);
+            if is_believed {
+                self.usage_chunk = rewrite::usage_chunk(text, charge);
+            }
             return rewrite::without_usage(text).map_or(Verdict::Pass, Verdict::Replace);
         }
-        if !self.asked.shows_usage {
+        if !self.asked.shows_usage || !is_believed {
             return Verdict::Drop;
         }
         self.has_shown_usage = true;
         match rewrite::usage_chunk(text, charge) {
             Some(shown) if shown != text => Verdict::Replace(rewrite::event(&shown)),
             _ => Verdict::Pass,
+        }
+    }
+
+    /// What the upstream said of itself when it was through.
+    #[must_use]
+    pub fn finish(&self) -> Finish {
+        self.failure().map_or(Finish::Complete, Finish::Failed)
+    }
+
+    fn failure(&self) -> Option<Error> {
+        // OpenRouter may only stop for the reason «error».
+        let unexplained = || Failure::default().within();
+        self.reading.has_failed.then(|| self.failure.clone().unwrap_or_else(unexplained))
+    }
+
+    /// A whole completion as the client gets it; `None`: as it is.
+    #[must_use]
+    pub fn shown(&self, text: &str) -> Option<String> {
+        match &self.failure {
+            Some(error) => rewrite::with_error(text, error, self.charge()),
+            None => rewrite::plain(text, self.charge()),
         }
     }
 
@@ -240,6 +305,17 @@ impl Judge {
             self.usage_chunk.take().filter(|_| self.asked.shows_usage && !self.has_shown_usage);
         chunk.map(|chunk| rewrite::event(&chunk))
     }
+}
+
+/// What is no answer passes, unless it is the upstream talking to its operator.
+fn unread(event: &[u8]) -> Verdict {
+    if failure::tells_of_operator(event) { Verdict::Drop } else { Verdict::Pass }
+}
+
+/// A success that is none.
+#[must_use]
+pub fn not_a_completion(reason: &'static str) -> Error {
+    Error::UpstreamFailed { status: StatusCode::OK, reason, retry_after: None }
 }
 
 /// An error as OpenAI's SDKs recognise it within a stream: they raise it.

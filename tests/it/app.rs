@@ -240,11 +240,7 @@ impl TestApp {
     /// The usage record of an answer, found by its `x-request-id`.
     pub async fn record_of(&self, answer: &Answered) -> UsageRecord {
         let id = answer.request_id();
-        eventually(&format!("the usage record {id}"), async || {
-            let records = self.books.records().await;
-            records.into_iter().find(|record| record.id == id)
-        })
-        .await
+        eventually(&format!("the usage record {id}"), async || self.books.record(&id).await).await
     }
 
     /// Nothing was forwarded, set aside, recorded or charged.

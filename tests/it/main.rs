@@ -23,6 +23,8 @@ mod count;
 mod disconnect_table;
 mod endings;
 mod env_example;
+mod faults;
+mod hostile;
 mod images;
 mod keys;
 mod kill_matrix;

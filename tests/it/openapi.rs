@@ -36,6 +36,22 @@ fn every_operation_says_what_it_answers() {
     }
 }
 
+/// What programs tell errors apart by: documented as it is in the source.
+#[test]
+fn every_type_and_code_of_an_error_is_documented() {
+    let source = read("src/error.rs");
+    let document = document();
+    let error = &document["components"]["schemas"]["Error"]["properties"]["error"]["properties"];
+    for (member, start) in [("type", "fn kind("), ("code", "pub fn code(")] {
+        let function = source.split(start).nth(1).and_then(|rest| rest.split("\n    }\n").next());
+        let words = function.expect("the function").split('"').skip(1).step_by(2);
+        let used: BTreeSet<_> = words.collect();
+        let listed = error[member]["enum"].as_sequence().expect("a list of words");
+        let listed: BTreeSet<_> = listed.iter().filter_map(serde_yaml_ng::Value::as_str).collect();
+        assert_eq!(listed, used, "{member}");
+    }
+}
+
 fn document() -> serde_yaml_ng::Value {
     serde_yaml_ng::from_str(&read("openapi.yaml")).expect("openapi.yaml is YAML")
 }

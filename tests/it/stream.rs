@@ -368,18 +368,19 @@ async fn an_http_1_0_client_gets_its_stream() {
 }
 
 #[tokio::test]
-async fn an_error_event_of_the_upstream_passes() {
+async fn an_error_event_keeps_its_place_and_tells_in_our_words() {
     let app = TestApp::start(Store::Sqlite).await;
     let answer = answer().no_usage();
+    let id = &answer.id;
+    let rest = r#""choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]"#;
     let failure = event(&format!(
-        r#"{{"id":"{}","error":{{"code":502,"message":"Provider gone"}},"choices":[{{"index":0,"delta":{{"content":""}},"finish_reason":"error"}}]}}"#,
-        answer.id
+        r#"{{"id":"{id}","error":{{"code":502,"message":"Provider gone"}},{rest},"user_id":"org_1"}}"#
     ));
-    let sent = answer.content_event("a") + &failure;
-    app.upstream.script(answer.head().chunk(&sent).end());
-    let got = app.chat(&streamed(MODEL)).await.ok();
-    assert!(got.starts_with(&sent), "{got}");
-    assert!(!got.contains("[DONE]"), "a failure is not a good end: {got}");
+    let told = r#"{"message":"The model's provider failed.","type":"upstream_error","param":null,"code":"upstream_error"}"#;
+    let shown = event(&format!(r#"{{"id":"{id}","error":{told},{rest},"user_id":null}}"#));
+    let text = answer.content_event("a");
+    app.upstream.script(answer.head().chunk(text.clone() + &failure).end());
+    assert_eq!(app.chat(&streamed(MODEL)).await.ok(), text + &shown, "and no `[DONE]`");
     assert_eq!(app.record().await.ending, "upstream_failed");
     app.finish().await;
 }

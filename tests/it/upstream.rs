@@ -117,6 +117,11 @@ impl Upstream {
         self.shared.change(|state| state.scripts.push_back(script));
     }
 
+    /// Takes back what was queued and not called for.
+    pub fn forget_scripts(&self) {
+        self.shared.change(|state| state.scripts.clear());
+    }
+
     pub fn set_models(&self, listing: Listing) {
         self.shared.change(|state| state.models = listing);
     }

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import models
 import openai
+import provider
 import pytest
 from books import Books, Postgres, Sqlite
 from servers import MASTER_KEY, LiteLlm, Tollgate
@@ -70,8 +71,14 @@ def folder():
 
 
 @pytest.fixture(scope="session")
-def litellm(folder):
-    server = LiteLlm(folder)
+def scripted():
+    with provider.running() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def litellm(folder, scripted):
+    server = LiteLlm(folder, scripted)
     try:
         server.wait()
         yield server

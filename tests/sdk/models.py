@@ -25,6 +25,8 @@ class Model:
     prompt_usd: Decimal | None = Decimal("0.0000025")
     completion_usd: Decimal | None = Decimal("0.00001")
     params: dict = field(default_factory=dict)
+    # Answered by provider.py, not by LiteLLM's mocks.
+    scripted: bool = False
 
     def charge_nusd(self, prompt_tokens: int, completion_tokens: int) -> int:
         """What the client owes: price times tokens times markup, rounded once, up."""
@@ -37,14 +39,17 @@ class Model:
         assert cost % PICO == 0
         return int(cost / PICO)
 
-    def entry(self) -> dict:
-        """The model as LiteLLM's configuration has it."""
+    def entry(self, provider: str) -> dict:
+        """The model as LiteLLM's configuration has it; `provider` is the scripted one's address."""
         info = {}
         if self.prompt_usd is not None:
             info["input_cost_per_token"] = float(self.prompt_usd)
             info["output_cost_per_token"] = float(self.completion_usd)
         params = {"model": f"openai/{self.name}", "api_base": NOWHERE, "api_key": "none"}
-        params |= {"mock_response": self.text} | self.params
+        if self.scripted:
+            params["api_base"] = provider
+        else:
+            params |= {"mock_response": self.text} | self.params
         return {"model_name": self.name, "litellm_params": params, "model_info": info}
 
 
@@ -79,6 +84,10 @@ TOOLS = Model(
         ]
     },
 )
+# The same call, streamed in fragments.
+FRAGMENTS = Model("house/fragments", "", scripted=True)
+# An answer in the form that was asked for.
+CITY = Model("house/city", '{"city":"Zürich"}')
 # These wait for a gate, see litellm_hooks.py.
 GATED = Model("gated/stream", "One word after another. " * 20)
 GATED_HEAD = Model("gated/head", PLAIN.text)
@@ -90,4 +99,5 @@ REJECTED = Model("faults/rejected", "litellm.ContextWindowExceededError")
 FAILING = Model("faults/failing", "litellm.InternalServerError")
 UNPRICED = Model("faults/unpriced", PLAIN.text, None, None)
 
-ALL = [PLAIN, UNICODE, LONG, TOOLS, GATED, GATED_HEAD, BREAKS, LIMITED, REJECTED, FAILING, UNPRICED]
+ALL = [PLAIN, UNICODE, LONG, TOOLS, FRAGMENTS, CITY, GATED, GATED_HEAD]
+ALL += [BREAKS, LIMITED, REJECTED, FAILING, UNPRICED]

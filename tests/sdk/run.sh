@@ -1,25 +1,33 @@
 #!/usr/bin/env bash
-# The official OpenAI SDK -> Tollgate -> a real LiteLLM proxy, on SQLite and on PostgreSQL.
+# Clients as people use them -> Tollgate -> a real LiteLLM proxy, on SQLite and on PostgreSQL:
+# OpenAI's SDKs for Python and JavaScript, LangChain, Vercel's AI SDK, curl, and a page in Chromium.
 #
 # Wants TOLLGATE_TEST_POSTGRES, the URL of a cluster where databases may be made (tests/run.sh
-# starts one). Makes its Python environment once, in a cache outside of the repository, named by
-# what is in it. Arguments go to pytest.
+# starts one). Makes its Python and Node environments once, in a cache outside of the repository,
+# named by what is in them. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 : "${TOLLGATE_TEST_POSTGRES:?the URL of a PostgreSQL cluster; tests/run.sh starts one}"
 
-if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+# install WHAT_FOR PACKAGE...
+install() {
+    local reason=$1
+    shift
     if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
-        echo "missing: Python (3.11 or newer) with venv." >&2
-        echo "Install it, or run this on Debian as root." >&2
-        exit 1
+        echo "missing: $reason. Install it ($*), or run this on Debian as root." >&2
+        return 1
     fi
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq -o DPkg::Lock::Timeout=600 update
-    apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends \
-        python3 python3-venv >/dev/null
-fi
+    apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "$@" >/dev/null
+}
+
+python3 -c 'import venv, ensurepip' 2>/dev/null ||
+    install "Python (3.11 or newer) with venv" python3 python3-venv
+command -v node >/dev/null || install "Node.js (18 or newer)" nodejs
+command -v npm >/dev/null || install "npm" npm
+command -v chromium >/dev/null || install "Chromium" chromium
 
 cache=${TOLLGATE_TEST_CACHE:-$HOME/.cache/tollgate-tests}
 mkdir -p "$cache"
@@ -39,6 +47,19 @@ if [[ ! -e $venv/complete ]]; then
         --no-deps --only-binary=:all: --requirement requirements.txt
     touch "$venv/complete"
 fi
+
+# The same for the clients in JavaScript.
+hash=$({ node --version; cat node/package-lock.json; } | sha256sum | cut -c1-12)
+node=$cache/node-$hash
+if [[ ! -e $node/complete ]]; then
+    echo "installing the SDK tests' JavaScript packages; this is done once"
+    rm -rf -- "$node"
+    mkdir -p "$node"
+    cp node/package.json node/package-lock.json node/.npmrc "$node/"
+    (cd "$node" && npm ci --silent)
+    touch "$node/complete"
+fi
+export SDK_TESTS_NODE_MODULES=$node/node_modules
 flock -u 9
 exec 9>&-
 

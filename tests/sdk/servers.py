@@ -74,12 +74,12 @@ class Server:
 class LiteLlm(Server):
     """A real LiteLLM proxy whose models are mocked by LiteLLM itself."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, provider: str):
         self.folder = folder
         # The hooks are looked for beside the configuration.
         shutil.copy(HERE / "litellm_hooks.py", folder)
         config = {
-            "model_list": [model.entry() for model in models.ALL],
+            "model_list": [model.entry(provider) for model in models.ALL],
             "general_settings": {"master_key": MASTER_KEY},
             "litellm_settings": {
                 "callbacks": ["litellm_hooks.hooks"],

@@ -23,7 +23,7 @@ pub struct Answer<'a> {
     #[serde(borrow)]
     pub usage: Object<Usage<'a>>,
     #[serde(borrow)]
-    pub error: Option<&'a RawValue>,
+    error: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -36,6 +36,8 @@ pub struct Choice<'a> {
     message: Object<Delta<'a>>,
     #[serde(borrow)]
     pub finish_reason: Text<'a>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
 }
 
 /// A message, or a piece of one.
@@ -211,12 +213,23 @@ impl<'a> Choice<'a> {
     }
 }
 
-impl Answer<'_> {
+impl<'a> Answer<'a> {
+    /// The error that it tells of, of itself or of one of its choices.
+    #[must_use]
+    pub fn failure(&self) -> Option<&'a RawValue> {
+        let choices = self.choices.0.iter().map(|choice| choice.value.error);
+        std::iter::once(self.error).chain(choices).flatten().find(|error| is_truthy(error))
+    }
+
     /// The usage, when there is one that can be believed.
     #[must_use]
     pub fn reported(&self) -> Option<Reported> {
         if self.usage.given { self.usage.value.reported() } else { None }
     }
+}
+
+fn is_truthy(error: &RawValue) -> bool {
+    !matches!(error.get(), "null" | "false" | "{}" | "\"\"")
 }
 
 impl Usage<'_> {

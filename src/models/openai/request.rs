@@ -2,14 +2,12 @@
 //!
 //! Members not named here pass to the upstream unseen. Messages are only held as text.
 
-use super::lenient::Text;
+use super::depth::{DEPTH_MAX, is_too_deep};
+use super::pairs::Pairs;
 use super::splice::Edits;
-use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::fmt;
-use std::marker::PhantomData;
 
 /// Why a request is refused: a message for its sender and the member it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,43 +72,11 @@ const WITH_FEES: &[&str] = &["plugins", "web_search_options"];
 /// Steer the call; no model reads them.
 const UNREAD: &[&str] =
     &["metadata", "provider", "logit_bias", "reasoning", "trace", "cache_control", "stop"];
-/// Members of a body; no real request comes near.
-const MEMBERS_MAX: usize = 256;
 
 #[derive(Debug, Default, Deserialize)]
 struct StreamOptions<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     include_usage: Option<&'a RawValue>,
-}
-
-/// The names and values of an object, in their order.
-struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor<'a>(PhantomData<&'a ()>);
-
-        impl<'de: 'a, 'a> Visitor<'de> for PairsVisitor<'a> {
-            type Value = Pairs<'a>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<'a>, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(name) = map.next_key::<Text<'a>>()? {
-                    if pairs.len() == MEMBERS_MAX {
-                        return Err(A::Error::custom("too many members"));
-                    }
-                    pairs.push((name.0.unwrap_or_default(), map.next_value()?));
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(PairsVisitor(PhantomData))
-    }
 }
 
 impl<'a> Members<'a> {
@@ -188,6 +154,10 @@ impl<'a> ChatRequest<'a> {
         let body = body.strip_prefix('\u{feff}').unwrap_or(body);
         if !body.trim_start().starts_with('{') {
             return Err(invalid("The request body must be a JSON object.", None));
+        }
+        if is_too_deep(body.as_bytes()) {
+            let message = format!("The request body is nested deeper than {DEPTH_MAX} levels.");
+            return Err(invalid(&message, None));
         }
         let raw = Members::read(body)?;
         Ok(Self {

@@ -1,11 +1,12 @@
 //! The rewrites of an answer, all of them, as splices in its text.
 //!
-//! Invariant: the operator's cost never reaches the client; every member that is not named here
-//! stays byte for byte.
+//! Invariants: the operator's cost, and an upstream's error as it worded it, never reach the
+//! client; every member that is not named here stays byte for byte.
 
 use crate::error::Error;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Answer;
+use crate::models::openai::pairs::Pairs;
 use crate::models::openai::splice::Edits;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -18,16 +19,6 @@ struct Members<'a> {
     usage: Option<&'a RawValue>,
     #[serde(borrow, default)]
     choices: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Costs<'a> {
-    #[serde(borrow, default)]
-    cost: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    cost_details: Option<&'a RawValue>,
 }
 
 /// Text as one event.
@@ -62,60 +53,81 @@ pub fn without_usage(text: &str) -> Option<Bytes> {
     Some(event(&edits.apply(text)))
 }
 
-/// A whole completion with the client's price in its usage; `None`: as it is.
-pub fn plain(text: &str, charge: NanoUsd) -> Option<String> {
+/// A whole completion with the client's price in its usage, or without a usage that cannot be
+/// believed, which has no price; `None`: as it is.
+pub fn plain(text: &str, charge: Option<NanoUsd>) -> Option<String> {
     let members: Members<'_> = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
-    show_price(text, members.usage?, Some(charge), &mut edits);
+    match charge {
+        Some(_) => show_price(text, members.usage?, charge, &mut edits),
+        None => edits.replace(text, members.usage?, "null".to_owned()),
+    }
     if edits.is_empty() { None } else { Some(edits.apply(text)) }
 }
 
+/// `cost` becomes the client's price; what else a provider says of its prices is not the client's
+/// (`cost_details`, `estimated_cost`, `upstream_inference_cost`).
 fn show_price(text: &str, usage: &RawValue, charge: Option<NanoUsd>, edits: &mut Edits) {
-    let Ok(costs) = serde_json::from_str::<Costs<'_>>(usage.get()) else {
+    let Ok(Pairs(members)) = serde_json::from_str(usage.get()) else {
         return;
     };
-    if let Some(cost) = costs.cost {
-        let shown = charge.map_or_else(|| "null".to_owned(), |charge| charge.to_string());
-        edits.replace(text, cost, shown);
-    }
-    if let Some(details) = costs.cost_details {
-        edits.replace(text, details, "null".to_owned());
+    for (name, value) in members.into_iter().filter(|(_, value)| value.get() != "null") {
+        if name == "cost" {
+            let shown = charge.map_or_else(|| "null".to_owned(), |charge| charge.to_string());
+            edits.replace(text, value, shown);
+        } else if name.contains("cost") {
+            edits.replace(text, value, "null".to_owned());
+        }
     }
 }
 
-/// Statuses that are about the operator's key or credit, not about the request.
-const OPERATORS_CODES: &[&str] = &["401", "402", "403"];
-/// What addresses and accounts of the operator look like in a message.
-const OPERATORS_WORDS: &[&str] = &["://", "org-", "proj_", "sk-", "api_key", "api key"];
+/// What a client may read of an answer that failed; anything else that came with the error is the
+/// operator's business (`user_id`, `openrouter_metadata`).
+const KEPT_WITH_ERROR: &[&str] = &[
+    "id",
+    "object",
+    "created",
+    "model",
+    "provider",
+    "service_tier",
+    "system_fingerprint",
+    "choices",
+    "usage",
+];
 
-/// Whether an error in a stream tells of the operator's account rather than of the request.
-pub fn is_operators(error: &RawValue) -> bool {
-    /// The code comes as a number or as text.
-    #[derive(Deserialize)]
-    struct Code<'a> {
-        #[serde(borrow, default)]
-        code: Option<&'a RawValue>,
-    }
-
-    let code = serde_json::from_str::<Code<'_>>(error.get()).ok().and_then(|error| error.code);
-    let code = code.map(|code| code.get().trim_matches('"')).unwrap_or_default();
-    let text = error.get().to_ascii_lowercase();
-    OPERATORS_CODES.contains(&code) || OPERATORS_WORDS.iter().any(|word| text.contains(word))
-}
-
-/// The chunk with an error in its place that tells nothing of the operator.
-pub fn with_error(text: &str) -> Option<Bytes> {
-    let error = serde_json::from_str::<Members<'_>>(text).ok()?.error?;
-    let ours = Error::UpstreamFailed {
-        status: axum::http::StatusCode::OK,
-        reason: "an error in the stream",
-        retry_after: None,
-    };
-    let envelope = ours.envelope();
-    let inner = envelope.strip_prefix("{\"error\":")?.strip_suffix('}')?;
+/// An answer or a chunk with errors in it, which are told in our words. `None`: it cannot be read
+/// member by member.
+pub fn with_error(text: &str, error: &Error, charge: Option<NanoUsd>) -> Option<String> {
+    let Pairs(pairs) = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
-    edits.replace(text, error, inner.to_owned());
-    Some(event(&edits.apply(text)))
+    for (name, value) in pairs {
+        match name.as_ref() {
+            "error" => edits.replace(text, value, inner(error)?),
+            "choices" => tell_of_choices(text, value, error, &mut edits)?,
+            "usage" => show_price(text, value, charge, &mut edits),
+            name if KEPT_WITH_ERROR.contains(&name) => {}
+            _ => edits.replace(text, value, "null".to_owned()),
+        }
+    }
+    Some(edits.apply(text))
+}
+
+/// OpenRouter has the error of a choice within it.
+fn tell_of_choices(text: &str, choices: &RawValue, error: &Error, edits: &mut Edits) -> Option<()> {
+    let choices: Vec<Pairs<'_>> = serde_json::from_str(choices.get()).ok()?;
+    for (name, value) in choices.into_iter().flat_map(|Pairs(pairs)| pairs) {
+        if name == "error" && value.get() != "null" {
+            edits.replace(text, value, inner(error)?);
+        }
+    }
+    Some(())
+}
+
+/// The object in the envelope.
+fn inner(error: &Error) -> Option<String> {
+    let envelope = error.envelope();
+    let inner = envelope.strip_prefix("{\"error\":")?.strip_suffix('}')?;
+    Some(inner.to_owned())
 }
 
 /// Whether a chunk brings nothing that a client would read.

@@ -61,7 +61,7 @@ mod tests {
     fn parsed(event: &[u8]) -> Option<(Option<String>, Option<String>)> {
         let data = crate::services::sse::data(event)?;
         answer::read(std::str::from_utf8(&data).ok()?, |chunk| {
-            let is_plain = !chunk.usage.given && chunk.error.is_none();
+            let is_plain = !chunk.usage.given && chunk.failure().is_none();
             let choice = chunk.choices.0.first().filter(|_| is_plain && chunk.choices.0.len() == 1);
             let content = choice.and_then(|choice| choice.value.only_content().map(str::to_owned));
             (chunk.id.0.as_ref().map(ToString::to_string), content)

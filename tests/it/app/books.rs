@@ -179,6 +179,12 @@ impl Books {
         self.typed("SELECT * FROM usage_records ORDER BY id").await
     }
 
+    /// The record of one request.
+    pub async fn record(&self, id: &str) -> Option<UsageRecord> {
+        let sql = format!("SELECT * FROM usage_records WHERE id = '{id}'");
+        self.typed(&sql).await.pop()
+    }
+
     pub async fn entries(&self) -> Vec<LedgerEntry> {
         self.typed("SELECT * FROM ledger_entries ORDER BY account_id, seq").await
     }

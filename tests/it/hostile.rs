@@ -1,0 +1,10 @@
+//! Hostile clients: framing that two readers read differently, JSON that two parsers read
+//! differently, paths that lead elsewhere, and clients that never finish.
+//!
+//! The rule: a request is refused with a 4xx, or means the same to everybody who reads it; what is
+//! charged is what was forwarded; the server serves the next client.
+
+mod framing;
+mod json;
+mod paths;
+mod slow;
