@@ -7,7 +7,7 @@
 mod failures;
 mod jwks;
 mod secret;
-mod tokens;
+pub mod tokens;
 mod uses;
 
 use crate::config::IdentityConfig;

@@ -1,0 +1,67 @@
+//! The tap: any bytes, cut anywhere. It must not panic; how the bytes were cut must not matter; an
+//! answer ends with `[DONE]` or with an error.
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use std::collections::VecDeque;
+use std::sync::{Arc, LazyLock};
+use tollgate::models::money::Markup;
+use tollgate::models::price::{Price, Rates, Rule, Terms};
+use tollgate::models::timestamp::Timestamp;
+use tollgate::services::reading::Reading;
+use tollgate::services::tap::{Finish, Tap};
+use tollgate::services::tokens::{Tokenizer, Vocabularies};
+
+static TOKENIZER: LazyLock<Tokenizer> =
+    LazyLock::new(|| Vocabularies::load().expect("vocabularies").for_model("gpt-4o-mini"));
+
+fn price() -> Arc<Price> {
+    let terms = Terms {
+        model: "m".to_owned(),
+        plan: String::new(),
+        rule: Rule::CostPlus,
+        markup_ppm: Markup::NONE,
+        rates: Rates::default(),
+        overrides: Vec::new(),
+    };
+    Arc::new(Price { id: String::new(), terms })
+}
+
+/// What leaves for these frames, and what was read of them.
+fn run(frames: &[&[u8]], shows_usage: bool) -> (Vec<String>, String) {
+    let reading = Reading::new(TOKENIZER.clone());
+    let mut tap = Tap::new(reading, price(), Timestamp::now(), shows_usage);
+    let mut out = VecDeque::new();
+    for frame in frames {
+        if tap.frame(&Bytes::copy_from_slice(frame), &mut out).is_err() {
+            return Default::default();
+        }
+    }
+    let finish = tap.end(&mut out);
+    let out: Vec<u8> = out.into_iter().flatten().collect();
+    let text = String::from_utf8_lossy(&out);
+    match finish {
+        Finish::Complete => assert!(text.contains("[DONE]"), "a silent end: {text}"),
+        Finish::Failed(_) => assert!(text.contains("error"), "a silent failure: {text}"),
+    }
+    let reading = tap.judge.reading;
+    let read = format!("{:?} {:?}", reading.reported, reading.counter.finish().tokens);
+    (events(&text), read)
+}
+
+/// The events as they are read. Where a CRLF is cut in two, its LF goes with what follows: it is lost
+/// with that, or stays when its own event is left out. To a reader of events that is the same.
+fn events(text: &str) -> Vec<String> {
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
+    let events = text.split("\n\n").map(|event| event.trim_matches('\n').to_owned());
+    events.filter(|event| !event.is_empty()).collect()
+}
+
+fuzz_target!(|input: &[u8]| {
+    // The first byte says where the rest is cut, and whether the client asks for usage.
+    let [how, body @ ..] = input else { return };
+    let frames: Vec<&[u8]> = body.chunks(usize::from(how >> 1) + 1).collect();
+    let shows_usage = how & 1 == 1;
+    assert_eq!(run(&frames, shows_usage), run(&[body], shows_usage));
+});
