@@ -15,6 +15,7 @@ pub mod money;
 pub mod openai;
 pub mod openrouter;
 pub mod price;
+pub mod reconcile;
 pub mod report;
 pub mod timestamp;
 pub mod usage;

@@ -19,6 +19,8 @@ pub mod outbox;
 pub mod postgres;
 /// Versions of prices.
 pub mod prices;
+/// Sums to be held against what others say.
+pub mod reconcile;
 /// What was written down.
 pub mod records;
 /// Sums, and a payer's own records.
@@ -36,6 +38,7 @@ use ledger::LedgerStore;
 pub use ops::*;
 use outbox::OutboxStore;
 use prices::PriceStore;
+use reconcile::ReconcileStore;
 use records::RecordStore;
 use reports::ReportStore;
 use std::time::Duration;
@@ -90,7 +93,7 @@ impl<T: OutboxStore + ExportStore> Outbox for T {}
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store:
-    LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbox + ReportStore
+    LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbox + ReportStore + ReconcileStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;

@@ -10,6 +10,7 @@ mod ledger;
 mod outbox;
 mod pooler;
 mod prices;
+mod reconcile;
 mod records;
 mod reports;
 mod rows;

@@ -9,6 +9,7 @@ mod exports;
 mod ledger;
 mod outbox;
 mod prices;
+mod reconcile;
 mod records;
 mod reports;
 mod rows;
