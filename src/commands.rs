@@ -15,6 +15,7 @@ mod account;
 mod events;
 mod key;
 mod member;
+mod reconcile;
 mod serve;
 
 use crate::config::{Config, DatabaseConfig, DatabaseKind};
@@ -65,6 +66,8 @@ enum Command {
     Events(events::Events),
     /// Recompute the books; fails when anything differs.
     Verify,
+    /// Compare the books with the upstream and the sinks; fails when anything differs.
+    Reconcile(reconcile::Reconcile),
 }
 
 /// How lists are printed.
@@ -140,6 +143,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Audit(command) => member::run_audit(command, store).await?,
         Command::Events(command) => events::run(command, store).await?,
         Command::Verify => return events::verify(store).await,
+        Command::Reconcile(command) => return reconcile::run(command, &config, store).await,
         Command::Serve | Command::Config | Command::Migrate => {}
     }
     Ok(ExitCode::SUCCESS)

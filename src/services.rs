@@ -27,6 +27,7 @@ pub mod upstream;
 // === what goes on beside requests ===
 pub mod billing;
 pub mod late;
+pub mod reconcile;
 pub mod recovery;
 pub mod reports;
 pub mod verify;

@@ -45,6 +45,8 @@ pub struct OpenMeterConfig {
     pub token: Option<SecretString>,
     /// CloudEvents' source: half of the key by which events are deduplicated.
     pub source: String,
+    /// The meter that sums the charge, as its queries name it.
+    pub charge_meter: String,
 }
 
 #[derive(Clone, Debug)]
@@ -114,10 +116,15 @@ impl OpenMeterConfig {
         let url = env.optional("OPENMETER_URL");
         let token = env.secret("OPENMETER_TOKEN");
         let source = env.text("OPENMETER_SOURCE", "tollgate");
+        let charge_meter = env.text("OPENMETER_CHARGE_METER", "tollgate_charge_nusd");
         let Some(url) = url else { return Ok(None) };
         // Its own server is without TLS and authentication, within the operator's network.
         address("OPENMETER_URL", &url)?;
-        Ok(Some(Self { url, token, source }))
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if charge_meter.is_empty() || !charge_meter.bytes().all(is_plain) {
+            return Err(ConfigError("OPENMETER_CHARGE_METER is not a slug or an id".into()));
+        }
+        Ok(Some(Self { url, token, source, charge_meter }))
     }
 }
 

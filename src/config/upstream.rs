@@ -11,6 +11,8 @@ pub struct UpstreamConfig {
     /// Up to and including `/v1`. `None`: the built-in demo.
     pub base_url: Option<String>,
     pub api_key: Option<SecretString>,
+    /// For OpenRouter's sums by day; it cannot run completions.
+    pub management_key: Option<SecretString>,
     pub connect: Duration,
     pub head: Duration,
     pub idle: Duration,
@@ -56,6 +58,7 @@ impl UpstreamConfig {
         ];
         let kind = env.one_of("UPSTREAM_KIND", "openrouter", &kinds)?;
         let openrouter_key = env.secret("OPENROUTER_API_KEY");
+        let management_key = env.secret("OPENROUTER_MANAGEMENT_KEY");
         let base_url = env.optional("UPSTREAM_BASE_URL");
         let api_key = env.secret("UPSTREAM_API_KEY");
         // OpenRouter's key is for OpenRouter only.
@@ -77,6 +80,7 @@ impl UpstreamConfig {
             kind,
             base_url: base_url.map(|url| url.trim_end_matches('/').to_owned()),
             api_key,
+            management_key,
             connect: env.positive_seconds("TOLLGATE_UPSTREAM_CONNECT_SECONDS", "5")?,
             head: env.positive_seconds("TOLLGATE_UPSTREAM_HEAD_SECONDS", "300")?,
             idle: env.positive_seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,

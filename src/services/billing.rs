@@ -7,7 +7,7 @@
 
 mod breaker;
 mod exporter;
-mod openmeter;
+pub mod openmeter;
 mod queue;
 pub mod stripe;
 mod webhook;

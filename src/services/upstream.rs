@@ -4,6 +4,7 @@
 //! body never become part of an error that a client reads. HTTP/1.1: the pool of HTTP/2 queues
 //! streams beyond the peer's limit (measured: 400 streams took two waves).
 
+mod activity;
 mod failure;
 mod lookup;
 mod retry;
@@ -22,6 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use activity::{Activity, LOG_ROWS, Logged};
 pub use lookup::Found;
 use retry::Retries;
 
@@ -88,7 +90,10 @@ impl Upstream {
 
     /// Asks the upstream something. `path` follows the base.
     async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Error> {
-        let request = self.request(Method::GET, path, Bytes::new())?;
+        self.answer_to(self.request(Method::GET, path, Bytes::new())?).await
+    }
+
+    async fn answer_to(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Error> {
         let answer = self.send(request, QUESTION_WAIT).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), QUESTION_BYTES_MAX).collect();
@@ -118,9 +123,18 @@ impl Upstream {
         path: &str,
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, Error> {
+        self.request_to(method, &format!("{}{path}", self.base), body)
+    }
+
+    fn request_to(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Error> {
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.base))
+            .uri(uri)
             .body(Full::new(body))
             .map_err(|error| Error::Internal(format!("cannot make a request: {error}")))?;
         let headers = request.headers_mut();
