@@ -16,38 +16,6 @@ pub const SUMS_MAX: i64 = 200_000;
 /// A statement is given up after this: nobody waits for it but the command that asks.
 pub const SUMS_WAIT: Duration = Duration::from_secs(300);
 
-#[async_trait]
-pub trait ReconcileStore: Send + Sync {
-    /// The calls to an upstream that began in a span, by model.
-    async fn call_sums(&self, upstream: &str, span: Span) -> Result<Vec<CallSum>, StoreError>;
-
-    /// The same calls one by one, in their order, a page of them after `after`; those that used
-    /// nothing too.
-    async fn calls(
-        &self,
-        upstream: &str,
-        span: Span,
-        after: Option<RequestId>,
-    ) -> Result<Vec<Call>, StoreError>;
-
-    /// Those of the calls that the upstream gave an id, by their place in their order: 1, 2, 3 …
-    async fn calls_at(
-        &self,
-        upstream: &str,
-        span: Span,
-        places: &[i64],
-    ) -> Result<Vec<Call>, StoreError>;
-
-    /// How many calls of a span the upstream gave an id.
-    async fn named_calls(&self, upstream: &str, span: Span) -> Result<i64, StoreError>;
-
-    /// What was to be told to a sink for a span.
-    async fn sink_sums(&self, sink: &str, span: Span) -> Result<Vec<SinkSum>, StoreError>;
-
-    /// What that was merged into.
-    async fn export_sums(&self, sink: &str, span: Span) -> Result<Vec<ExportSum>, StoreError>;
-}
-
 /// In what the statements differ between the databases.
 pub(super) struct Dialect {
     /// The day of a time.
@@ -175,4 +143,36 @@ pub(super) fn whole<T>(rows: Vec<T>) -> Result<Vec<T>, StoreError> {
         return Err(StoreError::Setup(message));
     }
     Ok(rows)
+}
+
+#[async_trait]
+pub trait ReconcileStore: Send + Sync {
+    /// The calls to an upstream that began in a span, by model.
+    async fn call_sums(&self, upstream: &str, span: Span) -> Result<Vec<CallSum>, StoreError>;
+
+    /// The same calls one by one, in their order, a page of them after `after`; those that used
+    /// nothing too.
+    async fn calls(
+        &self,
+        upstream: &str,
+        span: Span,
+        after: Option<RequestId>,
+    ) -> Result<Vec<Call>, StoreError>;
+
+    /// Those of the calls that the upstream gave an id, by their place in their order: 1, 2, 3 …
+    async fn calls_at(
+        &self,
+        upstream: &str,
+        span: Span,
+        places: &[i64],
+    ) -> Result<Vec<Call>, StoreError>;
+
+    /// How many calls of a span the upstream gave an id.
+    async fn named_calls(&self, upstream: &str, span: Span) -> Result<i64, StoreError>;
+
+    /// What was to be told to a sink for a span.
+    async fn sink_sums(&self, sink: &str, span: Span) -> Result<Vec<SinkSum>, StoreError>;
+
+    /// What that was merged into.
+    async fn export_sums(&self, sink: &str, span: Span) -> Result<Vec<ExportSum>, StoreError>;
 }

@@ -10,6 +10,7 @@
 mod app;
 mod client;
 mod random;
+mod seed;
 mod sinks;
 mod source;
 mod upstream;
@@ -32,6 +33,7 @@ mod oracle;
 mod overspend;
 mod pooler;
 mod promises;
+mod reconcile;
 mod retry;
 mod rls;
 mod start;

@@ -32,7 +32,7 @@ pub struct Activity {
     pub requests: i64,
     pub prompt_tokens: i64,
     pub completion_tokens: i64,
-    /// What the operator pays: OpenRouter's charge, and a provider's own where the key is one's own.
+    /// What the operator pays: OpenRouter's charge, and the provider's with a key of one's own.
     pub cost_pico: i128,
 }
 

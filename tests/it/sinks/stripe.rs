@@ -101,6 +101,11 @@ impl Stripe {
         self.state().taken.clone()
     }
 
+    /// Makes what was taken something else, behind everybody's back.
+    pub fn tamper(&self, change: impl FnOnce(&mut Vec<Taken>)) {
+        change(&mut self.state().taken);
+    }
+
     pub fn calls(&self) -> usize {
         self.state().calls
     }
@@ -244,18 +249,32 @@ impl Books {
         let meter = path.split('/').nth(4).and_then(|id| id.strip_prefix("mtr_")).expect("an id");
         let time = |name: &str| query[name].parse::<i64>().expect("seconds");
         let (from, to) = (time("start_time"), time("end_time"));
-        assert!(from % 60 == 0 && to % 60 == 0, "times must be whole minutes");
-        let of_minute = state.taken.iter().filter(|taken| {
-            taken.meter == meter
-                && taken.customer == query["customer"]
-                && (from..to).contains(&taken.timestamp)
-        });
-        let sum: i64 = of_minute.map(|taken| taken.value).sum();
-        let text = format!("{sum}.0");
-        let value: Value = serde_json::from_str(&text).expect("a number");
-        json!({"object": "list", "has_more": false, "data": [{
-            "object": "billing.meter_event_summary", "aggregated_value": value,
-            "start_time": from, "end_time": to, "meter": meter}]})
+        let window = match query.get("value_grouping_window").map(String::as_str) {
+            Some("day") => 86_400,
+            Some("hour") => 3_600,
+            Some(other) => panic!("no such window: {other}"),
+            None => 60,
+        };
+        assert!(from % window == 0 && to % window == 0, "times must be whole windows");
+        let window = if window == 60 { to - from } else { window };
+        let mut sums: BTreeMap<i64, i64> = BTreeMap::new();
+        for taken in &state.taken {
+            let is_meant = taken.meter == meter && taken.customer == query["customer"];
+            if is_meant && (from..to).contains(&taken.timestamp) {
+                *sums.entry((taken.timestamp - from) / window).or_default() += taken.value;
+            }
+        }
+        // Newest first; windows without usage are left out.
+        let limit = query.get("limit").map_or(10, |text| text.parse().expect("a number"));
+        let has_more = sums.len() > limit;
+        let summary = |(number, sum): (i64, i64)| {
+            let value: Value = serde_json::from_str(&format!("{sum}.0")).expect("a number");
+            let start = from + number * window;
+            json!({"object": "billing.meter_event_summary", "aggregated_value": value,
+                "start_time": start, "end_time": start + window, "meter": meter})
+        };
+        let data: Vec<Value> = sums.into_iter().rev().take(limit).map(summary).collect();
+        json!({"object": "list", "has_more": has_more, "data": data})
     }
 }
 
