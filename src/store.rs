@@ -28,6 +28,8 @@ pub mod reports;
 pub mod sqlite;
 /// Columns, once for both.
 mod table;
+/// Rows that belong to rows.
+pub mod verify;
 
 use crate::error::Error;
 use crate::models::timestamp::Timestamp;
@@ -42,6 +44,7 @@ use reconcile::ReconcileStore;
 use records::RecordStore;
 use reports::ReportStore;
 use std::time::Duration;
+use verify::VerifyStore;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -93,7 +96,14 @@ impl<T: OutboxStore + ExportStore> Outbox for T {}
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store:
-    LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbox + ReportStore + ReconcileStore
+    LedgerStore
+    + DirectoryStore
+    + PriceStore
+    + RecordStore
+    + Outbox
+    + ReportStore
+    + ReconcileStore
+    + VerifyStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;

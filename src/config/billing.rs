@@ -36,6 +36,14 @@ pub struct StripeConfig {
     pub customer_key: String,
     pub value_key: String,
     pub calls_per_second: u32,
+    /// Events leave in batches by way of the meter event stream.
+    pub stream: Option<StreamConfig>,
+}
+
+#[derive(Clone, Debug)]
+pub struct StreamConfig {
+    /// Without a slash at its end.
+    pub base: String,
 }
 
 #[derive(Clone, Debug)]
@@ -102,12 +110,22 @@ impl StripeConfig {
         if calls_per_second == 0 {
             return Err(ConfigError("STRIPE_CALLS_PER_SECOND must be more than zero".into()));
         }
+        let is_on = env.one_of("STRIPE_METER_STREAM", "off", &[("on", true), ("off", false)])?;
+        let stream_base = env.text("STRIPE_STREAM_BASE", "https://meter-events.stripe.com");
         let Some(key) = key else { return Ok(None) };
         // The key would be readable on the way.
         secure("STRIPE_API_BASE", &base)?;
-        let meters = meters(&charge, &others)?;
-        let base = base.trim_end_matches('/').to_owned();
-        Ok(Some(Self { key, base, meters, customer_key, value_key, calls_per_second }))
+        secure("STRIPE_STREAM_BASE", &stream_base)?;
+        let without_slash = |url: &str| url.trim_end_matches('/').to_owned();
+        Ok(Some(Self {
+            key,
+            base: without_slash(&base),
+            meters: meters(&charge, &others)?,
+            customer_key,
+            value_key,
+            calls_per_second,
+            stream: is_on.then(|| StreamConfig { base: without_slash(&stream_base) }),
+        }))
     }
 }
 

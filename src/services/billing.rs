@@ -22,6 +22,7 @@ use queue::{EventQueue, ExportQueue, Queue};
 use std::sync::Arc;
 use std::time::Duration;
 use stripe::Stripe;
+use stripe::stream::{self, StripeStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use webhook::Webhook;
@@ -42,9 +43,15 @@ pub fn start(
 ) -> Result<(), Error> {
     let terms = Terms { wait: config.wait, lease: config.lease };
     if let Some(stripe) = &config.stripe {
-        let queue = ExportQueue::new(store.clone(), stripe.meters.clone());
-        let exporter = Stripe::new(stripe, store.clone(), config.wait)?;
-        run(queue, exporter, terms, tasks, stop);
+        let meters = stripe.meters.clone();
+        if let Some(stream) = &stripe.stream {
+            let exporter = StripeStream::new(stripe, stream, store.clone(), config.wait)?;
+            let queue = ExportQueue::new(store.clone(), meters, stream::EVENTS_PER_CALL);
+            run(queue, exporter, terms, tasks, stop);
+        } else {
+            let exporter = Stripe::new(stripe, store.clone(), config.wait)?;
+            run(ExportQueue::new(store.clone(), meters, 1), exporter, terms, tasks, stop);
+        }
     }
     if let Some(openmeter) = &config.openmeter {
         let exporter = OpenMeter::new(openmeter, config.wait)?;

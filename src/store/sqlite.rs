@@ -13,6 +13,7 @@ mod reconcile;
 mod records;
 mod reports;
 mod rows;
+mod verify;
 
 use batch::Sql;
 use rows::{classify, select};

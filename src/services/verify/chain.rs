@@ -1,8 +1,9 @@
-//! An account's chain of entries, followed from the first to the head that the account names.
+//! An account's chain of entries, followed from the first to the head that the account names, a
+//! page of them in memory.
 
 use super::Report;
 use super::keys::Spending;
-use super::records::{CHARGE, CORRECTION, Rows};
+use super::rows::{CHARGE, CORRECTION, Rows};
 use crate::models::account::Account;
 use crate::models::ledger::{EntryKind, LedgerEntry};
 use crate::models::money::NanoUsd;
@@ -16,12 +17,10 @@ struct Link {
     hash: String,
 }
 
-/// Checks every entry against the one before it and against the row it is for; rows that were found
-/// are taken out of `rows`.
+/// Checks every entry against the one before it and against the row it is for.
 pub async fn check(
     store: &dyn Store,
     account: &Account,
-    rows: &mut Rows,
     spending: &mut Spending,
     report: &mut Report,
 ) -> Result<(), StoreError> {
@@ -34,9 +33,10 @@ pub async fn check(
             break;
         }
         report.entries += entries.len();
+        let rows = rows_of(store, &entries).await?;
         for entry in &entries {
             link = link.follow(entry, report);
-            check_row(entry, rows, spending, report);
+            check_row(entry, &rows, spending, report);
             if entry.request_id.is_some() && entry.created_at >= account.period_start {
                 charged = charged.saturating_sub(entry.amount_nusd.0);
             }
@@ -77,7 +77,15 @@ impl Link {
     }
 }
 
-fn check_row(entry: &LedgerEntry, rows: &mut Rows, spending: &mut Spending, report: &mut Report) {
+/// The rows that a page of entries is for.
+async fn rows_of(store: &dyn Store, entries: &[LedgerEntry]) -> Result<Rows, StoreError> {
+    let records: Vec<_> = entries.iter().filter_map(|entry| entry.request_id).collect();
+    let corrections = entries.iter().filter(|entry| entry.kind == EntryKind::Correction);
+    let corrections: Vec<_> = corrections.filter_map(|entry| entry.request_id).collect();
+    Rows::of(store, &records, &corrections).await
+}
+
+fn check_row(entry: &LedgerEntry, rows: &Rows, spending: &mut Spending, report: &mut Report) {
     let kind = match entry.kind {
         EntryKind::Charge => CHARGE,
         EntryKind::Correction => CORRECTION,
@@ -85,8 +93,8 @@ fn check_row(entry: &LedgerEntry, rows: &mut Rows, spending: &mut Spending, repo
     };
     // A correction by hand is for no request.
     let Some(request) = entry.request_id else { return };
-    let row = rows.remove(&(request, kind));
-    if let Some(key) = row.as_ref().and_then(|row| row.key) {
+    let row = rows.expected(request, kind);
+    if let Some(key) = rows.key(request) {
         spending.count(key, entry);
     }
     let is_same = row.is_some_and(|row| {

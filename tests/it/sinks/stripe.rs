@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use super::server::{Fault, Faults, Handler, Reply, Server};
 use crate::upstream::http::Request;
+use stream::Stream;
+
+mod stream;
 
 pub const KEY: &str = "sk_test_tollgate_0451";
 pub const CHARGE_METER: &str = "tollgate_charge_microusd";
@@ -40,6 +43,7 @@ struct State {
     wrong: Vec<String>,
     calls: usize,
     summaries: usize,
+    stream: Stream,
 }
 
 pub struct Books {
@@ -140,14 +144,18 @@ fn invalid(code: &str, message: &str) -> (u16, Value) {
 impl Handler for Books {
     async fn handle(&self, request: &Request, fault: Fault) -> Reply {
         self.state.lock().expect("no panic").calls += 1;
-        if request.header("authorization") != Some(&format!("Bearer {KEY}")) {
-            return reply(refused(401, "invalid_request_error", "", "Invalid API Key provided"));
-        }
         if request.header("stripe-version") != Some("2026-10-28.endive") {
             return reply(invalid("", "This test wants one version"));
         }
+        if request.path() == "/v2/billing/meter_event_stream" {
+            return self.stream(request, fault);
+        }
+        if request.header("authorization") != Some(&format!("Bearer {KEY}")) {
+            return reply(refused(401, "invalid_request_error", "", "Invalid API Key provided"));
+        }
         match (request.method.as_str(), request.path()) {
             ("POST", "/v1/billing/meter_events") => reply(self.event(request, fault).await),
+            ("POST", "/v2/billing/meter_event_session") => self.open_session(),
             ("GET", "/v1/billing/meters") => reply((200, self.list())),
             ("GET", path) if path.ends_with("/event_summaries") => {
                 reply((200, self.summary(path, &pairs(request.target.split_once('?')))))

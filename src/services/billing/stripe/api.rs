@@ -1,4 +1,4 @@
-//! Stripe's API: form-encoded requests, JSON answers, one pinned version.
+//! Stripe's API: form-encoded requests (JSON in its newer part), JSON answers, one pinned version.
 //!
 //! Invariants: every call carries the version, waits for its turn and has a deadline; the key never
 //! shows in an error. What a call is for is not decided here.
@@ -115,6 +115,33 @@ impl StripeApi {
         self.call(request).await
     }
 
+    /// For the newer API, whose requests are JSON: at a whole address, with the key or with a
+    /// session's token.
+    ///
+    /// # Errors
+    /// Those of [`StripeApi::post`].
+    pub async fn post_json(
+        &self,
+        url: &str,
+        body: &str,
+        token: Option<&HeaderValue>,
+    ) -> Result<Answer, String> {
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        let mut request = self.request_to(Method::POST, url, body)?;
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, JSON);
+        if let Some(token) = token {
+            headers.insert(AUTHORIZATION, token.clone());
+        }
+        self.call(request).await
+    }
+
+    /// Without a slash at its end.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// # Errors
     /// Why there was no answer.
     pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Answer, String> {
@@ -207,7 +234,16 @@ impl StripeApi {
         path: &str,
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, String> {
-        let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        self.request_to(method, &format!("{}{path}", self.base), body)
+    }
+
+    fn request_to(
+        &self,
+        method: Method,
+        url: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, String> {
+        let request = Request::builder().method(method).uri(url);
         let mut request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, AGENT);
@@ -233,6 +269,7 @@ impl StripeApi {
     }
 }
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 
 fn read<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, String> {
