@@ -1,8 +1,8 @@
 //! Recomputes the books from their entries and names every difference.
 //!
 //! Invariant: reads pages and changes nothing, and holds a page of entries, records and events in
-//! memory, however many there are (and a row for each key, customer and open hold). Run beside a busy server it may see an account
-//! between two of its changes; run it again before alarm.
+//! memory, however many there are (and a row for each key, customer and open hold). Run beside a
+//! busy server it may see an account between two of its changes; run it again before alarm.
 
 mod chain;
 mod events;
