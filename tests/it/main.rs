@@ -10,6 +10,7 @@
 mod app;
 mod client;
 mod random;
+mod seed;
 mod sinks;
 mod source;
 mod upstream;
@@ -34,6 +35,7 @@ mod overspend;
 mod payments;
 mod pooler;
 mod promises;
+mod reconcile;
 mod retry;
 mod rls;
 mod start;
