@@ -16,6 +16,7 @@ mod events;
 mod key;
 mod member;
 mod payments;
+mod reconcile;
 mod serve;
 
 use crate::config::{Config, DatabaseConfig, DatabaseKind};
@@ -69,6 +70,8 @@ enum Command {
     Payments(payments::Payments),
     /// Recompute the books; fails when anything differs.
     Verify,
+    /// Compare the books with the upstream and the sinks; fails when anything differs.
+    Reconcile(reconcile::Reconcile),
 }
 
 /// How lists are printed.
@@ -145,6 +148,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Events(command) => events::run(command, store).await?,
         Command::Payments(command) => payments::run(command, store).await?,
         Command::Verify => return events::verify(store).await,
+        Command::Reconcile(command) => return reconcile::run(command, &config, store).await,
         Command::Serve | Command::Config | Command::Migrate => {}
     }
     Ok(ExitCode::SUCCESS)

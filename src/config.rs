@@ -14,7 +14,7 @@ mod reader;
 mod server;
 mod upstream;
 
-pub use billing::{BillingConfig, OpenMeterConfig, StripeConfig, WebhookConfig};
+pub use billing::{BillingConfig, OpenMeterConfig, StreamConfig, StripeConfig, WebhookConfig};
 pub use billing::{OPENMETER, STRIPE, WEBHOOK};
 pub use database::{DatabaseConfig, DatabaseKind};
 use hyper::Uri;

@@ -18,6 +18,7 @@ pub mod openai;
 pub mod openrouter;
 pub mod payment;
 pub mod price;
+pub mod reconcile;
 pub mod report;
 pub mod timestamp;
 pub mod usage;

@@ -30,6 +30,7 @@ pub mod upstreams;
 // === what goes on beside requests ===
 pub mod billing;
 pub mod late;
+pub mod reconcile;
 pub mod recovery;
 pub mod reports;
 pub mod verify;

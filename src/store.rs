@@ -21,6 +21,8 @@ pub mod payments;
 pub mod postgres;
 /// Versions of prices.
 pub mod prices;
+/// Sums to be held against what others say.
+pub mod reconcile;
 /// What was written down.
 pub mod records;
 /// Sums, and a payer's own records.
@@ -28,6 +30,8 @@ pub mod reports;
 pub mod sqlite;
 /// Columns, once for both.
 mod table;
+/// Rows that belong to rows.
+pub mod verify;
 
 use crate::error::Error;
 use crate::models::timestamp::Timestamp;
@@ -39,9 +43,11 @@ pub use ops::*;
 use outbox::OutboxStore;
 use payments::PaymentStore;
 use prices::PriceStore;
+use reconcile::ReconcileStore;
 use records::RecordStore;
 use reports::ReportStore;
 use std::time::Duration;
+use verify::VerifyStore;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -95,7 +101,15 @@ impl<T: OutboxStore + ExportStore> Outbox for T {}
 /// All that a database does for Tollgate, by area; this one is its housekeeping.
 #[async_trait]
 pub trait Store:
-    LedgerStore + DirectoryStore + PriceStore + RecordStore + Outbox + ReportStore + PaymentStore
+    LedgerStore
+    + DirectoryStore
+    + PriceStore
+    + RecordStore
+    + Outbox
+    + ReportStore
+    + PaymentStore
+    + ReconcileStore
+    + VerifyStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;

@@ -43,6 +43,14 @@ pub struct StripeConfig {
     pub calls_per_second: u32,
     /// Whether usage is sent there too.
     pub is_sink: bool,
+    /// Events leave in batches by way of the meter event stream.
+    pub stream: Option<StreamConfig>,
+}
+
+#[derive(Clone, Debug)]
+pub struct StreamConfig {
+    /// Without a slash at its end.
+    pub base: String,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +60,8 @@ pub struct OpenMeterConfig {
     pub token: Option<SecretString>,
     /// CloudEvents' source: half of the key by which events are deduplicated.
     pub source: String,
+    /// The meter that sums the charge, as its queries name it.
+    pub charge_meter: String,
 }
 
 #[derive(Clone, Debug)]
@@ -116,13 +126,25 @@ impl StripeConfig {
         if calls_per_second == 0 {
             return Err(ConfigError("STRIPE_CALLS_PER_SECOND must be more than zero".into()));
         }
-        let is_sink = env.one_of("STRIPE_METERING", "on", &[("on", true), ("off", false)])?;
+        let switch = [("on", true), ("off", false)];
+        let is_sink = env.one_of("STRIPE_METERING", "on", &switch)?;
+        let streams = env.one_of("STRIPE_METER_STREAM", "off", &switch)?;
+        let stream_base = env.text("STRIPE_STREAM_BASE", "https://meter-events.stripe.com");
         let Some(key) = key else { return Ok(None) };
         // The key would be readable on the way.
         secure("STRIPE_API_BASE", &base)?;
-        let meters = meters(&charge, &others)?;
-        let base = base.trim_end_matches('/').to_owned();
-        Ok(Some(Self { key, base, meters, customer_key, value_key, calls_per_second, is_sink }))
+        secure("STRIPE_STREAM_BASE", &stream_base)?;
+        let without_slash = |url: &str| url.trim_end_matches('/').to_owned();
+        Ok(Some(Self {
+            key,
+            base: without_slash(&base),
+            meters: meters(&charge, &others)?,
+            customer_key,
+            value_key,
+            calls_per_second,
+            is_sink,
+            stream: streams.then(|| StreamConfig { base: without_slash(&stream_base) }),
+        }))
     }
 }
 
@@ -131,10 +153,15 @@ impl OpenMeterConfig {
         let url = env.optional("OPENMETER_URL");
         let token = env.secret("OPENMETER_TOKEN");
         let source = env.text("OPENMETER_SOURCE", "tollgate");
+        let charge_meter = env.text("OPENMETER_CHARGE_METER", "tollgate_charge_nusd");
         let Some(url) = url else { return Ok(None) };
         // Its own server is without TLS and authentication, within the operator's network.
         address("OPENMETER_URL", &url)?;
-        Ok(Some(Self { url, token, source }))
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if charge_meter.is_empty() || !charge_meter.bytes().all(is_plain) {
+            return Err(ConfigError("OPENMETER_CHARGE_METER is not a slug or an id".into()));
+        }
+        Ok(Some(Self { url, token, source, charge_meter }))
     }
 }
 

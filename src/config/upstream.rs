@@ -18,6 +18,8 @@ pub struct UpstreamsConfig {
     pub list: Vec<UpstreamConfig>,
     /// What the file's upstreams have where they say nothing else.
     pub defaults: UpstreamTerms,
+    /// For OpenRouter's sums by day; it cannot run completions.
+    pub management_key: Option<SecretString>,
     /// A stream may take this long in all.
     pub stream: Duration,
     /// How long, and how often, the truth of an estimate is asked for afterwards.
@@ -103,6 +105,7 @@ const OPENROUTER: &str = "https://openrouter.ai/api/v1";
 impl UpstreamsConfig {
     pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
         let one = OneUpstream::read(env)?;
+        let management_key = env.secret("OPENROUTER_MANAGEMENT_KEY");
         let path = env.optional("TOLLGATE_UPSTREAMS");
         let defaults = UpstreamTerms {
             connect: env.positive_seconds("TOLLGATE_UPSTREAM_CONNECT_SECONDS", "5")?,
@@ -125,7 +128,7 @@ impl UpstreamsConfig {
             }
             None => one.upstream(defaults)?.into_iter().collect(),
         };
-        Ok(Self { list, defaults, stream, slow_lookup, slow_lookup_every })
+        Ok(Self { list, defaults, management_key, stream, slow_lookup, slow_lookup_every })
     }
 }
 

@@ -161,6 +161,12 @@ pub fn parse_cost_pico(text: &str) -> Option<i128> {
     parse_decimal(text, PICO_PER_USD_DIGITS, Rest::Nearest)
 }
 
+/// A whole number as a vendor may write it: `12`, `12.0`, `1.2e1`.
+#[must_use]
+pub fn parse_whole(text: &str) -> Option<i64> {
+    parse_decimal(text, 0, Rest::Refuse).and_then(|number| i64::try_from(number).ok())
+}
+
 /// What to do with digits beyond the wanted precision.
 #[derive(Clone, Copy)]
 enum Rest {
@@ -246,6 +252,17 @@ mod tests {
         assert_eq!(parse_cost_pico("4.9e-13"), Some(0));
         assert_eq!(parse_cost_pico("9e-14"), Some(0));
         assert_eq!(parse_cost_pico("1.1e-5"), Some(11_000_000));
+    }
+
+    #[test]
+    fn whole_numbers_are_read_without_a_float() {
+        assert_eq!(parse_whole("12"), Some(12));
+        assert_eq!(parse_whole("-12.0"), Some(-12));
+        assert_eq!(parse_whole("1.2e3"), Some(1_200));
+        assert_eq!(parse_whole("9007199254740993"), Some(9_007_199_254_740_993));
+        for odd in ["12.5", "1e-1", "", "null", "\"1\"", "1e30"] {
+            assert_eq!(parse_whole(odd), None, "{odd}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! are the sinks.
 
 mod exporter;
-mod openmeter;
+pub mod openmeter;
 mod pace;
 pub mod payments;
 mod queue;
@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stripe::Stripe;
 use stripe::api::StripeApi;
+use stripe::stream::{self, StripeStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use webhook::Webhook;
@@ -45,9 +46,15 @@ pub fn start(
 ) -> Result<(), Error> {
     let terms = Terms { wait: config.wait, lease: config.lease };
     if let Some((stripe, api)) = config.stripe.as_ref().filter(|stripe| stripe.is_sink).zip(api) {
-        let queue = ExportQueue::new(store.clone(), stripe.meters.clone());
-        let exporter = Stripe::new(stripe, store.clone(), api.clone());
-        run(queue, exporter, terms, tasks, stop);
+        let meters = stripe.meters.clone();
+        if let Some(stream) = &stripe.stream {
+            let exporter = StripeStream::new(stripe, stream, store.clone(), api.clone());
+            let queue = ExportQueue::new(store.clone(), meters, stream::EVENTS_PER_CALL);
+            run(queue, exporter, terms, tasks, stop);
+        } else {
+            let exporter = Stripe::new(stripe, store.clone(), api.clone());
+            run(ExportQueue::new(store.clone(), meters, 1), exporter, terms, tasks, stop);
+        }
     }
     if let Some(openmeter) = &config.openmeter {
         let exporter = OpenMeter::new(openmeter, config.wait)?;

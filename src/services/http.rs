@@ -43,10 +43,23 @@ pub async fn ask(
     request: Request<Full<Bytes>>,
     wait: Duration,
 ) -> Result<Answer, String> {
+    ask_up_to(client, request, wait, ANSWER_BYTES_MAX).await
+}
+
+/// As [`ask`], for an answer that may be larger.
+///
+/// # Errors
+/// Those of [`ask`].
+pub async fn ask_up_to(
+    client: &HttpClient,
+    request: Request<Full<Bytes>>,
+    wait: Duration,
+    bytes_max: usize,
+) -> Result<Answer, String> {
     let answer = async {
         let answer = client.request(request).await.map_err(|error| cause(&error))?;
         let (head, body) = answer.into_parts();
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = Limited::new(body, bytes_max).collect().await;
         let body = body.map_err(|_| "the answer broke off".to_owned())?.to_bytes();
         Ok(Answer { status: head.status, headers: head.headers, body })
     };

@@ -4,6 +4,7 @@
 //! body never become part of an error that a client reads. HTTP/1.1: the pool of HTTP/2 queues
 //! streams beyond the peer's limit (measured: 400 streams took two waves).
 
+mod activity;
 mod failure;
 mod health;
 mod lookup;
@@ -24,6 +25,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use activity::{Activity, LOG_ROWS, Logged};
 use health::Health;
 pub use lookup::Found;
 use retry::Retries;
@@ -110,6 +112,25 @@ impl Upstream {
         names
     }
 
+    /// Its own name for the model that clients call so.
+    #[must_use]
+    pub fn own_name<'a>(&'a self, name: &'a str) -> &'a str {
+        let OfferConfig { rename, prefix, .. } = &self.offer;
+        rename.get(name).map_or_else(|| name.strip_prefix(prefix).unwrap_or(name), String::as_str)
+    }
+
+    /// Whether both are the same server.
+    #[must_use]
+    pub fn is_beside(&self, other: &Self) -> bool {
+        (self.kind, &self.base) == (other.kind, &other.base)
+    }
+
+    /// Whether that server takes both for the same client.
+    #[must_use]
+    pub fn has_key_of(&self, other: &Self) -> bool {
+        self.authorization == other.authorization
+    }
+
     /// Sends a chat completion. The call runs when it is polled.
     #[must_use]
     pub fn chat(self: &Arc<Self>, body: Bytes) -> Call {
@@ -124,7 +145,10 @@ impl Upstream {
 
     /// Asks the upstream something. `path` follows the base.
     async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Error> {
-        let request = self.request(Method::GET, path, Bytes::new())?;
+        self.answer_to(self.request(Method::GET, path, Bytes::new())?).await
+    }
+
+    async fn answer_to(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Error> {
         let answer = self.send(request, QUESTION_WAIT).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), QUESTION_BYTES_MAX).collect();
@@ -154,9 +178,18 @@ impl Upstream {
         path: &str,
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, Error> {
+        self.request_to(method, &format!("{}{path}", self.base), body)
+    }
+
+    fn request_to(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Error> {
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.base))
+            .uri(uri)
             .body(Full::new(body))
             .map_err(|error| Error::Internal(format!("cannot make a request: {error}")))?;
         let headers = request.headers_mut();

@@ -11,9 +11,11 @@ mod outbox;
 mod payments;
 mod pooler;
 mod prices;
+mod reconcile;
 mod records;
 mod reports;
 mod rows;
+mod verify;
 
 use batch::Sql;
 use rows::{classify, select};

@@ -10,9 +10,11 @@ mod ledger;
 mod outbox;
 mod payments;
 mod prices;
+mod reconcile;
 mod records;
 mod reports;
 mod rows;
+mod verify;
 
 use batch::Sql;
 use rows::{classify, select};

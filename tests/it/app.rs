@@ -181,6 +181,11 @@ impl TestApp {
         self.cli(&[&["key", "create", "--account", account], more].concat()).await
     }
 
+    /// Its own database's address, without what stands between.
+    pub fn database_url(&self) -> String {
+        self.database.url.clone()
+    }
+
     pub fn kill9(&mut self) {
         self.stopped = true;
         self.process.kill();

@@ -16,6 +16,7 @@ use crate::upstream::catalog::MODEL;
 
 mod chaos;
 mod doubt;
+mod stream;
 mod warnings;
 
 both_stores!(
@@ -42,6 +43,12 @@ pub fn with_stripe(setup: Setup, stripe: &Stripe) -> Setup {
         .env("STRIPE_CREATE_CUSTOMERS", "off")
         .env("TOLLGATE_EXPORT_SECONDS", "2")
         .env("TOLLGATE_EXPORT_LEASE_SECONDS", "4")
+}
+
+/// By its meter event stream.
+pub fn with_stream(setup: Setup, stripe: &Stripe) -> Setup {
+    let setup = with_stripe(setup, stripe).env("STRIPE_METER_STREAM", "on");
+    setup.env("STRIPE_STREAM_BASE", &stripe.url())
 }
 
 pub fn with_openmeter(setup: Setup, openmeter: &OpenMeter) -> Setup {

@@ -3,13 +3,15 @@
 //!
 //! The upstream keeps the truth. Each seed is one kill; `TEST_SEED` gives the first of them and
 //! `TOLLGATE_TEST_KILL_SEEDS` their number. Calls whose hold died with the process before it was
-//! committed are known to the upstream only: nobody saw a byte of them, and they are counted apart.
+//! committed are known to the upstream only: nobody saw a byte of them, they are counted apart, and
+//! `reconcile` names every one of them where the upstream has a list of its calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use futures::future::join_all;
+use serde_json::Value;
 
 use crate::app::books::UsageRecord;
 use crate::app::{Setup, Store, TestApp, both_stores, question, streamed};
@@ -53,6 +55,7 @@ async fn a_killed_process_loses_and_doubles_nothing(store: Store) {
     let model = Model::start(Manner::obedient()).await;
     let mut app = hasty(store).env("UPSTREAM_BASE_URL", &model.url()).start().await;
     kill_often(&mut app, &model, 20).await;
+    assert_reconcile_names_the_unrecorded(&app, &model).await;
     app.finish().await;
 }
 
@@ -96,6 +99,36 @@ async fn kill_often(app: &mut TestApp, model: &Model, usual: u64) {
         recovered += tally.looked_up + tally.estimated;
     }
     assert!(recovered > 0, "no kill met a call under way, so that nothing was shown");
+}
+
+/// The upstream's list is that of LiteLLM, so the records are called LiteLLM's while it is read.
+async fn assert_reconcile_names_the_unrecorded(app: &TestApp, model: &Model) {
+    let records = app.books.records().await;
+    let recorded: BTreeSet<String> =
+        records.iter().filter_map(|record| record.generation_id.clone()).collect();
+    let truths = model.generations();
+    // One that was hung up on before its first token has cost its prompt all the same.
+    let unrecorded: BTreeSet<String> =
+        truths.into_keys().filter(|id| !recorded.contains(id)).collect();
+    let days: BTreeSet<String> =
+        records.iter().map(|record| record.started_at[..10].to_string()).collect();
+    app.books.tamper("UPDATE usage_records SET upstream = 'litellm'").await;
+    let mut named = BTreeSet::new();
+    for day in &days {
+        let arguments = ["reconcile", "--json", "--day", day];
+        let ended = app.try_cli_with(&arguments, "UPSTREAM_KIND", "litellm").await;
+        for line in ended.stdout.lines() {
+            let found: Value = serde_json::from_str(line).expect("JSON");
+            assert_ne!(found["kind"], "unread", "{found}");
+            if found["kind"] == "difference" {
+                let id = found["call"].as_str().expect("a call").to_string();
+                assert!(named.insert(id), "named twice: {found}");
+            }
+        }
+    }
+    app.books.tamper("UPDATE usage_records SET upstream = 'openrouter'").await;
+    assert_eq!(named, unrecorded, "what the upstream answered and no record has");
+    println!("reconcile names {} calls of which there is no record", named.len());
 }
 
 fn manner(random: &Random) -> Manner {

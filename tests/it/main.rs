@@ -10,6 +10,7 @@
 mod app;
 mod client;
 mod random;
+mod seed;
 mod sinks;
 mod source;
 mod upstream;
@@ -36,6 +37,7 @@ mod overspend;
 mod payments;
 mod pooler;
 mod promises;
+mod reconcile;
 mod retry;
 mod rls;
 mod start;

@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod catalog;
 pub mod http;
+pub mod listed;
 pub mod model;
 pub mod script;
 
@@ -22,6 +23,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::app::{PATIENCE, eventually};
 use answer::nano_usd;
 use http::Request;
+use listed::Listed;
 use script::{Gate, Script, Step, Truth};
 
 pub const CHAT: &str = "/v1/chat/completions";
@@ -72,6 +74,8 @@ struct State {
     generations: HashMap<String, Generation>,
     /// What the upstream says each generation used: the last usage or look-up it gave out.
     truths: HashMap<String, Truth>,
+    /// Past calls, as it says when it is asked for days.
+    listed: Vec<Listed>,
 }
 
 struct Shared {
@@ -101,6 +105,7 @@ impl Upstream {
             models: Listing::Json(models),
             generations: HashMap::new(),
             truths: HashMap::new(),
+            listed: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(()) });
         let accepting = tokio::spawn(accept(listener, shared.clone())).abort_handle();
@@ -130,6 +135,11 @@ impl Upstream {
     pub fn generation(&self, not_found: u32, data: Value) {
         let id = data["id"].as_str().expect("an id").to_string();
         self.shared.change(|state| state.generations.insert(id, Generation { not_found, data }));
+    }
+
+    /// What it says of past calls.
+    pub fn list(&self, calls: Vec<Listed>) {
+        self.shared.change(|state| state.listed = calls);
     }
 
     /// Every request to `path` so far.
@@ -234,6 +244,8 @@ fn take(state: &mut State, request: Request) -> (usize, Script) {
             Script::json(200, catalog::litellm_model_info().to_string())
         }
         ("GET", "/v1/generation") => generation(state, &request),
+        ("GET", "/v1/activity") => answered(listed::activity(&state.listed, &request)),
+        ("GET", "/spend/logs/v2") => answered(listed::spend_logs(&state.listed, &request)),
         _ => error(404, "no such path"),
     };
     if let Some((id, truth)) = script.truth.clone() {
@@ -245,6 +257,10 @@ fn take(state: &mut State, request: Request) -> (usize, Script) {
 
 fn no_script() -> Script {
     error(599, "the test queued no script for this request")
+}
+
+fn answered((status, text): listed::Answer) -> Script {
+    Script::json(status, text)
 }
 
 fn error(status: u16, message: &str) -> Script {
@@ -263,7 +279,8 @@ fn listing(listing: &Listing) -> Script {
 fn generation(state: &mut State, request: &Request) -> Script {
     let id = request.target.split_once("id=").map(|(_, id)| id).unwrap_or_default();
     let Some(generation) = state.generations.get_mut(id) else {
-        return error(404, "no such generation");
+        let listed = listed::generation(&state.listed, id);
+        return listed.map_or_else(|| error(404, "no such generation"), answered);
     };
     if generation.not_found > 0 {
         generation.not_found -= 1;

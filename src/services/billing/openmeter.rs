@@ -4,6 +4,8 @@
 //! duplicate; numbers are integers, money in nano-USD; a batch that is refused is halved until the
 //! bad event is alone. <https://openmeter.io/docs/metering/events/usage-events>
 
+pub mod query;
+
 use super::CONNECT_WAIT;
 use super::exporter::{Exporter, Trouble, Verdict, shortened};
 use crate::config::OpenMeterConfig;
@@ -71,17 +73,10 @@ impl OpenMeter {
     /// # Errors
     /// [`Error::Internal`] when the token cannot be used in a request.
     pub fn new(config: &OpenMeterConfig, wait: Duration) -> Result<Self, Error> {
-        let bearer = |token: &str| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| Error::Internal("OPENMETER_TOKEN is not printable".to_owned()))?;
-            value.set_sensitive(true);
-            Ok::<_, Error>(value)
-        };
-        let token = config.token.as_ref();
         Ok(Self {
             client: http::client(CONNECT_WAIT),
             url: config.url.clone(),
-            authorization: token.map(|token| bearer(token.expose_secret())).transpose()?,
+            authorization: authorization(config)?,
             source: config.source.clone(),
             wait,
         })
@@ -131,6 +126,14 @@ impl OpenMeter {
         }
         http::ask(&self.client, request, self.wait).await
     }
+}
+
+fn authorization(config: &OpenMeterConfig) -> Result<Option<HeaderValue>, Error> {
+    let Some(token) = &config.token else { return Ok(None) };
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
+        .map_err(|_| Error::Internal("OPENMETER_TOKEN is not printable".to_owned()))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
 impl Exporter for OpenMeter {

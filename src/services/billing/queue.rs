@@ -144,6 +144,8 @@ impl Queue for EventQueue {
 pub struct ExportQueue {
     store: Arc<dyn Store>,
     meters: Vec<Meter>,
+    /// Exports in one call; of more than one customer where it is more than one.
+    per_call: usize,
     /// When accounts that had no customer were last looked at.
     looked_at: Mutex<Option<Instant>>,
 }
@@ -155,12 +157,19 @@ const EVENTS_PER_PLAN: i64 = 2_000;
 const PLANS_MAX: usize = 4;
 /// A customer's exports that are taken at once.
 const EXPORTS_PER_LANE: i64 = 20;
+/// Customers taken for each call that has room for many: with a few exports each, it is filled.
+const CUSTOMERS_PER_CALL: usize = 20;
 /// How soon a customer that was set is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 impl ExportQueue {
-    pub fn new(store: Arc<dyn Store>, meters: Vec<Meter>) -> Self {
-        Self { store, meters, looked_at: Mutex::new(None) }
+    pub fn new(store: Arc<dyn Store>, meters: Vec<Meter>, per_call: usize) -> Self {
+        Self { store, meters, per_call, looked_at: Mutex::new(None) }
+    }
+
+    /// Customers that may fill so many lanes.
+    fn customers(&self, lanes: usize) -> usize {
+        if self.per_call > 1 { lanes.saturating_mul(CUSTOMERS_PER_CALL) } else { lanes }
     }
 
     fn may_look(&self) -> bool {
@@ -196,6 +205,21 @@ impl ExportQueue {
     }
 }
 
+/// A call each, of whole customers: a customer's lease ends with its call.
+fn packed<'a>(
+    by_customer: impl Iterator<Item = &'a [Export]>,
+    per_call: usize,
+) -> Vec<Lane<Export>> {
+    let mut calls: Vec<Vec<Export>> = Vec::new();
+    for exports in by_customer {
+        match calls.last_mut().filter(|call| call.len() + exports.len() <= per_call) {
+            Some(call) => call.extend_from_slice(exports),
+            None => calls.push(exports.to_vec()),
+        }
+    }
+    calls.into_iter().map(|call| vec![call]).collect()
+}
+
 fn claim(lease: &Lease, lanes: usize) -> LaneClaim<'_> {
     LaneClaim {
         sink: STRIPE,
@@ -214,18 +238,13 @@ impl Queue for ExportQueue {
         self.plan().await?;
         // What was just planned is due.
         let lease = Lease { now: Timestamp::now(), ..lease.clone() };
-        let exports = self.store.claim_exports(&claim(&lease, lanes)).await?;
-        let mut lanes: Vec<Lane<Export>> = Vec::new();
-        for export in exports {
-            let of_last = lanes.last_mut().filter(|lane| {
-                lane.iter().flatten().next().is_some_and(|e| e.customer == export.customer)
-            });
-            match of_last {
-                Some(lane) => lane.push(vec![export]),
-                None => lanes.push(vec![vec![export]]),
-            }
+        let exports = self.store.claim_exports(&claim(&lease, self.customers(lanes))).await?;
+        let by_customer = exports.chunk_by(|a, b| a.customer == b.customer);
+        if self.per_call > 1 {
+            return Ok(packed(by_customer, self.per_call));
         }
-        Ok(lanes)
+        let one_each = |exports: &[Export]| exports.iter().map(|e| vec![e.clone()]).collect();
+        Ok(by_customer.map(one_each).collect())
     }
 
     async fn finish(&self, lease: &Lease, done: &Done<Export>) -> Result<(), StoreError> {
@@ -241,5 +260,24 @@ impl Queue for ExportQueue {
         customers.sort_unstable();
         customers.dedup();
         self.store.finish_exports(&claim(lease, 0), &customers, &rows).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_customer_is_never_in_two_calls_at_once() {
+        let of = |customer: &str, count: usize| {
+            let export = Export::sample(Timestamp::from_unix_seconds(0));
+            vec![Export { customer: customer.to_owned(), ..export }; count]
+        };
+        let exports = [of("a", 20), of("b", 20), of("c", 11), of("d", 50)].concat();
+        let lanes = packed(exports.chunk_by(|a, b| a.customer == b.customer), 50);
+        let sizes: Vec<Vec<usize>> =
+            lanes.iter().map(|lane| lane.iter().map(Vec::len).collect()).collect();
+        assert_eq!(sizes, [[40], [11], [50]]);
+        assert_eq!(lanes.concat().concat(), exports);
     }
 }

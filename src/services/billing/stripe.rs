@@ -7,14 +7,15 @@
 
 pub mod api;
 mod doubt;
+pub mod stream;
 
 use super::exporter::{Exporter, Trouble, Verdict, shortened};
 use crate::config::StripeConfig;
 use crate::models::billing::{DeliveryState, Export, reasons};
 use crate::models::timestamp::Timestamp;
 use crate::services::http::{Answer, retry_after};
-use crate::store::Store;
 use crate::store::exports::OLDEST;
+use crate::store::{Store, StoreError};
 use api::{StripeApi, StripeError};
 use axum::http::StatusCode;
 use doubt::Found;
@@ -24,9 +25,15 @@ use std::time::{Duration, SystemTime};
 
 pub struct Stripe {
     api: Arc<StripeApi>,
-    store: Arc<dyn Store>,
+    doubts: Doubts,
     customer_key: String,
     value_key: String,
+}
+
+/// What has to be known of an export before it is sent, however that is.
+struct Doubts {
+    api: Arc<StripeApi>,
+    store: Arc<dyn Store>,
     /// Ids of meters by their event names, as they are needed.
     meters: Mutex<HashMap<String, String>>,
 }
@@ -40,33 +47,18 @@ impl Stripe {
     #[must_use]
     pub fn new(config: &StripeConfig, store: Arc<dyn Store>, api: Arc<StripeApi>) -> Self {
         Self {
+            doubts: Doubts::new(api.clone(), store),
             api,
-            store,
             customer_key: config.customer_key.clone(),
             value_key: config.value_key.clone(),
-            meters: Mutex::default(),
         }
     }
 
     async fn deliver(&self, export: &Export) -> Verdict {
-        let now = Timestamp::now();
-        let since = export.first_sent_at.unwrap_or(now);
-        if now.since(since) > IDENTIFIER_KEPT {
-            match self.was_counted(export).await {
-                Ok(Found::Counted) => return Verdict::Delivered,
-                Ok(Found::Missing) => {}
-                Ok(Found::Unclear) => return Verdict::Rejected(reasons::IN_DOUBT.to_owned()),
-                Err(verdict) => return verdict,
-            }
-            if let Err(error) = self.store.restart_export(&export.id, now).await {
-                return Verdict::Later(Trouble::of_parcel(error.to_string(), None));
-            }
+        match self.doubts.settle(export).await {
+            Ok(()) => self.post(export).await,
+            Err(verdict) => verdict,
         }
-        // Not younger than planned: a day of the 35 is left.
-        if export.used_at < now.minus(OLDEST) {
-            return Verdict::Rejected(reasons::TOO_OLD.to_owned());
-        }
-        self.post(export).await
     }
 
     async fn post(&self, export: &Export) -> Verdict {
@@ -84,6 +76,33 @@ impl Stripe {
             Ok(answer) => verdict(&answer, &export.id, SystemTime::now()),
             Err(silence) => Verdict::Later(Trouble::silence(silence)),
         }
+    }
+}
+
+impl Doubts {
+    fn new(api: Arc<StripeApi>, store: Arc<dyn Store>) -> Self {
+        Self { api, store, meters: Mutex::default() }
+    }
+
+    /// Nothing, when it may be sent; else what is known of it without sending.
+    async fn settle(&self, export: &Export) -> Result<(), Verdict> {
+        let now = Timestamp::now();
+        let since = export.first_sent_at.unwrap_or(now);
+        if now.since(since) > IDENTIFIER_KEPT {
+            match self.was_counted(export).await? {
+                Found::Counted => return Err(Verdict::Delivered),
+                Found::Missing => {}
+                Found::Unclear => return Err(Verdict::Rejected(reasons::IN_DOUBT.to_owned())),
+            }
+            let restarted = self.store.restart_export(&export.id, now).await;
+            let wait = |error: StoreError| Trouble::of_parcel(error.to_string(), None);
+            restarted.map_err(|error| Verdict::Later(wait(error)))?;
+        }
+        // Not younger than planned: a day of the 35 is left.
+        if export.used_at < now.minus(OLDEST) {
+            return Err(Verdict::Rejected(reasons::TOO_OLD.to_owned()));
+        }
+        Ok(())
     }
 
     /// Whether the meter has counted this export, told by what its minute sums to.

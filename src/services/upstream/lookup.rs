@@ -84,14 +84,22 @@ impl Upstream {
         }
     }
 
-    /// Asks once; `None`: it does not know yet.
+    /// Asks once; `None`: it does not know, yet.
     pub async fn look_up_once(&self, id: &str) -> Result<Option<Found>, Error> {
         if !self.kind.has_lookup() || !is_id(id) {
             return Ok(None);
         }
         let (status, body) = self.ask(&format!("/generation?id={id}")).await?;
-        if status != StatusCode::OK {
-            return Ok(None);
+        match status {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            _ => {
+                return Err(Error::UpstreamFailed {
+                    status,
+                    reason: "no look-up",
+                    retry_after: None,
+                });
+            }
         }
         Ok(serde_json::from_slice::<Envelope<'_>>(&body).ok().and_then(|found| found.data.read()))
     }

@@ -1,9 +1,10 @@
-//! An account's chain of entries, followed from the first to the head that the account names.
+//! An account's chain of entries, followed from the first to the head that the account names, a
+//! page of them in memory.
 
 use super::Report;
 use super::keys::Spending;
 use super::payments::Entered;
-use super::records::{CHARGE, CORRECTION, Rows};
+use super::rows::{CHARGE, CORRECTION, Rows};
 use crate::models::account::Account;
 use crate::models::ledger::{EntryKind, LedgerEntry};
 use crate::models::money::NanoUsd;
@@ -17,9 +18,8 @@ struct Link {
     hash: String,
 }
 
-/// What entries are held against: rows that were found are taken out, sums are added up.
-pub struct Found<'a> {
-    pub rows: &'a mut Rows,
+/// What entries are added up for.
+pub struct Counted<'a> {
     pub spending: &'a mut Spending,
     pub entered: &'a mut Entered,
 }
@@ -28,7 +28,7 @@ pub struct Found<'a> {
 pub async fn check(
     store: &dyn Store,
     account: &Account,
-    found: Found<'_>,
+    counted: Counted<'_>,
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let id = account.id;
@@ -40,10 +40,11 @@ pub async fn check(
             break;
         }
         report.entries += entries.len();
+        let rows = rows_of(store, &entries).await?;
         for entry in &entries {
             link = link.follow(entry, report);
-            check_row(entry, found.rows, found.spending, report);
-            found.entered.count(entry);
+            check_row(entry, &rows, counted.spending, report);
+            counted.entered.count(entry);
             if entry.request_id.is_some() && entry.created_at >= account.period_start {
                 charged = charged.saturating_sub(entry.amount_nusd.0);
             }
@@ -84,7 +85,15 @@ impl Link {
     }
 }
 
-fn check_row(entry: &LedgerEntry, rows: &mut Rows, spending: &mut Spending, report: &mut Report) {
+/// The rows that a page of entries is for.
+async fn rows_of(store: &dyn Store, entries: &[LedgerEntry]) -> Result<Rows, StoreError> {
+    let records: Vec<_> = entries.iter().filter_map(|entry| entry.request_id).collect();
+    let corrections = entries.iter().filter(|entry| entry.kind == EntryKind::Correction);
+    let corrections: Vec<_> = corrections.filter_map(|entry| entry.request_id).collect();
+    Rows::of(store, &records, &corrections).await
+}
+
+fn check_row(entry: &LedgerEntry, rows: &Rows, spending: &mut Spending, report: &mut Report) {
     let kind = match entry.kind {
         EntryKind::Charge => CHARGE,
         EntryKind::Correction => CORRECTION,
@@ -92,8 +101,8 @@ fn check_row(entry: &LedgerEntry, rows: &mut Rows, spending: &mut Spending, repo
     };
     // A correction by hand is for no request.
     let Some(request) = entry.request_id else { return };
-    let row = rows.remove(&(request, kind));
-    if let Some(key) = row.as_ref().and_then(|row| row.key) {
+    let row = rows.expected(request, kind);
+    if let Some(key) = rows.key(request) {
         spending.count(key, entry);
     }
     let is_same = row.is_some_and(|row| {

@@ -2,11 +2,11 @@
 //! merged for a sink is what its members sum to.
 
 use super::Report;
-use super::records::{CHARGE, CORRECTION, Rows};
-use crate::models::billing::{
-    BillingEvent, DeliveryState, EventKind, Export, Measure, Outgoing, SinkWindow,
-};
+use super::rows::{CHARGE, CORRECTION, Rows};
+use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Export, SinkWindow};
 use crate::models::ids::RequestId;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::{UsageCorrection, UsageRecord};
 use crate::store::outbox::EventFilter;
 use crate::store::{Store, StoreError};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,39 +19,103 @@ pub struct EventCounts {
     pub parked: u64,
 }
 
-/// What was found by following the events.
-#[derive(Default)]
-struct Seen {
-    /// Of which row, for which sink.
-    events: HashSet<(RequestId, &'static str, String)>,
-    /// Sum of what the members of a group charge.
-    groups: HashMap<String, i64>,
+/// Which events a row must have: those of the sinks that were configured then.
+pub struct Due(Vec<SinkWindow>);
+
+/// An event that a row must have.
+struct Wanted {
+    event: BillingEvent,
+    kind: &'static str,
 }
 
-/// Checks events against `rows`, which still has every row, and exports against events.
-pub async fn check(store: &dyn Store, rows: &Rows, report: &mut Report) -> Result<(), StoreError> {
-    let sinks = store.sinks().await?;
-    let mut seen = Seen::default();
+impl Due {
+    pub async fn load(store: &dyn Store) -> Result<Self, StoreError> {
+        Ok(Self(store.sinks().await?))
+    }
+
+    fn sinks(&self, at: Timestamp) -> impl Iterator<Item = &str> {
+        let is_open =
+            move |sink: &&SinkWindow| at >= sink.since && sink.until.is_none_or(|until| at < until);
+        self.0.iter().filter(is_open).map(|sink| sink.name.as_str())
+    }
+
+    pub async fn check_records(
+        &self,
+        store: &dyn Store,
+        records: &[UsageRecord],
+        report: &mut Report,
+    ) -> Result<(), StoreError> {
+        let mut wanted = Vec::new();
+        for record in records.iter().filter(|record| record.is_billable()) {
+            for sink in self.sinks(record.ended_at) {
+                wanted.push(Wanted { event: BillingEvent::usage(record, sink), kind: CHARGE });
+            }
+        }
+        check_wanted(store, &wanted, report).await
+    }
+
+    pub async fn check_corrections(
+        &self,
+        store: &dyn Store,
+        corrections: &[UsageCorrection],
+        report: &mut Report,
+    ) -> Result<(), StoreError> {
+        let mut wanted = Vec::new();
+        for row in corrections {
+            for sink in self.sinks(row.created_at) {
+                wanted
+                    .push(Wanted { event: BillingEvent::correction(row, sink), kind: CORRECTION });
+            }
+        }
+        check_wanted(store, &wanted, report).await
+    }
+}
+
+/// An event's id follows from its row, so that the right one is found by it.
+async fn check_wanted(
+    store: &dyn Store,
+    wanted: &[Wanted],
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<String> = wanted.iter().map(|wanted| wanted.event.id.clone()).collect();
+    let found = store.events_of(&ids).await?;
+    let found: HashSet<(RequestId, &str)> =
+        found.iter().map(|event| (event.request_id, event.sink.as_str())).collect();
+    for Wanted { event, kind } in wanted {
+        let BillingEvent { request_id, sink, .. } = event;
+        report.check(found.contains(&(*request_id, sink.as_str())), || {
+            format!("{kind} of {request_id}: no billing event for {sink}")
+        });
+    }
+    Ok(())
+}
+
+/// Checks events against the rows that they are copies of, and exports against events.
+pub async fn check(store: &dyn Store, report: &mut Report) -> Result<(), StoreError> {
     let mut after = String::new();
     loop {
         let events = store.billing_events_after(&EventFilter::default(), &after).await?;
         let Some(last) = events.last() else { break };
         after.clone_from(&last.id);
+        let records: Vec<RequestId> = events.iter().map(|event| event.request_id).collect();
+        let corrections = events.iter().filter(|event| event.kind == EventKind::Correction);
+        let corrections: Vec<RequestId> = corrections.map(|event| event.request_id).collect();
+        let rows = Rows::of(store, &records, &corrections).await?;
         for event in &events {
-            check_event(event, rows, &mut seen, report);
+            check_event(event, &rows, report);
         }
-        let merged = events.into_iter().filter(|event| event.export_group.is_some()).collect();
-        seen.add_members(&store.outgoing(merged).await?);
     }
-    check_rows(rows, &sinks, &seen, report);
-    check_exports(store, &seen, report).await
+    check_exports(store, report).await
 }
 
 fn row_kind(kind: EventKind) -> &'static str {
     if kind == EventKind::Correction { CORRECTION } else { CHARGE }
 }
 
-fn check_event(event: &BillingEvent, rows: &Rows, seen: &mut Seen, report: &mut Report) {
+fn check_event(event: &BillingEvent, rows: &Rows, report: &mut Report) {
     let counts: &mut BTreeMap<String, EventCounts> = &mut report.sinks;
     let counts = counts.entry(event.sink.clone()).or_default();
     match event.state {
@@ -60,53 +124,38 @@ fn check_event(event: &BillingEvent, rows: &Rows, seen: &mut Seen, report: &mut 
         DeliveryState::Parked | DeliveryState::Void => counts.parked += 1,
     }
     let kind = row_kind(event.kind);
-    let row = rows.get(&(event.request_id, kind));
-    report.check(row.is_some_and(|row| row.account == event.account_id), || {
+    let account = rows.account(event.request_id, kind);
+    report.check(account == Some(event.account_id), || {
         format!("billing event {}: there is no such {kind} of its account", event.id)
     });
-    if matches!(event.kind, EventKind::Usage | EventKind::Correction) {
-        let is_new = seen.events.insert((event.request_id, kind, event.sink.clone()));
-        report.check(is_new, || format!("billing event {}: there is another one", event.id));
-    }
-}
-
-fn check_rows(rows: &Rows, sinks: &[SinkWindow], seen: &Seen, report: &mut Report) {
-    for ((request, kind), row) in rows.iter().filter(|(_, row)| row.is_billable) {
-        for SinkWindow { name, since, until } in sinks {
-            let is_within = row.at >= *since && until.is_none_or(|until| row.at < until);
-            let is_there = || seen.events.contains(&(*request, *kind, name.clone()));
-            report.check(!is_within || is_there(), || {
-                format!("{kind} of {request}: no billing event for {name}")
-            });
-        }
-    }
-}
-
-impl Seen {
-    fn add_members(&mut self, members: &[Outgoing]) {
-        for member in members {
-            let Some(group) = &member.event.export_group else { continue };
-            let sum = self.groups.entry(group.clone()).or_default();
-            *sum = sum.saturating_add(Measure::ChargeMicroUsd.of(&member.billed()));
-        }
-    }
+    // Another event of the same row would have another id.
+    let suffix = match event.kind {
+        EventKind::Usage => "",
+        EventKind::Correction => ":correction",
+        // Told besides, about an event or a charge.
+        EventKind::Notice | EventKind::BalanceLow | EventKind::BudgetThreshold => return,
+    };
+    let id = format!("{}:{}{suffix}", event.request_id, event.sink);
+    report.check(event.id == id, || {
+        format!("billing event {}: it is not that of its {kind}", event.id)
+    });
 }
 
 /// Per customer: `amounts = values × unit + carried`; and each amount is that of its members.
-async fn check_exports(
-    store: &dyn Store,
-    seen: &Seen,
-    report: &mut Report,
-) -> Result<(), StoreError> {
+async fn check_exports(store: &dyn Store, report: &mut Report) -> Result<(), StoreError> {
     let mut rest: HashMap<(String, String), i64> = HashMap::new();
     let mut after = String::new();
     loop {
         let exports = store.exports_after(&after).await?;
         let Some(last) = exports.last() else { break };
         after.clone_from(&last.id);
+        let groups: HashSet<String> = exports.iter().map(|e| e.event_group.clone()).collect();
+        let charges = store.group_charges(&groups.into_iter().collect::<Vec<_>>()).await?;
+        let charges: HashMap<String, i64> =
+            charges.into_iter().map(|group| (group.event_group, group.charge_nusd.0)).collect();
         let counts = |export: &&Export| export.unit != 1 && export.state != DeliveryState::Void;
         for export in exports.iter().filter(counts) {
-            let members = seen.groups.get(&export.event_group).copied().unwrap_or_default();
+            let members = charges.get(&export.event_group).copied().unwrap_or_default();
             report.check(members == export.amount, || {
                 format!("export {}: {} but its members sum to {members}", export.id, export.amount)
             });

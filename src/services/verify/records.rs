@@ -1,37 +1,20 @@
-//! Usage records and corrections: each charge made again from its tokens and its price version.
+//! Usage records and corrections: each charge made again from its tokens and its price version, in
+//! the ledger, and on its way to every sink of its time.
 
 use super::Report;
-use crate::models::ids::{AccountId, ApiKeyId, RequestId};
-use crate::models::ledger::record_hash;
+use super::events::Due;
+use super::rows::{CHARGE, CORRECTION};
+use crate::models::ids::RequestId;
+use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
 use crate::models::price::Price;
-use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageRecord, UsageSource};
 use crate::services::pricing;
 use crate::store::{Store, StoreError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// What the ledger must say of a row, by its request and kind.
-pub type Rows = HashMap<(RequestId, &'static str), Expected>;
-
-/// The entry of a row.
-pub struct Expected {
-    pub hash: String,
-    pub amount: NanoUsd,
-    /// Whose budget it counts in.
-    pub key: Option<ApiKeyId>,
-    pub account: AccountId,
-    /// Sinks that were configured then have an event of it.
-    pub is_billable: bool,
-    pub at: Timestamp,
-}
-
-pub const CHARGE: &str = "charge";
-pub const CORRECTION: &str = "correction";
-
-/// Checks every row, and collects what the ledger must say.
-pub async fn check(store: &dyn Store, report: &mut Report) -> Result<Rows, StoreError> {
-    let mut rows = Rows::new();
+/// Checks every row; `due` says which events they must have.
+pub async fn check(store: &dyn Store, due: &Due, report: &mut Report) -> Result<(), StoreError> {
     let mut prices: HashMap<String, Option<Price>> = HashMap::new();
     let mut after = None;
     loop {
@@ -45,16 +28,43 @@ pub async fn check(store: &dyn Store, report: &mut Report) -> Result<Rows, Store
                 prices.insert(record.price_id.clone(), price);
             }
             check_record(record, prices.get(&record.price_id).and_then(Option::as_ref), report);
-            let amount = NanoUsd(record.charge_nusd.0.saturating_neg());
-            let (hash, key) = (record_hash(record), record.api_key_id);
-            let (account, is_billable, at) =
-                (record.account_id, record.is_billable(), record.ended_at);
-            let expected = Expected { hash, amount, key, account, is_billable, at };
-            rows.insert((record.id, CHARGE), expected);
         }
+        let ids: Vec<RequestId> = records.iter().map(|record| record.id).collect();
+        check_entered(store, EntryKind::Charge, &ids, report).await?;
+        due.check_records(store, &records, report).await?;
     }
-    collect_corrections(store, &mut rows).await?;
-    Ok(rows)
+    check_corrections(store, due, report).await
+}
+
+async fn check_corrections(
+    store: &dyn Store,
+    due: &Due,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let corrections = store.corrections_after(after).await?;
+        let Some(last) = corrections.last() else { return Ok(()) };
+        after = Some(last.request_id);
+        let ids: Vec<RequestId> = corrections.iter().map(|row| row.request_id).collect();
+        check_entered(store, EntryKind::Correction, &ids, report).await?;
+        due.check_corrections(store, &corrections, report).await?;
+    }
+}
+
+/// Each of these has its entry.
+async fn check_entered(
+    store: &dyn Store,
+    kind: EntryKind,
+    ids: &[RequestId],
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let name = if kind == EntryKind::Correction { CORRECTION } else { CHARGE };
+    let entered: HashSet<RequestId> = store.entered(kind, ids).await?.into_iter().collect();
+    for id in ids {
+        report.check(entered.contains(id), || format!("{name} of {id}: not in the ledger"));
+    }
+    Ok(())
 }
 
 fn check_record(record: &UsageRecord, price: Option<&Price>, report: &mut Report) {
@@ -93,21 +103,4 @@ fn check_record(record: &UsageRecord, price: Option<&Price>, report: &mut Report
     report.check(priced.is_ok() && priced == owed, || {
         format!("usage record {id}: charged {} but its price says {priced:?}", record.charge_nusd)
     });
-}
-
-async fn collect_corrections(store: &dyn Store, rows: &mut Rows) -> Result<(), StoreError> {
-    let mut after = None;
-    loop {
-        let corrections = store.corrections_after(after).await?;
-        let Some(last) = corrections.last() else { return Ok(()) };
-        after = Some(last.request_id);
-        for correction in &corrections {
-            let (hash, amount) = (record_hash(correction), correction.difference_nusd);
-            let charge = rows.get(&(correction.request_id, CHARGE));
-            let key = charge.and_then(|charge| charge.key);
-            let (account, at) = (correction.account_id, correction.created_at);
-            let expected = Expected { hash, amount, key, account, is_billable: true, at };
-            rows.insert((correction.request_id, CORRECTION), expected);
-        }
-    }
 }

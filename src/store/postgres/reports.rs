@@ -1,6 +1,6 @@
 //! Sums and a payer's own records, on PostgreSQL.
 //!
-//! Invariant: a statement runs in a transaction that ends it after `STATEMENT_WAIT`. Buckets are
+//! Invariant: a statement runs in a transaction that ends it in time. Buckets are
 //! ranges of ids, so that months without them are pruned and each is one range of an index.
 
 use crate::models::ids::{AccountId, RequestId};
@@ -14,6 +14,7 @@ use crate::store::table::parse;
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Postgres, Transaction};
+use std::time::Duration;
 use uuid::Uuid;
 
 const DIALECT: Dialect = Dialect {
@@ -44,7 +45,7 @@ impl ReportStore for PostgresStore {
             groups(question, &DIALECT),
             GROUPS_MAX + 1,
         );
-        let mut tx = self.bounded().await?;
+        let mut tx = self.bounded(STATEMENT_WAIT).await?;
         let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
             .bind(question.account_id.0)
             .bind(from)
@@ -65,7 +66,7 @@ impl ReportStore for PostgresStore {
     ) -> Result<Vec<Adjustment>, StoreError> {
         let (from, until): (Vec<String>, Vec<String>) =
             buckets.iter().map(|span| (span.from.to_string(), span.until.to_string())).unzip();
-        let mut tx = self.bounded().await?;
+        let mut tx = self.bounded(STATEMENT_WAIT).await?;
         let rows: Vec<String> = sqlx::query_scalar(
             "SELECT row_to_json(r)::text FROM \
              (SELECT b.n - 1 AS bucket, SUM(e.amount_nusd)::bigint AS amount_nusd \
@@ -86,7 +87,7 @@ impl ReportStore for PostgresStore {
     }
 
     async fn credit_totals(&self, account: AccountId) -> Result<Option<CreditTotals>, StoreError> {
-        let mut tx = self.bounded().await?;
+        let mut tx = self.bounded(STATEMENT_WAIT).await?;
         let row: Option<String> = sqlx::query_scalar(
             "SELECT row_to_json(r)::text FROM \
              (SELECT a.balance_nusd, (SELECT COALESCE(SUM(e.amount_nusd), 0)::bigint \
@@ -108,7 +109,7 @@ impl ReportStore for PostgresStore {
         before: Timestamp,
     ) -> Result<Vec<UsageLine>, StoreError> {
         let statement = format!("SELECT row_to_json(r)::text FROM ({}) r", lines());
-        let mut tx = self.bounded().await?;
+        let mut tx = self.bounded(STATEMENT_WAIT).await?;
         let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
             .bind(account.0)
             .bind(after.0)
@@ -123,10 +124,13 @@ impl ReportStore for PostgresStore {
 
 impl PostgresStore {
     /// A transaction that only reads, and whose statements end in time.
-    async fn bounded(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+    pub(super) async fn bounded(
+        &self,
+        wait: Duration,
+    ) -> Result<Transaction<'static, Postgres>, StoreError> {
         let mut tx = self.pool.begin().await.map_err(classify)?;
         sqlx::query("SELECT set_config('statement_timeout', $1, true)")
-            .bind(STATEMENT_WAIT.as_millis().to_string())
+            .bind(wait.as_millis().to_string())
             .execute(&mut *tx)
             .await
             .map_err(classify)?;

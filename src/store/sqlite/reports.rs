@@ -1,7 +1,7 @@
 //! Sums and a payer's own records, on SQLite.
 //!
 //! Invariant: sums have a connection of their own, so that nobody's key waits for them, and are
-//! interrupted after `STATEMENT_WAIT`. A bucket is one range of an index.
+//! interrupted in time. A bucket is one range of an index.
 
 use crate::models::ids::{AccountId, RequestId};
 use crate::models::report::{Adjustment, CreditTotals, Question, Span, UsageLine, UsageSum};
@@ -17,7 +17,7 @@ use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Sqlite, Transaction};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const DIALECT: Dialect = Dialect {
     from: "$2",
@@ -39,7 +39,7 @@ impl ReportStore for SqliteStore {
         let models = question.models.as_ref().map(serde_json::to_string).transpose()?;
         let keys = question.keys.as_ref().map(serde_json::to_string).transpose()?;
         let users = question.users.as_ref().map(serde_json::to_string).transpose()?;
-        let mut tx = self.bounded().await?;
+        let mut tx = self.bounded(STATEMENT_WAIT).await?;
         let mut sums = Vec::new();
         // SQLite groups by sorting: a bucket at a time, there is less to sort and to hold.
         for (bucket, span) in question.buckets.iter().enumerate() {
@@ -133,16 +133,19 @@ fn sums_of_bucket(question: &Question) -> String {
 }
 
 /// The named columns of `r` as one JSON object.
-fn object<'a>(names: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn object<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let members: Vec<String> = names.map(|name| format!("'{name}', r.{name}")).collect();
     format!("json_object({})", members.join(", "))
 }
 
 impl SqliteStore {
     /// A transaction that only reads, sees one state of the books, and ends in time.
-    async fn bounded(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    pub(super) async fn bounded(
+        &self,
+        wait: Duration,
+    ) -> Result<Transaction<'static, Sqlite>, StoreError> {
         let mut tx = self.reporters.begin().await.map_err(classify)?;
-        let deadline = Instant::now() + STATEMENT_WAIT;
+        let deadline = Instant::now() + wait;
         // Stays on the connection, whose next user sets another one.
         let mut handle = tx.lock_handle().await.map_err(classify)?;
         handle.set_progress_handler(STEPS_PER_LOOK, move || Instant::now() < deadline);

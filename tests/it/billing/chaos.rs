@@ -11,9 +11,12 @@ use crate::sinks::stripe::{CHARGE_METER, Stripe};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 
-use super::{ledger, with_openmeter, with_stripe};
+use super::{ledger, with_openmeter, with_stream, with_stripe};
 
-both_stores!(whatever_fails_the_sinks_have_what_the_ledger_says);
+both_stores!(
+    whatever_fails_the_sinks_have_what_the_ledger_says,
+    whatever_fails_a_stream_has_what_the_ledger_says,
+);
 
 const ACCOUNTS: [&str; 3] = ["one", "two", "three"];
 const ROUNDS: usize = 6;
@@ -62,6 +65,14 @@ async fn drained(app: &TestApp, random: &Random) {
 }
 
 async fn whatever_fails_the_sinks_have_what_the_ledger_says(store: Store) {
+    chaos(store, with_stripe).await;
+}
+
+async fn whatever_fails_a_stream_has_what_the_ledger_says(store: Store) {
+    chaos(store, with_stream).await;
+}
+
+async fn chaos(store: Store, with_stripe: fn(Setup, &Stripe) -> Setup) {
     let random = Random::from_environment();
     let customers: Vec<String> = ACCOUNTS.iter().map(|name| format!("cus_{name}")).collect();
     let customers: Vec<&str> = customers.iter().map(String::as_str).collect();

@@ -28,8 +28,12 @@ async fn back(app: &TestApp, table: &str, column: &str, hours: u32) {
 
 /// One export whose call ended in this fault, and then silence: the process was stopped.
 async fn in_doubt(store: Store, stripe: &Stripe, fault: Fault) -> TestApp {
+    in_doubt_with(with_stripe(Setup::new(store), stripe), stripe, fault).await
+}
+
+pub async fn in_doubt_with(setup: Setup, stripe: &Stripe, fault: Fault) -> TestApp {
     stripe.faults.always(Some(fault));
-    let mut app = with_stripe(Setup::new(store), stripe).start().await;
+    let mut app = setup.start().await;
     known_to_stripe(&app).await;
     one(&app, 100).await;
     app.records(1).await;
@@ -106,6 +110,7 @@ async fn what_is_too_old_is_parked(store: Store) {
     })
     .await;
     assert_eq!(stripe.calls(), 0);
-    assert!(app.process.stderr().contains("parked"), "it is said aloud");
+    let said = async || app.process.stderr().contains("parked").then_some(());
+    eventually("it is said aloud", said).await;
     app.finish().await;
 }

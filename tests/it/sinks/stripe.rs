@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use super::server::{Fault, Faults, Handler, Reply, Server};
 use crate::upstream::http::Request;
+use stream::Stream;
+
+mod stream;
 
 pub mod objects;
 
@@ -43,6 +46,7 @@ struct State {
     wrong: Vec<String>,
     calls: usize,
     summaries: usize,
+    stream: Stream,
 }
 
 pub struct Books {
@@ -104,6 +108,11 @@ impl Stripe {
         self.state().taken.clone()
     }
 
+    /// Makes what was taken something else, behind everybody's back.
+    pub fn tamper(&self, change: impl FnOnce(&mut Vec<Taken>)) {
+        change(&mut self.state().taken);
+    }
+
     pub fn calls(&self) -> usize {
         self.state().calls
     }
@@ -138,14 +147,18 @@ fn invalid(code: &str, message: &str) -> (u16, Value) {
 impl Handler for Books {
     async fn handle(&self, request: &Request, fault: Fault) -> Reply {
         self.state.lock().expect("no panic").calls += 1;
-        if request.header("authorization") != Some(&format!("Bearer {KEY}")) {
-            return reply(refused(401, "invalid_request_error", "", "Invalid API Key provided"));
-        }
         if request.header("stripe-version") != Some("2026-10-28.endive") {
             return reply(invalid("", "This test wants one version"));
         }
+        if request.path() == "/v2/billing/meter_event_stream" {
+            return self.stream(request, fault);
+        }
+        if request.header("authorization") != Some(&format!("Bearer {KEY}")) {
+            return reply(refused(401, "invalid_request_error", "", "Invalid API Key provided"));
+        }
         match (request.method.as_str(), request.path()) {
             ("POST", "/v1/billing/meter_events") => reply(self.event(request, fault).await),
+            ("POST", "/v2/billing/meter_event_session") => self.open_session(),
             ("GET", "/v1/billing/meters") => reply((200, self.list())),
             ("GET", path) if path.ends_with("/event_summaries") => {
                 reply((200, self.summary(path, &pairs(request.target.split_once('?')))))
@@ -232,18 +245,32 @@ impl Books {
         let meter = path.split('/').nth(4).and_then(|id| id.strip_prefix("mtr_")).expect("an id");
         let time = |name: &str| query[name].parse::<i64>().expect("seconds");
         let (from, to) = (time("start_time"), time("end_time"));
-        assert!(from % 60 == 0 && to % 60 == 0, "times must be whole minutes");
-        let of_minute = state.taken.iter().filter(|taken| {
-            taken.meter == meter
-                && taken.customer == query["customer"]
-                && (from..to).contains(&taken.timestamp)
-        });
-        let sum: i64 = of_minute.map(|taken| taken.value).sum();
-        let text = format!("{sum}.0");
-        let value: Value = serde_json::from_str(&text).expect("a number");
-        json!({"object": "list", "has_more": false, "data": [{
-            "object": "billing.meter_event_summary", "aggregated_value": value,
-            "start_time": from, "end_time": to, "meter": meter}]})
+        let window = match query.get("value_grouping_window").map(String::as_str) {
+            Some("day") => 86_400,
+            Some("hour") => 3_600,
+            Some(other) => panic!("no such window: {other}"),
+            None => 60,
+        };
+        assert!(from % window == 0 && to % window == 0, "times must be whole windows");
+        let window = if window == 60 { to - from } else { window };
+        let mut sums: BTreeMap<i64, i64> = BTreeMap::new();
+        for taken in &state.taken {
+            let is_meant = taken.meter == meter && taken.customer == query["customer"];
+            if is_meant && (from..to).contains(&taken.timestamp) {
+                *sums.entry((taken.timestamp - from) / window).or_default() += taken.value;
+            }
+        }
+        // Newest first; windows without usage are left out.
+        let limit = query.get("limit").map_or(10, |text| text.parse().expect("a number"));
+        let has_more = sums.len() > limit;
+        let summary = |(number, sum): (i64, i64)| {
+            let value: Value = serde_json::from_str(&format!("{sum}.0")).expect("a number");
+            let start = from + number * window;
+            json!({"object": "billing.meter_event_summary", "aggregated_value": value,
+                "start_time": start, "end_time": start + window, "meter": meter})
+        };
+        let data: Vec<Value> = sums.into_iter().rev().take(limit).map(summary).collect();
+        json!({"object": "list", "has_more": has_more, "data": data})
     }
 }
 

@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::answer::{DONE, event};
 use super::http::{self, Request};
+use super::listed::{self, Listed};
 use super::script::Gate;
 use super::{CHAT, catalog, chunk};
 use crate::app::books::UsageRecord;
@@ -96,6 +98,7 @@ pub struct Generation {
     pub is_over: bool,
     /// The whole answer was written to the gateway.
     pub is_told: bool,
+    pub began_at: OffsetDateTime,
     not_found: u32,
     provider: &'static str,
 }
@@ -172,6 +175,21 @@ impl Shared {
         change(self.state().generations.get_mut(id).expect("it was begun"));
     }
 
+    /// The truth as a list of calls.
+    fn listed(&self) -> Vec<Listed> {
+        let state = self.state();
+        let listed = state.generations.values().map(|generation| Listed {
+            id: generation.id.clone(),
+            at: generation.began_at,
+            model: catalog::OLD_MODEL.to_string(),
+            user: String::new(),
+            prompt: PROMPT_TOKENS,
+            completion: generation.completion_tokens,
+            cost_pico: generation.cost_nusd() * 1_000,
+        });
+        listed.collect()
+    }
+
     fn generation(&self, id: &str) -> Generation {
         self.state().generations[id].clone()
     }
@@ -240,6 +258,10 @@ async fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
                 json_answer(stream, 200, &[], &catalog::openrouter_models().to_string()).await?;
             }
             ("GET", "/v1/generation") => generation(stream, shared, &request).await?,
+            ("GET", "/spend/logs/v2") => {
+                let (status, text) = listed::spend_logs(&shared.listed(), &request);
+                json_answer(stream, status, &[], &text).await?;
+            }
             _ => json_answer(stream, 404, &[], r#"{"error":{"message":"no such path"}}"#).await?,
         }
     }
@@ -266,6 +288,7 @@ fn begin(shared: &Shared, body: &Value) -> (Generation, Manner, i64) {
         cap,
         is_over: false,
         is_told: false,
+        began_at: OffsetDateTime::now_utc(),
         not_found: manner.not_found,
         provider: manner.provider,
     };

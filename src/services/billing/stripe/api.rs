@@ -1,4 +1,4 @@
-//! Stripe's API: form-encoded requests, JSON answers, one pinned version.
+//! Stripe's API: form-encoded requests (JSON in its newer part), JSON answers, one pinned version.
 //!
 //! Invariants: every call carries the version, waits for its turn and has a deadline; the key never
 //! shows in an error. What a call is for is not decided here.
@@ -6,6 +6,8 @@
 
 use crate::config::StripeConfig;
 use crate::error::Error;
+use crate::models::money::parse_whole;
+use crate::models::reconcile::Day;
 use crate::models::timestamp::Timestamp;
 use crate::services::billing::CONNECT_WAIT;
 use crate::services::http::{self, AGENT, Answer, HttpClient};
@@ -73,6 +75,7 @@ struct Meter {
 #[derive(Deserialize)]
 struct Summary {
     aggregated_value: Box<RawValue>,
+    start_time: i64,
 }
 
 /// Pages of a list that are read: two thousand meters.
@@ -111,6 +114,33 @@ impl StripeApi {
         headers.insert(CONTENT_TYPE, FORM);
         headers.insert("idempotency-key", key);
         self.call(request).await
+    }
+
+    /// For the newer API, whose requests are JSON: at a whole address, with the key or with a
+    /// session's token.
+    ///
+    /// # Errors
+    /// Those of [`StripeApi::post`].
+    pub async fn post_json(
+        &self,
+        url: &str,
+        body: &str,
+        token: Option<&HeaderValue>,
+    ) -> Result<Answer, String> {
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        let mut request = self.request_to(Method::POST, url, body)?;
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, JSON);
+        if let Some(token) = token {
+            headers.insert(AUTHORIZATION, token.clone());
+        }
+        self.call(request).await
+    }
+
+    /// Without a slash at its end.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// # Errors
@@ -188,11 +218,40 @@ impl StripeApi {
         let page: Page<Summary> = read(&answer)?;
         let mut sum = 0_i64;
         for summary in page.data {
-            let value = whole(summary.aggregated_value.get());
-            let value = value.ok_or("a summary is not a whole number")?;
-            sum = sum.checked_add(value).ok_or("a summary is out of range")?;
+            sum = sum.checked_add(summary.value()?).ok_or("a summary is out of range")?;
         }
         Ok(sum)
+    }
+
+    /// The same by days of UTC; days without usage may be missing.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn summed_by_day(
+        &self,
+        meter: &str,
+        customer: &str,
+        (first, last): (Day, Day),
+    ) -> Result<Vec<(Day, i64)>, String> {
+        let path = format!("/v1/billing/meters/{meter}/event_summaries");
+        let query = [
+            ("customer", customer.to_owned()),
+            ("start_time", first.start().unix_seconds().to_string()),
+            ("end_time", last.end().unix_seconds().to_string()),
+            ("value_grouping_window", "day".to_owned()),
+            // More than the days that can be asked for.
+            ("limit", "100".to_owned()),
+        ];
+        let answer = self.get(&path, &query).await?;
+        let page: Page<Summary> = read(&answer)?;
+        if page.has_more {
+            return Err("more days than were asked for".to_owned());
+        }
+        let of_day = |summary: Summary| {
+            let day = Day::of(Timestamp::from_unix_seconds(summary.start_time));
+            Ok((day, summary.value()?))
+        };
+        page.data.into_iter().map(of_day).collect()
     }
 
     fn request(
@@ -201,7 +260,16 @@ impl StripeApi {
         path: &str,
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, String> {
-        let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        self.request_to(method, &format!("{}{path}", self.base), body)
+    }
+
+    fn request_to(
+        &self,
+        method: Method,
+        url: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, String> {
+        let request = Request::builder().method(method).uri(url);
         let mut request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, AGENT);
@@ -227,6 +295,7 @@ impl StripeApi {
     }
 }
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 
 fn object<T: DeserializeOwned>(answer: Result<Answer, String>) -> Result<T, Error> {
@@ -249,23 +318,10 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<T, String> {
     serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
 }
 
-/// A number that Stripe's types call a float, when it is a whole one.
-fn whole(text: &str) -> Option<i64> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    fraction.bytes().all(|digit| digit == b'0').then(|| whole.parse().ok())?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::whole;
-
-    #[test]
-    fn summaries_are_whole_numbers() {
-        assert_eq!(whole("12"), Some(12));
-        assert_eq!(whole("-12.0"), Some(-12));
-        assert_eq!(whole("9007199254740993"), Some(9_007_199_254_740_993), "no float in between");
-        for odd in ["12.5", "1e3", "", "null", "\"1\""] {
-            assert_eq!(whole(odd), None, "{odd}");
-        }
+impl Summary {
+    /// A number that Stripe's types call a float, when it is a whole one.
+    fn value(&self) -> Result<i64, String> {
+        let value = parse_whole(self.aggregated_value.get());
+        value.ok_or_else(|| "a summary is not a whole number".to_owned())
     }
 }

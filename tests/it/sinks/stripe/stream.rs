@@ -1,0 +1,147 @@
+//! Stripe's meter event stream: sessions that end, up to a hundred events a call, and checks that
+//! come after the answer: an event of a meter or a customer that does not exist is dropped later.
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Books, Stripe, Taken};
+use crate::sinks::server::{Fault, Reply};
+use crate::upstream::http::Request;
+
+const EVENTS_MAX: usize = 100;
+
+#[derive(Default)]
+pub struct Stream {
+    /// Tokens that are good.
+    sessions: Vec<String>,
+    opened: usize,
+    largest: usize,
+    duplicates: usize,
+    /// Identifiers that were taken and dropped afterwards.
+    dropped: Vec<String>,
+    /// Identifiers that make a call refused.
+    bad: Vec<String>,
+}
+
+impl Stripe {
+    /// Every session ends before its time.
+    pub fn end_sessions(&self) {
+        self.state().stream.sessions.clear();
+    }
+
+    pub fn sessions_opened(&self) -> usize {
+        self.state().stream.opened
+    }
+
+    /// The largest call.
+    pub fn largest(&self) -> usize {
+        self.state().stream.largest
+    }
+
+    pub fn duplicates(&self) -> usize {
+        self.state().stream.duplicates
+    }
+
+    pub fn dropped(&self) -> Vec<String> {
+        self.state().stream.dropped.clone()
+    }
+
+    pub fn refuse(&self, identifier: &str) {
+        self.state().stream.bad.push(identifier.to_string());
+    }
+}
+
+fn refused(status: u16, kind: &str, message: &str) -> Reply {
+    Reply::json(status, &json!({"error": {"type": kind, "code": kind, "message": message}}))
+}
+
+impl Books {
+    pub fn open_session(&self) -> Reply {
+        let mut state = self.state.lock().expect("no panic");
+        let stream = &mut state.stream;
+        stream.opened += 1;
+        let token = format!("session_{}", stream.opened);
+        stream.sessions.push(token.clone());
+        let until = OffsetDateTime::now_utc() + time::Duration::minutes(15);
+        let until = until.format(&Rfc3339).expect("a time");
+        let session = json!({"id": "mes_test", "object": "v2.billing.meter_event_session",
+            "authentication_token": token, "expires_at": until, "livemode": false});
+        Reply::json(200, &session)
+    }
+
+    pub fn stream(&self, request: &Request, fault: Fault) -> Reply {
+        let mut state = self.state.lock().expect("no panic");
+        let token = request.header("authorization").and_then(|text| text.strip_prefix("Bearer "));
+        if !token.is_some_and(|token| state.stream.sessions.iter().any(|known| known == token)) {
+            return refused(401, "temporary_session_expired", "The session has expired");
+        }
+        let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        let Some(events) = body["events"].as_array() else {
+            return refused(400, "invalid_fields", "events");
+        };
+        if events.is_empty() || events.len() > EVENTS_MAX {
+            return refused(400, "invalid_fields", "from 1 to 100 events");
+        }
+        let read: Result<Vec<Taken>, String> = events.iter().map(read).collect();
+        let read = match read {
+            Ok(read) => read,
+            Err(message) => return refused(400, "invalid_fields", &message),
+        };
+        if read.iter().any(|event| state.stream.bad.contains(&event.identifier)) {
+            return refused(400, "invalid_fields", "an event is refused");
+        }
+        state.stream.largest = state.stream.largest.max(events.len());
+        for event in read {
+            let is_known =
+                state.meters.contains(&event.meter) && state.customers.contains(&event.customer);
+            if !state.identifiers.insert(event.identifier.clone()) {
+                state.stream.duplicates += 1;
+            } else if is_known {
+                state.taken.push(event);
+            } else {
+                state.stream.dropped.push(event.identifier);
+            }
+        }
+        match fault {
+            Fault::FailAfter(status) => refused(status, "api_error", "An unknown error occurred"),
+            _ => Reply::json(200, &json!({})),
+        }
+    }
+}
+
+/// An event of exactly the members that there are.
+fn read(event: &Value) -> Result<Taken, String> {
+    let members: Vec<&str> = event
+        .as_object()
+        .map(|members| members.keys().map(String::as_str).collect())
+        .unwrap_or_default();
+    if members != ["event_name", "identifier", "payload", "timestamp"] {
+        return Err(format!("members {members:?}"));
+    }
+    let text = |path: &str| {
+        let value = event.pointer(path).and_then(Value::as_str);
+        value.map(str::to_string).ok_or_else(|| format!("{path} is not a text"))
+    };
+    let value = text("/payload/value")?;
+    let digits = value.strip_prefix('-').unwrap_or(&value);
+    if digits.is_empty() || digits.len() > 15 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!("value {value}"));
+    }
+    let at = OffsetDateTime::parse(&text("/timestamp")?, &Rfc3339).map_err(|e| e.to_string())?;
+    let now = OffsetDateTime::now_utc();
+    if at < now - time::Duration::days(35) || at > now + time::Duration::minutes(5) {
+        return Err("timestamp must be within the past 35 days".to_string());
+    }
+    let identifier = text("/identifier")?;
+    if identifier.is_empty() || identifier.len() > 100 {
+        return Err("identifier".to_string());
+    }
+    Ok(Taken {
+        identifier,
+        meter: text("/event_name")?,
+        customer: text("/payload/stripe_customer_id")?,
+        value: value.parse().map_err(|_| "value".to_string())?,
+        timestamp: at.unix_timestamp(),
+    })
+}
