@@ -18,13 +18,12 @@ use crate::services::ledger;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
 use crate::services::tap::{Finish, Tap, not_a_completion};
-use crate::services::upstream::{Call, cost_header, generation_id};
+use crate::services::upstream::{AnswerBody, Call, cost_header, generation_id};
 use crate::store::Extension;
 pub use attempts::Trip;
 use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -61,7 +60,7 @@ type Noting = Pin<Box<Timeout<ledger::Answer>>>;
 enum Leg {
     NotCalled,
     Calling(Call),
-    Reading(Incoming),
+    Reading(AnswerBody),
     Over,
 }
 
@@ -224,7 +223,7 @@ impl Exchange {
     }
 
     /// The upstream's body, for the meter to poll; the exchange stays open.
-    pub fn take_body(&mut self) -> Option<Incoming> {
+    pub fn take_body(&mut self) -> Option<AnswerBody> {
         let live = self.live.as_deref_mut()?;
         match std::mem::replace(&mut live.leg, Leg::Over) {
             Leg::Reading(body) => Some(body),
@@ -236,7 +235,7 @@ impl Exchange {
     }
 
     /// Gives an unfinished body back before the exchange is dropped, so that it can be drained.
-    pub fn return_body(&mut self, body: Incoming) {
+    pub fn return_body(&mut self, body: AnswerBody) {
         if let Some(live) = self.live.as_deref_mut() {
             live.leg = Leg::Reading(body);
         }

@@ -14,15 +14,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::time::{Duration, SystemTime};
 
-pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub type HttpClient = Client<Connector, Full<Bytes>>;
 
 /// How we call ourselves.
 pub const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 
 /// Idle connections kept to one server, and for how long (below the usual 60 s of proxies).
-const IDLE_CONNECTIONS_MAX: usize = 512;
-const IDLE_FOR: Duration = Duration::from_secs(50);
+pub const IDLE_CONNECTIONS_MAX: usize = 512;
+pub const IDLE_FOR: Duration = Duration::from_secs(50);
 /// Answers of services that are asked something: lists of a hundred meters are far smaller.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -84,36 +84,51 @@ pub fn asked_pause(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
+pub type Connector = HttpsConnector<HttpConnector>;
+
+/// Makes connections, plain or with TLS; each within `connect`.
 #[must_use]
-pub fn client(connect: Duration) -> HttpClient {
+pub fn connector(connect: Duration) -> Connector {
     let mut tcp = HttpConnector::new();
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(IDLE_FOR));
     tcp.enforce_http(false);
-    let connector = HttpsConnectorBuilder::new()
+    HttpsConnectorBuilder::new()
         .with_webpki_roots()
         .https_or_http()
         .enable_http1()
-        .wrap_connector(tcp);
+        .wrap_connector(tcp)
+}
+
+#[must_use]
+pub fn client(connect: Duration) -> HttpClient {
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_FOR)
         .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-        .build(connector)
+        .build(connector(connect))
 }
 
 /// Kind of failure without the address it happened at.
 #[must_use]
 pub fn cause(error: &hyper_util::client::legacy::Error) -> String {
     let what = if error.is_connect() { "connect" } else { "request" };
-    let mut source = std::error::Error::source(error);
-    let mut last = None;
-    while let Some(inner) = source {
-        last = Some(inner.to_string());
-        source = inner.source();
+    format!("{what}: {}", std::error::Error::source(error).map_or_else(failed, root))
+}
+
+/// What an error comes from in the end: outer ones may name the address.
+#[must_use]
+pub fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(inner) = last.source() {
+        last = inner;
     }
-    format!("{what}: {}", last.unwrap_or_else(|| "failed".to_owned()))
+    last.to_string()
+}
+
+fn failed() -> String {
+    "failed".to_owned()
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! The response body of a stream: the upstream's body with the tap in its way.
 //!
-//! Invariants: a frame leaves when the frame that completes it arrives, in the same poll and on the
-//! same task; the upstream is only read when the client takes, so a slow client slows the upstream;
-//! a stream never ends silently before its end.
+//! Invariants: an event leaves when the frame that completes it arrives, in the same poll and on the
+//! same task, together with what else is there by then; the upstream is only read when the client
+//! takes, so a slow client slows the upstream; a stream never ends silently before its end.
 
 use crate::error::Error;
 use crate::services::exchange::Exchange;
 use crate::services::tap::error_event;
-use bytes::Bytes;
+use crate::services::upstream::AnswerBody;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use tracing::Span;
 pub struct Meter {
     exchange: Exchange,
     /// `None` when it has ended.
-    upstream: Option<Incoming>,
+    upstream: Option<AnswerBody>,
     out: VecDeque<Bytes>,
     terms: MeterTerms,
     silence: Pin<Box<Sleep>>,
@@ -57,6 +57,9 @@ const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// The timer's next look is at least so far away.
 const TICK: Duration = Duration::from_millis(10);
+/// What the upstream has ready leaves together, up to about so much: a write for each event costs
+/// more than the copy.
+const GATHER_BYTES: usize = 16 << 10;
 /// How long the upstream's last bytes are waited for after `[DONE]`.
 const AFTER_DONE: Duration = Duration::from_secs(2);
 
@@ -139,6 +142,25 @@ impl Meter {
         error.log("a stream broke off");
     }
 
+    fn gathered(&self) -> usize {
+        self.out.iter().map(Bytes::len).sum()
+    }
+
+    /// What is there to leave, as one frame; the end when there is nothing.
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if !self.out.is_empty() {
+            ready!(self.exchange.poll_noted(cx));
+        }
+        let Some(first) = self.out.pop_front() else { return Poll::Ready(None) };
+        if self.out.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        let mut together = BytesMut::with_capacity(first.len() + self.gathered());
+        together.extend_from_slice(&first);
+        self.out.drain(..).for_each(|bytes| together.extend_from_slice(&bytes));
+        Poll::Ready(Some(Ok(Frame::data(together.freeze()))))
+    }
+
     /// The timer is not moved with every frame: when it goes off, the rest is waited for.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Silence> {
         loop {
@@ -169,11 +191,8 @@ impl Body for Meter {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         loop {
-            if !this.out.is_empty() {
-                ready!(this.exchange.poll_noted(cx));
-            }
-            if let Some(bytes) = this.out.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            if this.gathered() >= GATHER_BYTES || this.upstream.is_none() {
+                return this.poll_out(cx);
             }
             match this.exchange.poll_paid(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -181,6 +200,7 @@ impl Body for Meter {
                     this.cut_off(&error);
                     continue;
                 }
+                Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
                 // The database does not answer: the stream may have to end before it does.
                 Poll::Pending => {
                     ready!(this.stop.as_mut().poll(cx));
@@ -188,7 +208,7 @@ impl Body for Meter {
                     continue;
                 }
             }
-            let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
+            let Some(upstream) = &mut this.upstream else { continue };
             match Pin::new(upstream).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => this.take(frame),
                 Poll::Ready(Some(Err(error))) => {
@@ -196,6 +216,7 @@ impl Body for Meter {
                     this.end();
                 }
                 Poll::Ready(None) => this.end(),
+                Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
                 Poll::Pending if this.stop.as_mut().poll(cx).is_ready() => {
                     this.fail(&Error::ShuttingDown);
                 }

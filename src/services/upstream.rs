@@ -5,6 +5,7 @@
 //! streams beyond the peer's limit (measured: 400 streams took two waves).
 
 mod activity;
+mod connections;
 mod failure;
 mod health;
 mod lookup;
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::models::key::matches_pattern;
 use crate::services::http::{self, AGENT, HttpClient};
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -26,6 +28,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use activity::{Activity, LOG_ROWS, Logged};
+pub use connections::AnswerBody;
+use connections::Connections;
 use health::Health;
 pub use lookup::Found;
 use retry::Retries;
@@ -38,14 +42,18 @@ pub struct Upstream {
     /// Up to and including `/v1`.
     base: String,
     authorization: Option<HeaderValue>,
+    /// For questions of ours.
     client: HttpClient,
+    /// For chat completions.
+    connections: Arc<Connections>,
+    chat_path: PathAndQuery,
     pub terms: UpstreamTerms,
     pub retries: Retries,
     pub health: Health,
 }
 
 /// A call under way. It owns all it needs, so that it can outlive the client that caused it.
-pub type Call = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Error>> + Send>>;
+pub type Call = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Error>> + Send>>;
 
 /// Answers to our own questions (models, generation).
 const QUESTION_WAIT: Duration = Duration::from_secs(20);
@@ -57,10 +65,10 @@ impl Upstream {
     /// [`Error::Internal`] when address or key cannot be used in a request.
     pub fn new(config: &UpstreamConfig) -> Result<Self, Error> {
         let UpstreamConfig { name, kind, base_url: base, api_key, terms, offer } = config;
+        let unusable = || Error::Internal("UPSTREAM_BASE_URL is not an http(s) URL".to_owned());
         let is_http = base.starts_with("http://") || base.starts_with("https://");
-        if !is_http || base.parse::<Uri>().is_err() {
-            return Err(Error::Internal("UPSTREAM_BASE_URL is not an http(s) URL".to_owned()));
-        }
+        let url = base.parse::<Uri>().ok().filter(|_| is_http).ok_or_else(unusable)?;
+        let chat_path = format!("{}/chat/completions", url.path().trim_end_matches('/'));
         let authorization = api_key.as_ref().map(|key| bearer(key.expose_secret())).transpose()?;
         Ok(Self {
             name: name.clone(),
@@ -69,6 +77,8 @@ impl Upstream {
             base: base.clone(),
             authorization,
             client: http::client(terms.connect),
+            connections: Connections::new(&url, terms.connect)?,
+            chat_path: chat_path.parse().map_err(|_| unusable())?,
             terms: *terms,
             retries: Retries::new(terms.retries),
             health: Health::default(),
@@ -136,10 +146,13 @@ impl Upstream {
     pub fn chat(self: &Arc<Self>, body: Bytes) -> Call {
         let upstream = self.clone();
         Box::pin(async move {
-            let mut request = upstream.request(Method::POST, "/chat/completions", body)?;
+            let mut request = Request::new(Full::new(body));
+            *request.method_mut() = Method::POST;
+            upstream.put_headers(request.headers_mut());
             request.headers_mut().insert(CONTENT_TYPE, APPLICATION_JSON);
-            let answer = upstream.send(request, upstream.terms.head).await?;
-            failure::check(answer).await
+            let answer = upstream.connections.send(&upstream.chat_path, request);
+            let answer = tokio::time::timeout(upstream.terms.head, answer).await;
+            failure::check(not_compressed(answer.map_err(|_| no_head())??)?).await
         })
     }
 
@@ -192,13 +205,16 @@ impl Upstream {
             .uri(uri)
             .body(Full::new(body))
             .map_err(|error| Error::Internal(format!("cannot make a request: {error}")))?;
-        let headers = request.headers_mut();
+        self.put_headers(request.headers_mut());
+        Ok(request)
+    }
+
+    fn put_headers(&self, headers: &mut HeaderMap) {
         headers.insert(USER_AGENT, AGENT);
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        Ok(request)
     }
 
     async fn send(
@@ -208,16 +224,24 @@ impl Upstream {
     ) -> Result<Response<Incoming>, Error> {
         let answer = tokio::time::timeout(wait, self.client.request(request))
             .await
-            .map_err(|_| Error::UpstreamTimeout("waiting for an answer"))?
+            .map_err(|_| no_head())?
             .map_err(|error| Error::UpstreamUnavailable(http::cause(&error)))?;
-        let encoding = answer.headers().get(CONTENT_ENCODING);
-        if encoding.is_some_and(|encoding| encoding != "identity") {
-            let status = answer.status();
-            let reason = "compressed though not asked";
-            return Err(Error::UpstreamFailed { status, reason, retry_after: None });
-        }
-        Ok(answer)
+        not_compressed(answer)
     }
+}
+
+fn no_head() -> Error {
+    Error::UpstreamTimeout("waiting for an answer")
+}
+
+fn not_compressed<B>(answer: Response<B>) -> Result<Response<B>, Error> {
+    let encoding = answer.headers().get(CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| encoding != "identity") {
+        let status = answer.status();
+        let reason = "compressed though not asked";
+        return Err(Error::UpstreamFailed { status, reason, retry_after: None });
+    }
+    Ok(answer)
 }
 
 /// Providers that go on and bill when OpenRouter's client hangs up.

@@ -7,6 +7,7 @@ mod batch;
 mod directory;
 mod exports;
 mod ledger;
+mod native;
 mod outbox;
 mod payments;
 mod prices;
@@ -45,6 +46,8 @@ pub struct SqliteStore {
 const READERS_MAX: u32 = 2;
 /// Sums are work for a processor each.
 const REPORTERS_MAX: u32 = 2;
+/// Statements that stay prepared: a batch has one for each table and power of two of its rows.
+const STATEMENTS_MAX: usize = 256;
 /// How long a writer waits for another process (a command beside the server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection of ours.
@@ -65,6 +68,7 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             // NORMAL may lose the last commits when the power fails; these commits are money.
             .synchronous(SqliteSynchronous::Full)
+            .statement_cache_capacity(STATEMENTS_MAX)
             .busy_timeout(BUSY_TIMEOUT);
         let writer = pool(1)
             .connect_with(options.clone())

@@ -377,7 +377,7 @@ pub fn price_rows(prices: &[Arc<Price>]) -> Vec<(&str, &str, &str, String, &str)
 }
 
 /// The same words in both dialects.
-fn on_conflict(key: &str, columns: &[&str]) -> String {
+pub fn on_conflict(key: &str, columns: &[&str]) -> String {
     let set: Vec<String> = columns.iter().map(|name| format!("{name} = excluded.{name}")).collect();
     format!("ON CONFLICT ({key}) DO UPDATE SET {}", set.join(", "))
 }

@@ -1,18 +1,18 @@
 //! An upstream's status: a success, or the error that its body explains.
 
+use super::AnswerBody;
 use crate::error::Error;
 use crate::services::tap::Failure;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use std::time::Duration;
 
 const BODY_BYTES_MAX: usize = 64 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(5);
 
 /// The answer, when it is a success.
-pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Error> {
+pub async fn check(answer: Response<AnswerBody>) -> Result<Response<AnswerBody>, Error> {
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
@@ -30,7 +30,7 @@ pub async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Err
     Err(failure.with_status(status, retry_after))
 }
 
-async fn explained(body: Incoming) -> Failure {
+async fn explained(body: AnswerBody) -> Failure {
     let body = Limited::new(body, BODY_BYTES_MAX).collect();
     match tokio::time::timeout(BODY_WAIT, body).await {
         Ok(Ok(body)) => Failure::of_body(&body.to_bytes()),

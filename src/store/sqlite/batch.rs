@@ -1,70 +1,84 @@
 //! A batch of the ledger on SQLite: the rows it needs locked and loaded, and its changes written,
-//! one statement a table.
+//! a few statements a table.
 
 use super::SqliteStore;
-use super::rows::{classify, ids, select, texts, write_rows};
+use super::native::{self, ManyRows, Script};
+use super::rows::{ids, texts};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
+use crate::models::ids::RequestId;
 use crate::models::key::KeyBudget;
 use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::UsageCorrection;
 use crate::models::window::RateWindow;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
     ACCOUNT_BALANCES, ACCOUNTS, AUDIT_LOG, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
     KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, RATE_WINDOWS, USAGE_CORRECTIONS,
-    USAGE_RECORDS, WINDOW_CHANGES, sqlite as sql,
+    USAGE_RECORDS, WINDOW_CHANGES,
 };
 use crate::store::{LedgerOp, Outcome, StoreError};
+use serde::Deserialize;
 use sqlx::SqliteConnection;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The statements of a batch, made once.
 pub struct Sql {
-    load_accounts: Arc<str>,
-    load_budgets: Arc<str>,
+    /// Accounts, budgets of keys, holds, and which of the requests are settled.
+    load: Arc<str>,
     pub load_holds: Arc<str>,
     load_idempotency: Arc<str>,
     load_windows: Arc<str>,
-    update_accounts: Arc<str>,
-    update_budgets: Arc<str>,
-    insert_idempotency: Arc<str>,
-    upsert_windows: Arc<str>,
-    insert_lookups: Arc<str>,
-    insert_corrections: Arc<str>,
-    insert_holds: Arc<str>,
-    update_holds: Arc<str>,
-    insert_usage: Arc<str>,
-    insert_ledger: Arc<str>,
-    insert_events: Arc<str>,
-    pub insert_audit: Arc<str>,
+    update_accounts: ManyRows,
+    update_budgets: ManyRows,
+    insert_idempotency: ManyRows,
+    upsert_windows: ManyRows,
+    insert_lookups: ManyRows,
+    insert_corrections: ManyRows,
+    insert_holds: ManyRows,
+    update_holds: ManyRows,
+    insert_usage: ManyRows,
+    insert_ledger: ManyRows,
+    insert_events: ManyRows,
+    insert_audit: ManyRows,
 }
 
 impl Sql {
     pub fn new() -> Self {
-        const LISTED: &str = "IN (SELECT value FROM json_each(?1))";
+        const LISTED: &str = "IN (SELECT value FROM json_each(?))";
+        let load = [
+            native::select(&ACCOUNTS, &format!("WHERE id {LISTED}")),
+            native::select(&KEY_BUDGETS, &format!("WHERE api_key_id {LISTED}")),
+            native::select(&HOLDS, &format!("WHERE request_id {LISTED}")),
+            format!("SELECT id FROM usage_records WHERE id {LISTED}"),
+        ];
         Self {
-            load_accounts: sql::select(&ACCOUNTS, &format!("WHERE id {LISTED}")).into(),
-            load_budgets: sql::select(&KEY_BUDGETS, &format!("WHERE api_key_id {LISTED}")).into(),
-            load_windows: sql::select(&RATE_WINDOWS, &format!("WHERE subject {LISTED}")).into(),
-            load_idempotency: sql::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}")).into(),
-            load_holds: sql::select(&HOLDS, &format!("WHERE request_id {LISTED}")).into(),
-            update_budgets: sql::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING).into(),
-            insert_idempotency: sql::insert(&IDEMPOTENCY_KEYS).into(),
-            upsert_windows: sql::upsert(&RATE_WINDOWS, "subject", WINDOW_CHANGES).into(),
-            insert_lookups: sql::insert(&LOOKUPS).into(),
-            insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
-            update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
-            insert_holds: sql::insert(&HOLDS).into(),
-            update_holds: sql::update(&HOLDS, "request_id", HOLD_CHANGES).into(),
-            insert_usage: sql::insert(&USAGE_RECORDS).into(),
-            insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
-            insert_events: sql::insert(&BILLING_EVENTS).into(),
-            insert_audit: sql::insert(&AUDIT_LOG).into(),
+            load: load.join("; ").into(),
+            load_windows: native::select(&RATE_WINDOWS, &format!("WHERE subject {LISTED}")).into(),
+            load_idempotency: native::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}"))
+                .into(),
+            load_holds: native::select(&HOLDS, &format!("WHERE request_id {LISTED}")).into(),
+            update_budgets: ManyRows::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING),
+            insert_idempotency: ManyRows::insert(&IDEMPOTENCY_KEYS),
+            upsert_windows: ManyRows::upsert(&RATE_WINDOWS, "subject", WINDOW_CHANGES),
+            insert_lookups: ManyRows::insert(&LOOKUPS),
+            insert_corrections: ManyRows::insert(&USAGE_CORRECTIONS),
+            update_accounts: ManyRows::update(&ACCOUNTS, "id", ACCOUNT_BALANCES),
+            insert_holds: ManyRows::insert(&HOLDS),
+            update_holds: ManyRows::update(&HOLDS, "request_id", HOLD_CHANGES),
+            insert_usage: ManyRows::insert(&USAGE_RECORDS),
+            insert_ledger: ManyRows::insert(&LEDGER_ENTRIES),
+            insert_events: ManyRows::insert(&BILLING_EVENTS),
+            insert_audit: ManyRows::insert(&AUDIT_LOG),
         }
     }
+}
+
+/// A request that has its usage record.
+#[derive(Deserialize)]
+struct Settled {
+    id: RequestId,
 }
 
 impl SqliteStore {
@@ -90,17 +104,20 @@ impl SqliteStore {
     ) -> Result<Books, StoreError> {
         let mut needs = Needs::of(batch);
         let requests = serde_json::to_string(&needs.requests)?;
-        let keys = serde_json::to_string(&needs.keys)?;
         let accounts = serde_json::to_string(&needs.accounts)?;
-        let accounts: Vec<Account> = select(conn, &self.sql.load_accounts, accounts).await?;
-        let budgets: Vec<KeyBudget> = select(conn, &self.sql.load_budgets, keys).await?;
-        let holds: Vec<Hold> = select(conn, &self.sql.load_holds, requests.clone()).await?;
-        let settled = "SELECT id FROM usage_records WHERE id IN (SELECT value FROM json_each(?1))";
+        let keys = serde_json::to_string(&needs.keys)?;
+        let keys = [accounts, keys, requests.clone(), requests];
+        let [accounts, budgets, holds, settled] =
+            native::read_each(conn, &self.sql.load, keys).await?;
+        let accounts: Vec<Account> = native::parse(&accounts)?;
+        let budgets: Vec<KeyBudget> = native::parse(&budgets)?;
+        let holds: Vec<Hold> = native::parse(&holds)?;
+        let settled: Vec<Settled> = native::parse(&settled)?;
         let mut books = Books {
             accounts: accounts.into_iter().map(|row| (row.id, row)).collect(),
             budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
             holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
-            settled: ids(conn, settled, requests).await?,
+            settled: settled.into_iter().map(|row| row.id).collect(),
             events: self.events.clone(),
             ..Books::default()
         };
@@ -111,7 +128,7 @@ impl SqliteStore {
         if !needs.idempotency.is_empty() {
             let names = serde_json::to_string(&needs.idempotency)?;
             let known: Vec<IdempotencyKey> =
-                select(conn, &self.sql.load_idempotency, names).await?;
+                native::read(conn, &self.sql.load_idempotency, names).await?;
             books.idempotency = known.into_iter().map(|row| (row.id.clone(), row)).collect();
         }
         if !needs.corrections.is_empty() {
@@ -136,65 +153,37 @@ impl SqliteStore {
         books: &mut Books,
     ) -> Result<(), StoreError> {
         let subjects = serde_json::to_string(subjects)?;
-        let windows: Vec<RateWindow> = select(conn, &self.sql.load_windows, subjects).await?;
+        let windows: Vec<RateWindow> = native::read(conn, &self.sql.load_windows, subjects).await?;
         books.windows = windows.into_iter().map(|row| (row.subject, row)).collect();
         Ok(())
     }
 
-    /// A request whose truth has come need not be asked after.
-    async fn write_corrections(
-        &self,
-        conn: &mut SqliteConnection,
-        corrections: &[UsageCorrection],
-    ) -> Result<(), StoreError> {
-        let corrected: Vec<_> = corrections.iter().map(|row| row.request_id).collect();
-        sqlx::query("DELETE FROM lookups WHERE request_id IN (SELECT value FROM json_each(?1))")
-            .bind(serde_json::to_string(&corrected)?)
-            .execute(&mut *conn)
-            .await
-            .map_err(classify)?;
-        write_rows(conn, &self.sql.insert_corrections, corrections.iter()).await
-    }
-
-    async fn write_idempotency(
-        &self,
-        conn: &mut SqliteConnection,
-        changes: BTreeMap<String, Option<IdempotencyKey>>,
-    ) -> Result<(), StoreError> {
-        let names: Vec<&String> = changes.keys().collect();
-        sqlx::query("DELETE FROM idempotency_keys WHERE id IN (SELECT value FROM json_each(?1))")
-            .bind(serde_json::to_string(&names)?)
-            .execute(&mut *conn)
-            .await
-            .map_err(classify)?;
-        write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
-    }
-
     async fn write(&self, conn: &mut SqliteConnection, changes: Changes) -> Result<(), StoreError> {
         let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
-        let sql = &self.sql;
-        write_rows(conn, &sql.update_accounts, accounts.values()).await?;
-        write_rows(conn, &sql.update_budgets, budgets.values()).await?;
-        write_rows(conn, &sql.insert_holds, placed.values()).await?;
-        write_rows(conn, &sql.update_holds, changed.values()).await?;
-        if !closed.is_empty() {
-            sqlx::query("DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?1))")
-                .bind(serde_json::to_string(&closed)?)
-                .execute(&mut *conn)
-                .await
-                .map_err(classify)?;
-        }
-        if !idempotency.is_empty() {
-            self.write_idempotency(conn, idempotency).await?;
-        }
-        write_rows(conn, &sql.upsert_windows, changes.windows.values()).await?;
-        write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
-        if !changes.corrections.is_empty() {
-            self.write_corrections(conn, &changes.corrections).await?;
-        }
-        write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
-        write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter()).await?;
-        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await?;
-        write_rows(conn, &sql.insert_audit, changes.audit.iter()).await
+        let (sql, mut script) = (&self.sql, Script::default());
+        script.rows(&sql.update_accounts, accounts.values())?;
+        script.rows(&sql.update_budgets, budgets.values())?;
+        script.rows(&sql.insert_holds, placed.values())?;
+        script.rows(&sql.update_holds, changed.values())?;
+        script.listed(CLOSE_HOLDS, &Vec::from_iter(closed))?;
+        script.listed(FORGET_IDEMPOTENCY, &Vec::from_iter(idempotency.keys()))?;
+        script.rows(&sql.insert_idempotency, idempotency.values().flatten())?;
+        script.rows(&sql.upsert_windows, changes.windows.values())?;
+        script.rows(&sql.insert_lookups, changes.lookups.iter())?;
+        let corrected: Vec<_> = changes.corrections.iter().map(|row| row.request_id).collect();
+        script.listed(FORGET_LOOKUPS, &corrected)?;
+        script.rows(&sql.insert_corrections, changes.corrections.iter())?;
+        script.rows(&sql.insert_usage, changes.usage_records.iter())?;
+        script.rows(&sql.insert_ledger, changes.ledger_entries.iter())?;
+        script.rows(&sql.insert_events, changes.billing_events.iter())?;
+        script.rows(&sql.insert_audit, changes.audit.iter())?;
+        script.run(conn).await
     }
 }
+
+const CLOSE_HOLDS: &str = "DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?))";
+const FORGET_IDEMPOTENCY: &str =
+    "DELETE FROM idempotency_keys WHERE id IN (SELECT value FROM json_each(?))";
+/// A request whose truth has come need not be asked after.
+const FORGET_LOOKUPS: &str =
+    "DELETE FROM lookups WHERE request_id IN (SELECT value FROM json_each(?))";

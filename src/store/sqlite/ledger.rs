@@ -6,8 +6,8 @@ use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
 use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
-use crate::store::sqlite::rows::{classify, select};
-use crate::store::sqlite::{SqliteStore, text};
+use crate::store::sqlite::rows::classify;
+use crate::store::sqlite::{SqliteStore, native, text};
 use crate::store::table::{HOLDS, RATE_WINDOWS};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
@@ -53,7 +53,7 @@ impl LedgerStore for SqliteStore {
         .await
         .map_err(classify)?;
         let mut conn = self.writer.acquire().await.map_err(classify)?;
-        select(&mut conn, &self.sql.load_holds, serde_json::to_string(&claimed)?).await
+        native::read(&mut conn, &self.sql.load_holds, serde_json::to_string(&claimed)?).await
     }
 
     async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {

@@ -13,8 +13,8 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::exports::{load_lanes, write_lanes};
 use crate::store::sqlite::rows::{classify, select, write_rows};
 use crate::store::table::{
-    BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS, USAGE_CORRECTIONS,
-    USAGE_RECORDS, parse, sqlite as sql,
+    AUDIT_LOG, BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS,
+    USAGE_CORRECTIONS, USAGE_RECORDS, parse, sqlite as sql,
 };
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
@@ -201,7 +201,7 @@ impl SqliteStore {
         let ids: Vec<&str> = before.iter().map(|event| event.id.as_str()).collect();
         let after = sql::select(&BILLING_EVENTS, "WHERE id IN (SELECT value FROM json_each(?1))");
         let after = select(conn, &after.into(), serde_json::to_string(&ids)?).await?;
-        write_rows(conn, &self.sql.insert_audit, told(before, after, tell).iter()).await
+        write_rows(conn, &sql::insert(&AUDIT_LOG).into(), told(before, after, tell).iter()).await
     }
 
     /// The webhook is told of what was parked; of a missing customer it is not, because that may be
