@@ -1,8 +1,8 @@
 //! The response body of a stream: the upstream's body with the tap in its way.
 //!
-//! Invariants: an event leaves when the frame that completes it arrives, in the same poll and on the
-//! same task, together with what else is there by then; the upstream is only read when the client
-//! takes, so a slow client slows the upstream; a stream never ends silently before its end.
+//! Invariants: an event leaves when the frame that completes it arrives, in the same poll and on
+//! the same task, together with what else is there by then; the upstream is only read when the
+//! client takes, so a slow client slows the upstream; a stream never ends silently before its end.
 
 use crate::error::Error;
 use crate::services::exchange::Exchange;
