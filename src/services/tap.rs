@@ -33,6 +33,7 @@ pub struct Tap {
 }
 
 /// The tap's state between events.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one stream")]
 pub struct Judge {
     pub reading: Reading,
     price: Arc<Price>,

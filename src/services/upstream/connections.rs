@@ -34,10 +34,13 @@ pub struct Connections {
     host: HeaderValue,
     connector: Connector,
     /// The longest unused first.
-    idle: Mutex<VecDeque<(Line, Instant)>>,
+    idle: Mutex<VecDeque<Idle>>,
 }
 
-/// A connection.
+/// A connection, and since when it has not been used.
+type Idle = (Box<Line>, Instant);
+
+/// A connection. It is large, for it has hyper's buffers and state in it.
 struct Line {
     sender: SendRequest<Full<Bytes>>,
     /// `None` when it is closed. Dropping it fails what it has not taken yet.
@@ -50,7 +53,7 @@ struct Line {
 pub struct AnswerBody {
     incoming: Incoming,
     /// `None` when it has ended.
-    line: Option<Line>,
+    line: Option<Box<Line>>,
     home: Arc<Connections>,
 }
 
@@ -107,7 +110,7 @@ impl Connections {
         }
     }
 
-    async fn connect(&self) -> Result<Line, Error> {
+    async fn connect(&self) -> Result<Box<Line>, Error> {
         let connector = TowerToHyperService::new(self.connector.clone());
         let wire = connector
             .call(self.target.clone())
@@ -115,11 +118,11 @@ impl Connections {
             .map_err(|error| unavailable("connect", error.as_ref()))?;
         let (sender, driver) =
             handshake(wire).await.map_err(|error| unavailable("connect", &error))?;
-        Ok(Line { sender, driver: Some(driver), is_used: false })
+        Ok(Box::new(Line { sender, driver: Some(driver), is_used: false }))
     }
 
     /// The latest used, so that the others get old enough to be let go.
-    fn take_idle(&self) -> Option<Line> {
+    fn take_idle(&self) -> Option<Box<Line>> {
         loop {
             let (mut line, since) = self.lock().pop_back()?;
             if since.elapsed() < IDLE_FOR && line.is_open() {
@@ -128,19 +131,19 @@ impl Connections {
         }
     }
 
-    fn give_back(&self, mut line: Line) {
+    fn give_back(&self, mut line: Box<Line>) {
         if !line.is_open() {
             return;
         }
         let mut idle = self.lock();
-        let is_old = |(_, since): &(Line, Instant)| since.elapsed() >= IDLE_FOR;
+        let is_old = |(_, since): &Idle| since.elapsed() >= IDLE_FOR;
         while idle.len() >= IDLE_CONNECTIONS_MAX || idle.front().is_some_and(is_old) {
             idle.pop_front();
         }
         idle.push_back((line, Instant::now()));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<(Line, Instant)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Idle>> {
         // A panic elsewhere leaves a list of connections as good as it was.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }

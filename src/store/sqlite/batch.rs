@@ -166,7 +166,8 @@ impl SqliteStore {
         script.rows(&sql.insert_holds, placed.values())?;
         script.rows(&sql.update_holds, changed.values())?;
         script.listed(CLOSE_HOLDS, &Vec::from_iter(closed))?;
-        script.listed(FORGET_IDEMPOTENCY, &Vec::from_iter(idempotency.keys()))?;
+        let names: Vec<_> = idempotency.keys().collect();
+        script.listed(FORGET_IDEMPOTENCY, &names)?;
         script.rows(&sql.insert_idempotency, idempotency.values().flatten())?;
         script.rows(&sql.upsert_windows, changes.windows.values())?;
         script.rows(&sql.insert_lookups, changes.lookups.iter())?;
