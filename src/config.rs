@@ -22,7 +22,6 @@ pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
 pub use log::LogConfig;
 pub use money::MoneyConfig;
 pub use payments::PaymentsConfig;
-use payments::listed;
 use reader::{Name, Reader};
 pub use server::ServerConfig;
 use std::net::IpAddr;

@@ -8,6 +8,7 @@
 pub mod breaker;
 pub mod http;
 pub mod pricing;
+pub mod random;
 pub mod sse;
 pub mod tokens;
 

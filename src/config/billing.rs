@@ -2,7 +2,7 @@
 
 use super::ConfigError;
 use super::is_safe;
-use super::reader::Reader;
+use super::reader::{Reader, listed};
 use crate::models::alert::AlertTerms;
 use crate::models::billing::{EventTerms, Measure, Meter};
 use crate::models::money::NanoUsd;
@@ -126,9 +126,8 @@ impl StripeConfig {
         if calls_per_second == 0 {
             return Err(ConfigError("STRIPE_CALLS_PER_SECOND must be more than zero".into()));
         }
-        let switch = [("on", true), ("off", false)];
-        let is_sink = env.one_of("STRIPE_METERING", "on", &switch)?;
-        let streams = env.one_of("STRIPE_METER_STREAM", "off", &switch)?;
+        let is_sink = env.switch("STRIPE_METERING", "on")?;
+        let streams = env.switch("STRIPE_METER_STREAM", "off")?;
         let stream_base = env.text("STRIPE_STREAM_BASE", "https://meter-events.stripe.com");
         let Some(key) = key else { return Ok(None) };
         // The key would be readable on the way.
@@ -224,7 +223,7 @@ fn percents(text: &str) -> Option<Vec<i64>> {
 fn meters(charge: &str, others: &str) -> Result<Vec<Meter>, ConfigError> {
     let mut meters =
         vec![Meter { event_name: charge.to_owned(), measure: Measure::ChargeMicroUsd }];
-    for pair in others.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+    for pair in listed(others) {
         let (class, name) = pair.split_once('=').unwrap_or((pair, ""));
         let measure = Measure::OPTIONAL.iter().find(|(known, _)| *known == class);
         let Some((_, measure)) = measure else {

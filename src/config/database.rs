@@ -37,7 +37,7 @@ impl DatabaseConfig {
         Ok(Self {
             url,
             kind,
-            migrate: env.one_of("TOLLGATE_MIGRATE", "on", &[("on", true), ("off", false)])?,
+            migrate: env.switch("TOLLGATE_MIGRATE", "on")?,
             wait: env.positive_seconds("TOLLGATE_DATABASE_SECONDS", "5")?,
             lease: env.positive_seconds("TOLLGATE_LEASE_SECONDS", "30")?,
         })

@@ -5,7 +5,7 @@
 
 use super::ConfigError;
 use super::is_safe;
-use super::reader::Reader;
+use super::reader::{Reader, listed};
 use crate::models::money::NanoUsd;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
@@ -55,7 +55,6 @@ const JWKS_PATH: &str = "/.well-known/jwks.json";
 /// A shorter secret can be guessed, and who has it can be anybody.
 /// <https://www.rfc-editor.org/rfc/rfc7518#section-3.2>
 const SECRET_BYTES_MIN: usize = 32;
-const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 
 impl IdentityConfig {
     pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
@@ -85,7 +84,7 @@ impl TokenConfig {
         }
         let issuer = env.optional("SUPABASE_ISSUER").or(server);
         let audience = env.text("SUPABASE_AUDIENCE", "authenticated");
-        let anonymous = env.one_of("TOLLGATE_ANONYMOUS_USERS", "off", &ON_OFF)?;
+        let anonymous = env.switch("TOLLGATE_ANONYMOUS_USERS", "off")?;
         match issuer {
             Some(_) if jwks_url.is_none() && secret.is_none() => {
                 let message = "SUPABASE_ISSUER needs SUPABASE_URL, SUPABASE_JWKS_URL or \
@@ -108,7 +107,7 @@ impl SignupConfig {
         let credit = env.text("TOLLGATE_SIGNUP_CREDIT", "0");
         let credit = NanoUsd::parse_usd(&credit).filter(|credit| *credit >= NanoUsd::ZERO);
         Ok(Self {
-            is_open: env.one_of("TOLLGATE_SIGNUP", "on", &ON_OFF)?,
+            is_open: env.switch("TOLLGATE_SIGNUP", "on")?,
             plan: env.optional("TOLLGATE_SIGNUP_PLAN"),
             credit: credit.ok_or_else(|| {
                 ConfigError("TOLLGATE_SIGNUP_CREDIT is not an amount of dollars like 1.50".into())
@@ -129,8 +128,7 @@ fn checked(name: &str, url: &str) -> Result<String, ConfigError> {
 
 fn trusted_proxies(env: &mut Reader) -> Result<Vec<IpNet>, ConfigError> {
     let list = env.text("TOLLGATE_TRUSTED_PROXIES", "");
-    let networks = list.split(',').map(str::trim).filter(|network| !network.is_empty());
-    networks.map(network).collect()
+    listed(&list).map(network).collect()
 }
 
 /// A network like 10.0.0.0/8, or one address.

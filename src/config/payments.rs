@@ -3,7 +3,7 @@
 //! Invariants: without a secret no event is believed; nobody is sent back to an address whose
 //! origin was not named here.
 
-use super::reader::Reader;
+use super::reader::{Reader, listed};
 use super::{ConfigError, is_safe};
 use crate::models::money::NanoUsd;
 use crate::models::payment::NANO_PER_CENT;
@@ -27,7 +27,6 @@ pub struct PaymentsConfig {
 const SECRET_PREFIX: &str = "whsec_";
 /// Each is tried on each event; while one is rolled there are two.
 const SECRETS_MAX: usize = 8;
-const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 /// What Stripe charges at least and at most, in cents.
 /// <https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts>
 const CHARGEABLE_CENTS: RangeInclusive<i64> = 50..=99_999_999;
@@ -38,7 +37,7 @@ impl PaymentsConfig {
         let return_urls = env.text("TOLLGATE_BILLING_RETURN_URL", "");
         let least = cents("TOLLGATE_TOPUP_MIN_USD", &env.text("TOLLGATE_TOPUP_MIN_USD", "5"))?;
         let most = cents("TOLLGATE_TOPUP_MAX_USD", &env.text("TOLLGATE_TOPUP_MAX_USD", "1000"))?;
-        let creates_customers = env.one_of("STRIPE_CREATE_CUSTOMERS", "on", &ON_OFF)?;
+        let creates_customers = env.switch("STRIPE_CREATE_CUSTOMERS", "on")?;
         if most < least {
             let message = "TOLLGATE_TOPUP_MAX_USD is less than TOLLGATE_TOPUP_MIN_USD";
             return Err(ConfigError(message.into()));
@@ -57,11 +56,6 @@ impl PaymentsConfig {
             creates_customers,
         })
     }
-}
-
-/// The parts of a list with commas.
-pub(super) fn listed(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
 fn return_url(text: &str) -> Result<Uri, ConfigError> {

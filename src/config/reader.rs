@@ -1,7 +1,7 @@
 //! Reads typed variables and remembers what was read, for `tollgate config` and for the check that
 //! no `TOLLGATE_*` variable is left unread.
 
-use super::{ConfigError, listed};
+use super::ConfigError;
 use secrecy::SecretString;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,7 +18,12 @@ pub struct Reader {
 pub type Name = Cow<'static, str>;
 
 /// Longest wait that can be set: a day. Larger numbers are typing errors.
-const SECONDS_MAX: u64 = 86_400;
+pub const SECONDS_MAX: u64 = 86_400;
+
+/// The parts of a list with commas.
+pub fn listed(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
 
 impl Reader {
     pub fn of_process() -> Result<Self, ConfigError> {
@@ -151,6 +156,11 @@ impl Reader {
             millis if millis <= SECONDS_MAX * 1_000 => Ok(Duration::from_millis(millis)),
             _ => Err(ConfigError(format!("{name}: more than a day"))),
         }
+    }
+
+    /// `on` or `off`.
+    pub fn switch(&mut self, name: &'static str, default: &str) -> Result<bool, ConfigError> {
+        self.one_of(name, default, &[("on", true), ("off", false)])
     }
 
     pub fn one_of<T: Copy>(

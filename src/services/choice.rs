@@ -7,6 +7,7 @@
 use crate::models::attempt::ATTEMPTS_MAX;
 use crate::models::price::Price;
 use crate::services::breaker::Leave;
+use crate::services::random::Random;
 use crate::services::upstream::Upstream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ pub struct Standing {
 /// one by chance, as their weights are. `seed` is the chance.
 #[must_use]
 pub fn ranked(standings: &[Standing], seed: u64) -> Vec<usize> {
-    let mut chance = Chance(seed);
+    let mut chance = Random::new(seed);
     let mut places: Vec<usize> = (0..standings.len()).collect();
     places.sort_by_key(|place| match standings[*place] {
         Standing { out: None, order, .. } => (Duration::ZERO, order),
@@ -45,39 +46,27 @@ pub fn ranked(standings: &[Standing], seed: u64) -> Vec<usize> {
         let order = standings[*first].order;
         let same = rest.partition_point(|place| standings[*place].order == order);
         let (tied, others) = rest.split_at_mut(same);
-        chance.shuffle(tied, standings);
+        shuffle(&mut chance, tied, standings);
         rest = others;
     }
     places
 }
 
-/// SplitMix64: good enough to share calls out. <https://prng.di.unimi.it/splitmix64.c>
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Each place is drawn from those that are left, as their weights are.
-    fn shuffle(&mut self, places: &mut [usize], standings: &[Standing]) {
-        let weight = |place: usize| u64::from(standings[place].weight);
-        for from in 0..places.len().saturating_sub(1) {
-            let rest = &places[from..];
-            let whole: u64 = rest.iter().map(|place| weight(*place)).sum();
-            let mut drawn = self.next().checked_rem(whole).unwrap_or(0);
-            let found = rest.iter().position(|place| match drawn.checked_sub(weight(*place)) {
-                Some(left) => {
-                    drawn = left;
-                    false
-                }
-                None => true,
-            });
-            places.swap(from, from + found.unwrap_or(0));
-        }
+/// Each place is drawn from those that are left, as their weights are.
+fn shuffle(chance: &mut Random, places: &mut [usize], standings: &[Standing]) {
+    let weight = |place: usize| u64::from(standings[place].weight);
+    for from in 0..places.len().saturating_sub(1) {
+        let rest = &places[from..];
+        let whole: u64 = rest.iter().map(|place| weight(*place)).sum();
+        let mut drawn = chance.draw().checked_rem(whole).unwrap_or(0);
+        let found = rest.iter().position(|place| match drawn.checked_sub(weight(*place)) {
+            Some(left) => {
+                drawn = left;
+                false
+            }
+            None => true,
+        });
+        places.swap(from, from + found.unwrap_or(0));
     }
 }
 

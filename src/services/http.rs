@@ -20,6 +20,9 @@ pub type HttpClient = Client<Connector, Full<Bytes>>;
 pub const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 
+/// The type of every body that is JSON.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// Idle connections kept to one server, and for how long (below the usual 60 s of proxies).
 pub const IDLE_CONNECTIONS_MAX: usize = 512;
 pub const IDLE_FOR: Duration = Duration::from_secs(50);
@@ -99,6 +102,14 @@ pub fn connector(connect: Duration) -> Connector {
         .https_or_http()
         .enable_http1()
         .wrap_connector(tcp)
+}
+
+/// What `Authorization` carries: it is never shown. `None`: the token has what no header may have.
+#[must_use]
+pub fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 #[must_use]

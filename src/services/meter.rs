@@ -142,10 +142,6 @@ impl Meter {
         error.log("a stream broke off");
     }
 
-    fn gathered(&self) -> usize {
-        self.out.iter().map(Bytes::len).sum()
-    }
-
     /// What is there to leave, as one frame; the end when there is nothing.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if !self.out.is_empty() {
@@ -155,7 +151,7 @@ impl Meter {
         if self.out.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        let mut together = BytesMut::with_capacity(first.len() + self.gathered());
+        let mut together = BytesMut::with_capacity(first.len() + bytes_of(self.out.iter()));
         together.extend_from_slice(&first);
         self.out.drain(..).for_each(|bytes| together.extend_from_slice(&bytes));
         Poll::Ready(Some(Ok(Frame::data(together.freeze()))))
@@ -181,6 +177,10 @@ impl Meter {
     }
 }
 
+fn bytes_of<'a>(parts: impl Iterator<Item = &'a Bytes>) -> usize {
+    parts.map(Bytes::len).sum()
+}
+
 impl Body for Meter {
     type Data = Bytes;
     type Error = Infallible;
@@ -190,8 +190,9 @@ impl Body for Meter {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
+        let mut gathered = bytes_of(this.out.iter());
         loop {
-            if this.gathered() >= GATHER_BYTES || this.upstream.is_none() {
+            if gathered >= GATHER_BYTES || this.upstream.is_none() {
                 return this.poll_out(cx);
             }
             match this.exchange.poll_paid(cx) {
@@ -210,7 +211,11 @@ impl Body for Meter {
             }
             let Some(upstream) = &mut this.upstream else { continue };
             match Pin::new(upstream).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => this.take(frame),
+                Poll::Ready(Some(Ok(frame))) => {
+                    let before = this.out.len();
+                    this.take(frame);
+                    gathered += bytes_of(this.out.range(before..));
+                }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!("the upstream's body broke off: {error}");
                     this.end();

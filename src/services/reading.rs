@@ -6,8 +6,6 @@
 use crate::models::openai::answer::{Answer, Choice, Delta, Reported};
 use crate::models::usage::shortened;
 use crate::services::tokens::{Field, Lane, StreamCounter, Tokenizer};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 pub struct Reading {
@@ -149,23 +147,4 @@ fn first(known: &mut Option<String>, given: Option<&Cow<'_, str>>) {
     {
         *known = Some(shortened(given));
     }
-}
-
-/// Whether an answer is but a failure, in a way that another upstream's might not be.
-#[must_use]
-pub fn is_failure_elsewhere(answer: &Answer<'_>) -> bool {
-    answer.failure().is_some_and(|error| !is_of_request(error))
-}
-
-/// The codes of OpenRouter's errors are HTTP's.
-/// <https://openrouter.ai/docs/api-reference/errors-and-debugging>
-fn is_of_request(error: &RawValue) -> bool {
-    #[derive(Deserialize)]
-    struct Code<'a> {
-        #[serde(borrow, default)]
-        code: Option<&'a RawValue>,
-    }
-
-    let code = serde_json::from_str::<Code<'_>>(error.get()).ok().and_then(|error| error.code);
-    code.is_some_and(|code| ["400", "413", "422"].contains(&code.get().trim_matches('"')))
 }

@@ -7,7 +7,6 @@
 
 mod finding;
 mod openmeter;
-mod random;
 mod stripe;
 mod upstream;
 
@@ -21,7 +20,6 @@ use crate::services::billing::stripe::api::StripeApi;
 use crate::services::upstreams::Upstreams;
 use crate::store::Store;
 pub use finding::{Figure, Finding, Kind, Report};
-pub use random::Random;
 use secrecy::SecretString;
 
 /// OpenRouter keeps its sums for the last 30 days that are over, and Stripe takes events of 35.

@@ -14,7 +14,7 @@ pub mod retry;
 use crate::config::{Disconnect, OfferConfig, UpstreamConfig, UpstreamKind, UpstreamTerms};
 use crate::error::Error;
 use crate::models::key::matches_pattern;
-use crate::services::http::{self, AGENT, HttpClient};
+use crate::services::http::{self, AGENT, HttpClient, JSON};
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -149,7 +149,7 @@ impl Upstream {
             let mut request = Request::new(Full::new(body));
             *request.method_mut() = Method::POST;
             upstream.put_headers(request.headers_mut());
-            request.headers_mut().insert(CONTENT_TYPE, APPLICATION_JSON);
+            request.headers_mut().insert(CONTENT_TYPE, JSON);
             let answer = upstream.connections.send(&upstream.chat_path, request);
             let answer = tokio::time::timeout(upstream.terms.head, answer).await;
             failure::check(not_compressed(answer.map_err(|_| no_head())??)?).await
@@ -299,11 +299,8 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 
 /// Ids and numbers are far shorter.
 const HEADER_TEXT_BYTES_MAX: usize = 256;
-const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 fn bearer(key: &str) -> Result<HeaderValue, Error> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-        .map_err(|_| Error::Internal("the upstream's key is not printable".to_owned()))?;
-    value.set_sensitive(true);
-    Ok(value)
+    let unusable = || Error::Internal("the upstream's key is not printable".to_owned());
+    http::bearer(key).ok_or_else(unusable)
 }

@@ -7,6 +7,7 @@ use super::{
     ConfigError, KINDS, OPENROUTER, OfferConfig, POLICIES, Reader, UpstreamConfig, UpstreamKind,
     UpstreamTerms,
 };
+use crate::config::reader::SECONDS_MAX;
 use hyper::Uri;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -22,8 +23,6 @@ const UPSTREAMS_MAX: usize = 32;
 const NAME_BYTES_MAX: usize = 64;
 /// Shares are told apart well enough by a thousand.
 const WEIGHT_MAX: u32 = 1_000;
-/// As for the variables: a day.
-const SECONDS_MAX: u64 = 86_400;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -81,7 +81,7 @@ struct StreamOptions<'a> {
 
 impl<'a> Members<'a> {
     fn read(body: &'a str) -> Result<Self, Invalid> {
-        let Pairs(pairs) = serde_json::from_str(body).map_err(|error| {
+        let Pairs(pairs): Pairs<'_> = serde_json::from_str(body).map_err(|error| {
             invalid(&format!("We could not parse the JSON body: {error}"), None)
         })?;
         let mut members = Self::default();

@@ -130,10 +130,8 @@ impl OpenMeter {
 
 fn authorization(config: &OpenMeterConfig) -> Result<Option<HeaderValue>, Error> {
     let Some(token) = &config.token else { return Ok(None) };
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
-        .map_err(|_| Error::Internal("OPENMETER_TOKEN is not printable".to_owned()))?;
-    value.set_sensitive(true);
-    Ok(Some(value))
+    let unusable = || Error::Internal("OPENMETER_TOKEN is not printable".to_owned());
+    http::bearer(token.expose_secret()).ok_or_else(unusable).map(Some)
 }
 
 impl Exporter for OpenMeter {

@@ -10,10 +10,10 @@ use crate::config::WebhookConfig;
 use crate::error::Error;
 use crate::models::billing::{EventKind, Outgoing};
 use crate::models::timestamp::Timestamp;
-use crate::services::http::{self, AGENT, Answer, HttpClient, retry_after};
+use crate::services::http::{self, AGENT, Answer, HttpClient, JSON, retry_after};
 use aws_lc_rs::hmac;
 use axum::http::header::{CONTENT_TYPE, USER_AGENT};
-use axum::http::{HeaderValue, Request, StatusCode};
+use axum::http::{Request, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -52,7 +52,7 @@ impl Webhook {
         let signature = sign(&self.key, id, at, &body);
         let request = Request::post(&self.url)
             .header(USER_AGENT, AGENT)
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .header(CONTENT_TYPE, JSON)
             .header("webhook-id", id)
             .header("webhook-timestamp", at)
             .header("webhook-signature", signature)

@@ -11,8 +11,8 @@ use crate::models::money::Tokens;
 use crate::models::openai::answer;
 use crate::models::openai::request::ChatRequest;
 use crate::services::choice::Candidate;
-use crate::services::reading::is_failure_elsewhere;
 use crate::services::sse::{Splitter, Verdict, data};
+use crate::services::tap::Failure;
 use crate::services::upstream::retry::{failure, may_go_elsewhere, more_telling};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -185,11 +185,15 @@ impl Live {
 /// Whether the first event in a frame that has data says that the upstream failed, in a way that
 /// another might not.
 fn begins_with_failure(frame: &Bytes) -> bool {
+    let is_failure = |answer: &answer::Answer<'_>| {
+        let failure = answer.failure().map(|said| Failure::read(said).within());
+        failure.is_some_and(|error| may_go_elsewhere(&error))
+    };
     let mut first = None;
     let judge = |event: &[u8]| {
         if let Some(data) = data(event).filter(|data| first.is_none() && !data.is_empty()) {
             let text = std::str::from_utf8(&data).unwrap_or_default();
-            first = Some(answer::read(text, is_failure_elsewhere).unwrap_or(false));
+            first = Some(answer::read(text, is_failure).unwrap_or(false));
         }
         Verdict::Drop
     };

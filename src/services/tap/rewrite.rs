@@ -68,7 +68,7 @@ pub fn plain(text: &str, charge: Option<NanoUsd>) -> Option<String> {
 /// `cost` becomes the client's price; what else a provider says of its prices is not the client's
 /// (`cost_details`, `estimated_cost`, `upstream_inference_cost`).
 fn show_price(text: &str, usage: &RawValue, charge: Option<NanoUsd>, edits: &mut Edits) {
-    let Ok(Pairs(members)) = serde_json::from_str(usage.get()) else {
+    let Ok(Pairs(members)) = serde_json::from_str::<Pairs<'_>>(usage.get()) else {
         return;
     };
     for (name, value) in members.into_iter().filter(|(_, value)| value.get() != "null") {
@@ -98,7 +98,7 @@ const KEPT_WITH_ERROR: &[&str] = &[
 /// An answer or a chunk with errors in it, which are told in our words. `None`: it cannot be read
 /// member by member.
 pub fn with_error(text: &str, error: &Error, charge: Option<NanoUsd>) -> Option<String> {
-    let Pairs(pairs) = serde_json::from_str(text).ok()?;
+    let Pairs(pairs): Pairs<'_> = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
     for (name, value) in pairs {
         match name.as_ref() {

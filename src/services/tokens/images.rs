@@ -4,6 +4,7 @@
 //! written, so that no spelling makes a picture free. Nothing is fetched or decoded.
 
 use super::prompt::{Members, Text, parse};
+use crate::models::openai::pairs::Pairs;
 use serde_json::value::RawValue;
 
 /// The pictures in the JSON text of a request's `messages`.
@@ -17,12 +18,12 @@ pub fn count_images(messages_json: &str) -> i64 {
 }
 
 /// A key given twice counts twice: the upstream may read either.
-fn contents(Members(members): Members<'_>) -> impl Iterator<Item = &RawValue> {
+fn contents(Pairs(members): Members<'_>) -> impl Iterator<Item = &RawValue> {
     members.into_iter().filter(|(key, _)| key == "content").map(|(_, content)| content)
 }
 
 /// By its type, or by what it has.
-fn is_picture(Members(members): &Members<'_>) -> bool {
+fn is_picture(Pairs(members): &Members<'_>) -> bool {
     members.iter().any(|(key, value)| match &**key {
         "image_url" => true,
         "type" => parse::<Text<'_>>(value)

@@ -12,14 +12,13 @@
 //!
 //! This module does not fetch, decode or measure media, and knows no other vendor's framing.
 
-use std::{borrow::Cow, fmt};
+use std::borrow::Cow;
 
 use memchr::memchr_iter;
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::models::openai::pairs::Pairs;
 
 use super::vocabulary::{Count, Tokenizer, Vocabulary, tokens_from};
 
@@ -96,9 +95,9 @@ struct PromptCounter<'t> {
     total: Count,
 }
 
-/// The members of a JSON object in their order. Not a map: a key given twice counts twice, since
-/// the upstream may read either.
-pub(super) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
+/// However many: the body's size is bounded. A key given twice counts twice, since the upstream may
+/// read either.
+pub(super) type Members<'a> = Pairs<'a, { usize::MAX }>;
 
 /// A JSON string, borrowed where it has no escapes.
 #[derive(Deserialize)]
@@ -107,7 +106,7 @@ pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 impl PromptCounter<'_> {
     fn message(&mut self, message: &RawValue) {
         self.add(TOKENS_PER_MESSAGE);
-        let Some(Members(members)) = parse(message) else {
+        let Some(Pairs(members)) = parse::<Members<'_>>(message) else {
             return self.unknown(message.get());
         };
         for (key, value) in members {
@@ -137,7 +136,7 @@ impl PromptCounter<'_> {
     }
 
     fn part(&mut self, part: &RawValue) {
-        let Some(Members(members)) = parse(part) else {
+        let Some(Pairs(members)) = parse::<Members<'_>>(part) else {
             return self.unknown(part.get());
         };
         let Some(kind) = part_kind(&members) else {
@@ -159,7 +158,7 @@ impl PromptCounter<'_> {
     }
 
     fn call(&mut self, call: &RawValue) {
-        let Some(Members(members)) = parse(call) else {
+        let Some(Pairs(members)) = parse::<Members<'_>>(call) else {
             return self.unknown(call.get());
         };
         for (key, value) in members {
@@ -172,7 +171,7 @@ impl PromptCounter<'_> {
     }
 
     fn function(&mut self, function: &RawValue) {
-        let Some(Members(members)) = parse(function) else {
+        let Some(Pairs(members)) = parse::<Members<'_>>(function) else {
             return self.unknown(function.get());
         };
         self.guess(TOKENS_PER_CALL);
@@ -241,30 +240,6 @@ fn media_tokens(kind: &[u8]) -> Option<i64> {
         b"file" | b"input_file" | b"document" => Some(TOKENS_PER_FILE),
         b"video_url" | b"input_video" | b"video" => Some(TOKENS_PER_VIDEO),
         _ => None,
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some((Text(key), value)) = map.next_entry()? {
-                    members.push((key, value));
-                }
-                Ok(Members(members))
-            }
-        }
-
-        deserializer.deserialize_map(InOrder)
     }
 }
 

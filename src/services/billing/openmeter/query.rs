@@ -11,7 +11,7 @@ use crate::models::reconcile::Day;
 use crate::models::timestamp::Timestamp;
 use crate::services::billing::CONNECT_WAIT;
 use crate::services::billing::exporter::shortened;
-use crate::services::http::{self, AGENT, HttpClient};
+use crate::services::http::{self, AGENT, HttpClient, JSON};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderValue, Request, StatusCode};
 use bytes::Bytes;
@@ -26,7 +26,6 @@ use std::time::Duration;
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// A sum over a day of a large table takes longer than taking an event.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Which API an address belongs to, and where its meters are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::models::money::parse_whole;
 use crate::models::reconcile::Day;
 use crate::models::timestamp::Timestamp;
 use crate::services::billing::CONNECT_WAIT;
-use crate::services::http::{self, AGENT, Answer, HttpClient};
+use crate::services::http::{self, AGENT, Answer, HttpClient, JSON};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderValue, Method, Request, StatusCode};
 use bytes::Bytes;
@@ -85,10 +85,8 @@ impl StripeApi {
     /// # Errors
     /// [`Error::Internal`] when the key cannot be used in a request.
     pub fn new(config: &StripeConfig, wait: Duration) -> Result<Self, Error> {
-        let mut authorization =
-            HeaderValue::from_str(&format!("Bearer {}", config.key.expose_secret()))
-                .map_err(|_| Error::Internal("STRIPE_SECRET_KEY is not printable".to_owned()))?;
-        authorization.set_sensitive(true);
+        let authorization = http::bearer(config.key.expose_secret())
+            .ok_or_else(|| Error::Internal("STRIPE_SECRET_KEY is not printable".to_owned()))?;
         Ok(Self {
             client: http::client(CONNECT_WAIT),
             base: config.base.clone(),
@@ -295,7 +293,6 @@ impl StripeApi {
     }
 }
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 
 fn object<T: DeserializeOwned>(answer: Result<Answer, String>) -> Result<T, Error> {

@@ -11,7 +11,7 @@ use super::{Doubts, Exporter, Trouble, Verdict, retry_after, shortened};
 use crate::config::{StreamConfig, StripeConfig};
 use crate::models::billing::Export;
 use crate::models::timestamp::Timestamp;
-use crate::services::http::Answer;
+use crate::services::http::{self, Answer};
 use crate::store::Store;
 use axum::http::{HeaderValue, StatusCode};
 use serde::Deserialize;
@@ -126,10 +126,9 @@ impl StripeStream {
         }
         let unread = |_| Trouble::of_sink("a session that cannot be read".to_owned(), None);
         let opened: Opened = serde_json::from_slice(&answer.body).map_err(unread)?;
-        let bearer = format!("Bearer {}", opened.authentication_token);
-        let mut authorization = HeaderValue::from_str(&bearer)
-            .map_err(|_| Trouble::of_sink("a session's token is not printable".to_owned(), None))?;
-        authorization.set_sensitive(true);
+        let authorization = http::bearer(&opened.authentication_token).ok_or_else(|| {
+            Trouble::of_sink("a session's token is not printable".to_owned(), None)
+        })?;
         Ok(Session { authorization, until: opened.expires_at })
     }
 

@@ -1,6 +1,6 @@
-//! Which calls are sampled: random numbers that a seed gives again.
+//! Random numbers that a seed gives again: to share calls out, and to draw samples.
 //!
-//! Invariant: the same seed and limit give the same places, none of them twice. Not for secrets.
+//! Invariant: the same seed gives the same numbers. Not for secrets.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ impl Random {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -30,7 +30,7 @@ impl Random {
         let mut chosen = BTreeSet::new();
         // Floyd's: each round adds one that is not chosen yet.
         for last in limit - count..limit {
-            let drawn = self.next() % (last + 1);
+            let drawn = self.draw() % (last + 1);
             chosen.insert(if chosen.contains(&drawn) { last } else { drawn });
         }
         chosen.into_iter().filter_map(|place| i64::try_from(place + 1).ok()).collect()
