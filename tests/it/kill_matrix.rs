@@ -14,7 +14,7 @@ use futures::future::join_all;
 use serde_json::Value;
 
 use crate::app::books::UsageRecord;
-use crate::app::{Setup, Store, TestApp, both_stores, question, streamed};
+use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
 use crate::client::{Answered, Exchange};
 use crate::random::Random;
 use crate::upstream::Upstream;
@@ -90,15 +90,16 @@ fn hasty(store: Store) -> Setup {
 
 async fn kill_often(app: &mut TestApp, model: &Model, usual: u64) {
     let seeds = std::env::var("TOLLGATE_TEST_KILL_SEEDS").ok().and_then(|text| text.parse().ok());
+    let kills = seeds.unwrap_or(usual);
     let first = Random::from_environment();
     let mut recovered = 0;
-    for number in 0..seeds.unwrap_or(usual) {
+    for number in 0..kills {
         let random = Random::new(first.seed().wrapping_add(number));
         let tally = kill_once(app, model, &random).await;
         println!("{random}: {tally}");
         recovered += tally.looked_up + tally.estimated;
     }
-    assert!(recovered > 0, "no kill met a call under way, so that nothing was shown");
+    assert!(recovered > 0, "none of {kills} kills met a call under way: nothing was shown");
 }
 
 /// The upstream's list is that of LiteLLM, so the records are called LiteLLM's while it is read.
@@ -157,6 +158,13 @@ async fn kill_once(app: &mut TestApp, model: &Model, random: &Random) -> Tally {
         call_until_killed(app.address(), app.chat_ask(&body).bytes())
     });
     let clients = tokio::spawn(join_all(clients));
+    // Some kills may come before any call has got far, most must not, however slow the machine.
+    if random.below(4) > 0 {
+        eventually("a call is under way", async || {
+            (model.generations().len() > before.len()).then_some(())
+        })
+        .await;
+    }
     tokio::time::sleep(instant).await;
     app.kill9();
     let answers = clients.await.expect("no client panics");

@@ -3,6 +3,11 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Below the range from which the system gives connections theirs, so that a port stays free until
+/// its server is there, and while it is restarted.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
 /// The folder among `folders`, or else in the PATH, that holds all these programs.
 pub fn folder_of(folders: Vec<PathBuf>, programs: &[&str]) -> PathBuf {
@@ -40,9 +45,17 @@ pub fn hand_over(folder: &Path, user: Option<&str>) {
 }
 
 /// Found by taking it, and given back: a server of another program cannot be handed a socket.
+/// Never the same one twice in this process; other runs begin somewhere else.
 pub fn free_port() -> u16 {
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-    address.expect("a free port").port()
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let size = PORTS.end - PORTS.start;
+    let first = u16::try_from(std::process::id() % u32::from(size)).expect("below a port");
+    let mut tries = (0..size).map(|_| {
+        let number = TAKEN.fetch_add(1, Ordering::Relaxed) % size;
+        PORTS.start + (first + number) % size
+    });
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    tries.find(is_free).expect("a free port")
 }
 
 pub fn run(command: &mut Command) {
