@@ -172,16 +172,23 @@ impl Upstream {
         Ok((status, body.to_bytes()))
     }
 
-    /// Asks for a list, which must come with status 200.
+    /// Asks for a list. `path` follows the base.
     ///
     /// # Errors
     /// One of the upstream's.
     pub async fn ask_list(&self, path: &str) -> Result<Bytes, Error> {
-        match self.ask(path).await? {
-            (StatusCode::OK, body) => Ok(body),
-            (status, _) => {
-                Err(Error::UpstreamFailed { status, reason: "no list", retry_after: None })
+        self.list_for(self.request(Method::GET, path, Bytes::new())?).await
+    }
+
+    /// A list, which must come with status 200.
+    async fn list_for(&self, request: Request<Full<Bytes>>) -> Result<Bytes, Error> {
+        let (status, body) = self.answer_to(request).await?;
+        match status {
+            StatusCode::OK => Ok(body),
+            StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN => {
+                Err(Error::UpstreamRefused { status })
             }
+            _ => Err(Error::UpstreamFailed { status, reason: "no list", retry_after: None }),
         }
     }
 

@@ -138,11 +138,15 @@ impl Source<'_> {
     }
 }
 
-/// A cost that both sides have computed in their own way: OpenRouter and LiteLLM sum floats, and
-/// each of our costs is rounded to the pico-USD. A float has 53 bits; 17 of them may go in summing.
+/// A cost that both sides have computed in their own way.
 fn is_same_cost(here: i128, there: i128, calls: i64) -> bool {
-    let rounding = i128::from(calls.max(1)) + (there.abs() >> 36);
-    (here - there).abs() <= rounding
+    (here - there).abs() <= rounding(there, calls)
+}
+
+/// How far two sums of a cost may lie apart: OpenRouter and LiteLLM sum floats, and each of our
+/// costs is rounded to the pico-USD. A float has 53 bits; 17 of them may go in summing.
+fn rounding(cost_pico: i128, calls: i64) -> i128 {
+    i128::from(calls.max(1)) + (cost_pico.abs() >> 36)
 }
 
 #[cfg(test)]

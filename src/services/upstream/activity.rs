@@ -10,7 +10,7 @@ use crate::models::reconcile::Day;
 use crate::models::report::Span;
 use crate::models::timestamp::Timestamp;
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderValue, Method, StatusCode};
+use axum::http::{Method, StatusCode};
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -103,8 +103,9 @@ impl Upstream {
         day: Option<Day>,
     ) -> Result<Vec<Activity>, Error> {
         let query = day.map(|day| format!("?date={day}")).unwrap_or_default();
-        let uri = format!("{}/activity{query}", self.base);
-        let body = self.ask_with(&uri, Some(bearer(key.expose_secret())?)).await?;
+        let mut request = self.request(Method::GET, &format!("/activity{query}"), Bytes::new())?;
+        request.headers_mut().insert(AUTHORIZATION, bearer(key.expose_secret())?);
+        let body = self.list_for(request).await?;
         let rows = serde_json::from_slice::<Rows<ActivityRow<'_>>>(&body).ok();
         let rows = rows.and_then(|rows| rows.data.into_iter().map(ActivityRow::read).collect());
         rows.ok_or_else(|| unreadable("its activity cannot be read"))
@@ -123,27 +124,11 @@ impl Upstream {
             .append_pair("page", &page.to_string())
             .append_pair("page_size", &LOG_ROWS.to_string())
             .finish();
-        let body = self.ask_with(&format!("{root}/spend/logs/v2?{query}"), None).await?;
+        let uri = format!("{root}/spend/logs/v2?{query}");
+        let body = self.list_for(self.request_to(Method::GET, &uri, Bytes::new())?).await?;
         let rows = serde_json::from_slice::<Rows<LogRow<'_>>>(&body).ok();
         let rows = rows.and_then(|rows| rows.data.into_iter().map(LogRow::read).collect());
         rows.ok_or_else(|| unreadable("its list of calls cannot be read"))
-    }
-
-    /// Asks with another key than the one for completions, where there is one.
-    async fn ask_with(&self, uri: &str, key: Option<HeaderValue>) -> Result<Bytes, Error> {
-        let mut request = self.request_to(Method::GET, uri, Bytes::new())?;
-        if let Some(key) = key {
-            request.headers_mut().insert(AUTHORIZATION, key);
-        }
-        match self.answer_to(request).await? {
-            (StatusCode::OK, body) => Ok(body),
-            (status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), _) => {
-                Err(Error::UpstreamRefused { status })
-            }
-            (status, _) => {
-                Err(Error::UpstreamFailed { status, reason: "no list", retry_after: None })
-            }
-        }
     }
 }
 

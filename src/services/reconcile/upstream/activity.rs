@@ -4,7 +4,7 @@
 //! alone does not, because nobody says whether failed ones count. A call at midnight may be of
 //! either day there: a difference that those calls can explain is none.
 
-use super::{Source, is_same_cost};
+use super::{Source, is_same_cost, rounding};
 use crate::error::Error;
 use crate::models::reconcile::{Call, CallSum, Day};
 use crate::models::report::Span;
@@ -282,7 +282,7 @@ fn is_explained(pair: &Pair, moves: &[Sums]) -> bool {
     }
     let there = &pair.there;
     let within = |of: fn(&Sums) -> i64| (of(&low)..=of(&high)).contains(&of(there));
-    let rounding = i128::from(there.calls.max(1)) + (there.cost_pico.abs() >> 36);
+    let rounding = rounding(there.cost_pico, there.calls);
     within(|sums| sums.prompt)
         && within(|sums| sums.completion)
         && (low.cost_pico - rounding..=high.cost_pico + rounding).contains(&there.cost_pico)
