@@ -29,6 +29,8 @@ pub enum Error {
     #[error("too many wrong keys and tokens from this address")]
     TooManyFailures { retry_after: Duration },
     // === what is asked ===
+    #[error("the request's head cannot be read: {status}")]
+    UnreadableHead { status: StatusCode },
     #[error("invalid request: {}", .0.message)]
     Invalid(Invalid),
     #[error("unknown URL")]
@@ -168,7 +170,7 @@ impl Error {
             | Self::NoModels
             | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::UpstreamRejected { status, .. } => *status,
+            Self::UnreadableHead { status } | Self::UpstreamRejected { status, .. } => *status,
             Self::UpstreamFailed { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -189,6 +191,7 @@ impl Error {
             | Self::WrongToken(_)
             | Self::ExpiredToken
             | Self::NoAccount
+            | Self::UnreadableHead { .. }
             | Self::Invalid(_)
             | Self::UnknownUrl
             | Self::NotFound(_)
@@ -237,6 +240,7 @@ impl Error {
             Self::ExpiredToken => "token_expired",
             Self::NoAccount => "no_account",
             Self::TooManyFailures { .. } => "too_many_failures",
+            Self::UnreadableHead { .. } => "unreadable_head",
             Self::UnknownUrl => "unknown_url",
             Self::NotFound(_) => "not_found",
             Self::Exists(_) => "already_exists",
@@ -305,6 +309,7 @@ impl Error {
             Self::NoAccount => "There is no account for this user here.".to_owned(),
             Self::TooManyFailures { .. } => "Too many failed attempts. Please wait.".to_owned(),
             Self::Invalid(invalid) => invalid.message.clone(),
+            Self::UnreadableHead { .. } => "The request's head is too long or not HTTP.".to_owned(),
             Self::UnknownUrl => "Unknown request URL. Please check the URL for typos.".to_owned(),
             Self::NotFound(what) | Self::NotConfigured(what) => format!("There is no such {what}."),
             Self::Exists(what) => format!("There is {what} already."),
@@ -339,9 +344,7 @@ impl Error {
             Self::PaymentRefused(_) => "The payment provider did not take this.".to_owned(),
             Self::Overloaded => "Too many requests at once. Please try again later.".to_owned(),
             Self::Database(_) | Self::AuthServer | Self::PaymentProvider(_) => {
-                "A service that this one needs is \
-                unavailable. Please try again later."
-                    .to_owned()
+                "A service that this one needs is unavailable. Please try again later.".to_owned()
             }
             Self::NoModels => "There is no list of models yet. Please try again later.".to_owned(),
             Self::ShuttingDown => {

@@ -3,6 +3,8 @@
 //! Invariant: a connection that sends nothing, or half a head, is closed; the number of connections
 //! is bounded; after `drain` every connection ends with the answer it is giving.
 
+mod refusal;
+
 use crate::controllers::client::Peer;
 use axum::Router;
 use axum::http::Request;
@@ -11,6 +13,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use refusal::Spoken;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -105,7 +108,7 @@ async fn serve_connection(
     let Ok(Ok(protocol)) = protocol else { return };
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(write_wait));
-    let stream = TokioIo::new(Box::pin(stream));
+    let stream = Box::pin(stream);
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
@@ -116,18 +119,22 @@ async fn serve_connection(
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new());
             builder.header_read_timeout(HEAD_WAIT).max_buf_size(HEAD_BYTES_MAX);
-            let connection = builder.serve_connection(stream, service);
-            run(connection, signals, hyper::server::conn::http1::Connection::graceful_shutdown)
-                .await;
+            let stream = TokioIo::new(Spoken::new(stream));
+            let mut connection = builder.serve_connection(stream, service);
+            let ended = run(&mut connection, &signals, http1::Connection::graceful_shutdown).await;
+            if let Some(ended) = ended {
+                let is_unreadable = ended.is_err_and(|error| error.is_parse());
+                let stream = connection.into_parts().io.into_inner();
+                until_abort(stream.finish(is_unreadable), &signals).await;
+            }
         }
         Protocol::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());
             builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
             builder.max_header_list_size(HEAD_LIST_BYTES_MAX);
             builder.keep_alive_interval(HEAD_WAIT).keep_alive_timeout(PING_WAIT);
-            let connection = builder.serve_connection(stream, service);
-            run(connection, signals, hyper::server::conn::http2::Connection::graceful_shutdown)
-                .await;
+            let mut connection = builder.serve_connection(TokioIo::new(stream), service);
+            run(&mut connection, &signals, http2::Connection::graceful_shutdown).await;
         }
     }
 }
@@ -161,19 +168,29 @@ async fn protocol(stream: &TcpStream) -> io::Result<Protocol> {
     }
 }
 
-/// Runs a connection to its end.
-async fn run<C: Future>(connection: C, signals: Signals, drain: impl Fn(Pin<&mut C>)) {
-    let mut connection = std::pin::pin!(connection);
+/// Runs a connection to its end; how that came, unless it was cut off.
+async fn run<C: Future + Unpin>(
+    mut connection: &mut C,
+    signals: &Signals,
+    drain: impl Fn(Pin<&mut C>),
+) -> Option<C::Output> {
     let mut is_draining = false;
     loop {
         tokio::select! {
             // Clients go away at any time: that is no failure of ours.
-            _ = connection.as_mut() => return,
+            ended = &mut connection => return Some(ended),
             () = signals.drain.cancelled(), if !is_draining => {
                 is_draining = true;
-                drain(connection.as_mut());
+                drain(Pin::new(connection));
             }
-            () = signals.abort.cancelled() => return,
+            () = signals.abort.cancelled() => return None,
         }
+    }
+}
+
+async fn until_abort(last: impl Future<Output = ()>, signals: &Signals) {
+    tokio::select! {
+        () = last => {}
+        () = signals.abort.cancelled() => {}
     }
 }

@@ -1,7 +1,9 @@
 //! Request smuggling and its relatives, on bare sockets.
 
-use crate::app::{Store, TestApp, both_stores, question};
-use crate::client::{Ask, Exchange};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::app::{PATIENCE, Store, TestApp, both_stores, question};
+use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 
@@ -49,6 +51,14 @@ fn cases() -> Vec<(&'static str, String, String, u16)> {
     cases
 }
 
+/// Whoever refuses it, the client reads OpenAI's envelope.
+fn assert_refused(what: &str, got: &Answered) {
+    assert!(got.complete, "{what}");
+    assert_eq!(got.header("content-type"), Some("application/json"), "{what}");
+    assert_eq!(got.json()["error"]["type"], "invalid_request_error", "{what}");
+    assert_eq!(got.request_id().len(), 36, "{what}");
+}
+
 async fn what_can_be_read_in_two_ways_is_refused(store: Store) {
     let app = TestApp::start(store).await;
     let mut served = 0;
@@ -65,6 +75,9 @@ async fn what_can_be_read_in_two_ways_is_refused(store: Store) {
         let mut exchange = Exchange::open(app.address(), wire.as_bytes()).await;
         let got = exchange.next().await;
         assert_eq!(got.status, status, "{what} {headers:?}: {}", got.text());
+        if status != 200 {
+            assert_refused(what, &got);
+        }
         let after = exchange.next().await;
         assert_eq!(after.status, 0, "{what} {headers:?}: a hidden request was answered");
         assert_eq!(app.ask(&Ask::get("/healthz")).await.status, 200, "after {what}");
@@ -87,8 +100,9 @@ async fn heads_are_bounded() {
     ];
     for (what, wire) in cases {
         let got = app.raw(wire.as_bytes()).await;
-        // The server below the routes answers these, or just closes.
-        assert!([0, 400, 414, 431].contains(&got.status), "{what}: {}", got.status);
+        assert_eq!(got.status, 431, "{what}");
+        assert_refused(what, &got);
+        assert_eq!(got.json()["error"]["code"], "unreadable_head", "{what}");
         assert_eq!(app.ask(&Ask::get("/healthz")).await.status, 200, "after {what}");
     }
     app.finish().await;
@@ -124,8 +138,30 @@ async fn what_is_odd_and_clear_is_answered() {
     for (what, wire, status) in cases {
         let got = app.raw(wire.as_bytes()).await;
         assert_eq!(got.status, status, "{what}: {}", got.text());
+        if status == 400 {
+            assert_refused(what, &got);
+        }
     }
     app.assert_untouched().await;
+    app.finish().await;
+}
+
+/// The connection has carried answers before, one of them a refusal without a body.
+#[tokio::test]
+async fn a_head_that_cannot_be_read_ends_its_connection_only() {
+    let app = TestApp::start(Store::Sqlite).await;
+    let health = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    let head = "HEAD /v1/nothing HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut socket = tokio::net::TcpStream::connect(app.address()).await.expect("it accepts");
+    read_until(&mut socket, health.as_bytes(), "ok").await;
+    read_until(&mut socket, head.as_bytes(), "HTTP/1.1 404").await;
+    read_until(&mut socket, health.as_bytes(), "ok").await;
+    read_until(&mut socket, b"GET /healthz\r\n\r\n", "unreadable_head").await;
+    let mut rest = String::new();
+    let end = tokio::time::timeout(PATIENCE, socket.read_to_string(&mut rest)).await;
+    end.expect("an end in time").expect("it is closed, not reset");
+    assert!(!rest.contains("HTTP/1.1"), "{rest}");
+    assert_eq!(app.ask(&Ask::get("/healthz")).await.status, 200);
     app.finish().await;
 }
 
@@ -144,12 +180,11 @@ async fn a_client_that_waits_for_leave_to_send_gets_it() {
 }
 
 async fn read_until(socket: &mut tokio::net::TcpStream, send: &[u8], wanted: &str) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     socket.write_all(send).await.expect("it reads");
     let mut got = String::new();
     while !got.contains(wanted) {
         let mut space = [0; 4096];
-        let read = tokio::time::timeout(crate::app::PATIENCE, socket.read(&mut space)).await;
+        let read = tokio::time::timeout(PATIENCE, socket.read(&mut space)).await;
         let read = read.expect("an answer in time").expect("an open connection");
         assert!(read > 0, "closed before {wanted}: {got}");
         got += &String::from_utf8_lossy(&space[..read]);
