@@ -20,12 +20,16 @@ use crate::sinks::stripe::{CHARGE_METER, Stripe};
 use crate::upstream::catalog::{FOREIGN_MODEL, MODEL, OLD_MODEL};
 use crate::upstream::listed::{Listed, MANAGEMENT_KEY};
 
+mod several;
 mod wrong;
+
+use several::what_is_wrong_at_one_of_several_is_named_as_its_own;
 
 both_stores!(
     wrong_rows_are_found_and_nothing_else,
     what_waits_is_told_apart_from_what_is_wrong,
     a_source_that_does_not_answer_is_no_agreement,
+    what_is_wrong_at_one_of_several_is_named_as_its_own,
 );
 
 const MODELS: [&str; 3] = [MODEL, FOREIGN_MODEL, OLD_MODEL];
