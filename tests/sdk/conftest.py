@@ -1,4 +1,5 @@
-"""Fixtures: one LiteLLM, before it one Tollgate per database, and an account for every test."""
+"""Fixtures: a real LiteLLM and a scripted upstream, a Tollgate before either on a database of its
+own, and an account for every test."""
 
 import os
 import tempfile
@@ -12,10 +13,14 @@ import openai
 import provider
 import pytest
 from books import Books, Postgres, Sqlite
-from servers import MASTER_KEY, LiteLlm, Tollgate
+from provider import Scripted
+from servers import LiteLlm, Tollgate
 
 BINARY = Path(os.environ["SDK_TESTS_TOLLGATE"])
 POSTGRES = os.environ["TOLLGATE_TEST_POSTGRES"]
+STACKS = ["litellm-sqlite", "litellm-postgres", "scripted-sqlite"]
+# For clients other than OpenAI's for Python: each is another wire, but not another database.
+EACH_UPSTREAM = pytest.mark.parametrize("stack", STACKS[1:], indirect=True, scope="session")
 
 # What is printed at the end: the rows of each database in short, and when something failed what the
 # servers said last.
@@ -27,7 +32,7 @@ class Stack:
     """A Tollgate with what is behind it."""
 
     tollgate: Tollgate
-    litellm: LiteLlm
+    upstream: LiteLlm | Scripted
     database: Sqlite | Postgres
     base_url: str
 
@@ -57,8 +62,8 @@ class Customer:
         self.stack.tollgate.wait_until_alone(self.stack.base_url)
 
     def asked(self) -> list[dict]:
-        """What reached LiteLLM for this account."""
-        return self.stack.litellm.asked(self.account)
+        """What reached the upstream for this account."""
+        return self.stack.upstream.asked(self.account)
 
     def _options(self, options: dict) -> dict:
         return {"base_url": self.stack.base_url, "api_key": self.key, "max_retries": 0} | options
@@ -72,13 +77,13 @@ def folder():
 
 @pytest.fixture(scope="session")
 def scripted():
-    with provider.running() as url:
-        yield url
+    with provider.running() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def litellm(folder, scripted):
-    server = LiteLlm(folder, scripted)
+    server = LiteLlm(folder, scripted.base_url)
     try:
         server.wait()
         yield server
@@ -89,19 +94,24 @@ def litellm(folder, scripted):
         SAID[server.name] = server.output()
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres"])
-def stack(request, folder, litellm):
-    database = Sqlite(folder) if request.param == "sqlite" else Postgres(POSTGRES)
+@pytest.fixture(scope="session", params=STACKS)
+def stack(request, folder):
+    behind, database = request.param.split("-")
+    upstream = request.getfixturevalue(behind)
+    own = folder / request.param
+    own.mkdir()
+    database = Sqlite(own) if database == "sqlite" else Postgres(POSTGRES)
     env = {
         "DATABASE_URL": database.url,
         "TOLLGATE_LISTEN": "127.0.0.1:0",
-        "UPSTREAM_KIND": "litellm",
-        "UPSTREAM_BASE_URL": litellm.url("/v1"),
-        "UPSTREAM_API_KEY": MASTER_KEY,
+        "TOLLGATE_LOOKUP_FIRST_MS": "100",
+        "UPSTREAM_KIND": upstream.kind,
+        "UPSTREAM_BASE_URL": upstream.base_url,
+        "UPSTREAM_API_KEY": upstream.key,
     }
-    server = Tollgate(f"tollgate-{request.param}", BINARY, env, folder)
+    server = Tollgate(f"tollgate-{request.param}", BINARY, env, own)
     try:
-        yield Stack(server, litellm, database, server.wait())
+        yield Stack(server, upstream, database, server.wait())
         assert server.stop() == 0, server.output()
         assert "panicked" not in server.err.read_text()
         sql = """SELECT ending, source, count(*) AS records, sum(charge_nusd) AS charged_nusd
@@ -131,6 +141,8 @@ def make_customer(stack):
     for customer in made:
         customer.open_clients.close()
         customer.books.check()
+        asked = {record["upstream"] for record in customer.books.records()}
+        assert asked <= {stack.upstream.kind}
     stack.tollgate.run("verify")
 
 
@@ -149,7 +161,6 @@ def check_record(record: dict, model: models.Model, usage, *, streamed: bool) ->
     assert (record["prompt_tokens"], record["completion_tokens"]) == seen
     assert record["ending"] == "completed"
     assert record["source"] == "upstream"
-    assert record["upstream"] == "litellm"
     assert (record["model"], record["model_served"]) == (model.name, model.name)
     assert bool(record["streamed"]) == streamed
     assert record["upstream_status"] == 200

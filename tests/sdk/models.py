@@ -1,8 +1,8 @@
-"""The models that LiteLLM mocks, what they say and cost, and the charge for a usage.
+"""The models behind Tollgate, what they say and cost, and the charge for a usage.
 
-Prices are written once, as decimal text, and reach LiteLLM as JSON numbers; the charge is computed
-here from the same text with exact arithmetic, so that neither LiteLLM's floats nor Tollgate's
-rounding can vouch for themselves.
+LiteLLM mocks them, or asks provider.py; provider.py knows them all. Prices are written once, as
+decimal text, and reach LiteLLM as JSON numbers; the charge is computed from the same text with exact arithmetic, so that neither LiteLLM's floats nor Tollgate's rounding
+can vouch for themselves.
 """
 
 from dataclasses import dataclass, field
@@ -18,15 +18,20 @@ NOWHERE = "http://127.0.0.1:9/v1"
 
 @dataclass(frozen=True)
 class Model:
-    """One of LiteLLM's models."""
+    """One of them."""
 
     name: str
     text: str
     prompt_usd: Decimal | None = Decimal("0.0000025")
     completion_usd: Decimal | None = Decimal("0.00001")
+    # What LiteLLM's mock of it needs besides.
     params: dict = field(default_factory=dict)
-    # Answered by provider.py, not by LiteLLM's mocks.
+    # Behind LiteLLM too it is answered by provider.py: no mock says such a thing.
     scripted: bool = False
+    # The tools that it calls: name and arguments.
+    calls: tuple = ()
+    # Its text as tokens, told with their probabilities.
+    tokens: tuple = ()
 
     def charge_nusd(self, prompt_tokens: int, completion_tokens: int) -> int:
         """What the client owes: price times tokens times markup, rounded once, up."""
@@ -52,6 +57,14 @@ class Model:
             params |= {"mock_response": self.text} | self.params
         return {"model_name": self.name, "litellm_params": params, "model_info": info}
 
+    def listed(self) -> dict:
+        """The model as OpenRouter's list has it: prices are decimal text."""
+        listed = {"id": self.name, "created": 1764000000, "context_length": 128_000}
+        if self.prompt_usd is not None:
+            prices = {"prompt": self.prompt_usd, "completion": self.completion_usd}
+            listed["pricing"] = {kind: format(price, "f") for kind, price in prices.items()}
+        return listed
+
 
 # tiktoken knows this name, so Tollgate's own count is exact. LiteLLM multiplies with floats: by its
 # reckoning this costs 0.00022500000000000002 dollars plain, and 0.00018500000000000002 streamed.
@@ -71,6 +84,7 @@ LONG = Model(
     Decimal("0.000003"),
     Decimal("0.000015"),
 )
+ZURICH, GENEVA = ("weather", '{"city":"Zürich"}'), ("weather", '{"city":"Genève"}')
 TOOLS = Model(
     "house/tools",
     "",
@@ -79,13 +93,16 @@ TOOLS = Model(
             {
                 "id": "call_1",
                 "type": "function",
-                "function": {"name": "weather", "arguments": '{"city":"Zürich"}'},
+                "function": {"name": ZURICH[0], "arguments": ZURICH[1]},
             }
         ]
     },
+    calls=(ZURICH,),
 )
-# The same call, streamed in fragments.
-FRAGMENTS = Model("house/fragments", "", scripted=True)
+# The same call, streamed in fragments; and two of them in one answer.
+FRAGMENTS = Model("house/fragments", "", scripted=True, calls=(ZURICH,))
+PARALLEL = Model("house/parallel", "", scripted=True, calls=(ZURICH, GENEVA))
+PROBABLE = Model("house/probable", "Zürich!", scripted=True, tokens=("Z", "ür", "ich", "!"))
 # An answer in the form that was asked for.
 CITY = Model("house/city", '{"city":"Zürich"}')
 # These wait for a gate, see litellm_hooks.py.
@@ -99,5 +116,5 @@ REJECTED = Model("faults/rejected", "litellm.ContextWindowExceededError")
 FAILING = Model("faults/failing", "litellm.InternalServerError")
 UNPRICED = Model("faults/unpriced", PLAIN.text, None, None)
 
-ALL = [PLAIN, UNICODE, LONG, TOOLS, FRAGMENTS, CITY, GATED, GATED_HEAD]
+ALL = [PLAIN, UNICODE, LONG, TOOLS, FRAGMENTS, PARALLEL, PROBABLE, CITY, GATED, GATED_HEAD]
 ALL += [BREAKS, LIMITED, REJECTED, FAILING, UNPRICED]

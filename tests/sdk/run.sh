@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Clients as people use them -> Tollgate -> a real LiteLLM proxy, on SQLite and on PostgreSQL:
-# OpenAI's SDKs for Python and JavaScript, LangChain, Vercel's AI SDK, curl, and a page in Chromium.
+# Clients as people use them -> Tollgate -> a real LiteLLM proxy, and a scripted upstream, on SQLite
+# and on PostgreSQL: OpenAI's SDKs for Python and JavaScript, LangChain, Vercel's AI SDK, curl, and a
+# page in Chromium.
 #
 # Wants TOLLGATE_TEST_POSTGRES, the URL of a cluster where databases may be made (tests/run.sh
 # starts one). Makes its Python and Node environments once, in a cache outside of the repository,

@@ -74,6 +74,8 @@ class Server:
 class LiteLlm(Server):
     """A real LiteLLM proxy whose models are mocked by LiteLLM itself."""
 
+    kind, key = "litellm", MASTER_KEY
+
     def __init__(self, folder: Path, provider: str):
         self.folder = folder
         # The hooks are looked for beside the configuration.
@@ -92,6 +94,7 @@ class LiteLlm(Server):
         # JSON is YAML, except for the escapes of letters beyond 16 bits.
         (folder / "litellm.yaml").write_text(json.dumps(config, ensure_ascii=False))
         self.port = free_port()
+        self.base_url = self.url("/v1")
         command = [Path(sys.executable).parent / "litellm", "--config", folder / "litellm.yaml"]
         command += ["--host", "127.0.0.1", "--port", self.port, "--telemetry", "False"]
         # Its price list ships with the package; by default it fetches a newer one at start.

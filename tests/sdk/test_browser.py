@@ -4,11 +4,11 @@ from urllib.parse import urlencode
 
 import pytest
 from browser import Chromium, open_page, origin
+from conftest import EACH_UPSTREAM
 from models import GATED, UNICODE
 from test_hang_up import check_gone, settle_after_gate, whole_usage
 
-# Another client is another wire, but not another database.
-pytestmark = pytest.mark.parametrize("stack", ["postgres"], indirect=True, scope="session")
+pytestmark = EACH_UPSTREAM
 STATE = "document.getElementById('state').textContent"
 ANSWER = "document.getElementById('answer').textContent"
 

@@ -1,17 +1,21 @@
 """LangChain's chat model for OpenAI, which leans on OpenAI's SDK and adds its own reading."""
 
+import asyncio
+import json
 from types import SimpleNamespace
 
 import openai
 import pytest
-from conftest import check_record
+from conftest import EACH_UPSTREAM, check_record
+from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
-from models import CITY, FAILING, FRAGMENTS, GATED, PLAIN, REJECTED, TOOLS, UNICODE
+from models import CITY, FAILING, FRAGMENTS, GATED, PARALLEL, PLAIN, PROBABLE, REJECTED, TOOLS
+from models import UNICODE
 from test_hang_up import check_gone, settle_after_gate, whole_usage
+from test_limits import make_older
 from test_plain import TOOL
 
-# Another client is another wire, but not another database.
-pytestmark = pytest.mark.parametrize("stack", ["postgres"], indirect=True, scope="session")
+pytestmark = EACH_UPSTREAM
 
 
 def chat(customer, model, **options) -> ChatOpenAI:
@@ -56,6 +60,53 @@ def test_tools(customer, streamed):
     customer.books.settled(1)
 
 
+def test_parallel_tools_in_fragments(customer):
+    first, *rest = chat(customer, PARALLEL).bind_tools([TOOL]).stream("hi")
+    calls = [(call["name"], call["args"]) for call in sum(rest, first).tool_calls]
+    assert calls == [(name, json.loads(arguments)) for name, arguments in PARALLEL.calls]
+    customer.books.settled(1)
+
+
+def test_probabilities(customer):
+    answer = chat(customer, PROBABLE, logprobs=True).invoke("hi")
+    told = answer.response_metadata["logprobs"]["content"]
+    assert tuple(one["token"] for one in told) == PROBABLE.tokens
+    customer.books.settled(1)
+
+
+def test_several_choices(customer):
+    (answers,) = chat(customer, PLAIN, n=2).generate([[HumanMessage("hi")]]).generations
+    assert [answer.text for answer in answers] == [PLAIN.text] * 2
+    customer.books.settled(1)
+
+
+def test_async_answers_and_a_task_that_is_cancelled(customer):
+    async def all_of_them():
+        async with openai.DefaultAsyncHttpxClient() as http:
+            plain = await chat(customer, UNICODE, http_async_client=http).ainvoke("hi")
+            streamed = [piece async for piece in
+                        chat(customer, UNICODE, http_async_client=http).astream("hi")]
+            assert plain.content == UNICODE.text == "".join(it.content for it in streamed)
+            got = asyncio.Event()
+
+            async def read():
+                async for _ in chat(customer, GATED, http_async_client=http).astream("hi"):
+                    got.set()
+
+            task = asyncio.create_task(read())
+            await got.wait()
+            # Python 3.11 loses a cancellation that comes at the same time as an event.
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0.02)
+
+    asyncio.run(asyncio.wait_for(all_of_them(), 60))
+    customer.wait_until_gone()
+    customer.stack.upstream.open_gate(customer.account)
+    gone = customer.books.settled(3)[2]
+    assert (gone["ending"], gone["model"]) == ("client_gone", GATED.name)
+
+
 def test_structured_output(customer):
     schema = {"title": "city"} | TOOL["function"]["parameters"]
     model = chat(customer, CITY).with_structured_output(schema, method="json_schema")
@@ -87,6 +138,15 @@ def test_errors(customer, model, error):
 def test_it_tries_again_as_the_sdk_does(customer):
     with pytest.raises(openai.InternalServerError):
         chat(customer, FAILING, max_retries=1).invoke("hi")
+    customer.books.settled(2)
+
+
+def test_it_comes_back_when_it_is_told_to(make_customer):
+    customer = make_customer(key_options=("--rpm", "1"))
+    chat(customer, PLAIN).invoke("hi")
+    customer.books.settled(1)
+    make_older(customer, 57)
+    assert chat(customer, PLAIN, max_retries=1).invoke("hi").content == PLAIN.text
     customer.books.settled(2)
 
 

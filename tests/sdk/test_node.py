@@ -8,15 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import check_record
-from models import BREAKS, CITY, FAILING, FRAGMENTS, GATED, LIMITED, LONG, PLAIN, REJECTED, UNICODE
-from provider import USAGE
+from answers import usage_of
+from conftest import EACH_UPSTREAM, check_record
+from models import BREAKS, CITY, FAILING, FRAGMENTS, GATED, LIMITED, LONG, PARALLEL, PLAIN
+from models import PROBABLE, REJECTED, UNICODE
 from servers import HERE, environment
 from test_hang_up import check_gone, settle_after_gate, whole_usage
 from test_limits import make_older
 
-# Another client is another wire, but not another database.
-pytestmark = pytest.mark.parametrize("stack", ["postgres"], indirect=True, scope="session")
+pytestmark = EACH_UPSTREAM
 CLIENTS = pytest.mark.parametrize("client", ["openai", "vercel"])
 
 
@@ -37,7 +37,7 @@ def run(customer, client: str, scenario: str, model, *, retries: int = 0, key=No
         "RETRIES": str(retries),
         "AI_SDK_LOG_WARNINGS": "false",
     }
-    command = ["node", script(customer.stack.litellm.folder), client, scenario, model.name]
+    command = ["node", script(customer.stack.tollgate.folder), client, scenario, model.name]
     done = subprocess.run(
         command, env=environment(env), capture_output=True, text=True, timeout=90
     )
@@ -57,11 +57,13 @@ def test_an_answer(customer, client, scenario, model):
 
 
 @CLIENTS
-def test_a_tools_arguments_come_in_fragments(customer, client):
-    seen = run(customer, client, "tools", FRAGMENTS)
-    assert seen["calls"] == [{"name": "weather", "arguments": '{"city":"Zürich"}'}], seen
+@pytest.mark.parametrize("model", [FRAGMENTS, PARALLEL], ids=lambda model: model.name)
+def test_arguments_of_tools_come_in_fragments(customer, client, model):
+    seen = run(customer, client, "tools", model)
+    calls = [{"name": name, "arguments": arguments} for name, arguments in model.calls]
+    assert seen.get("calls") == calls, seen
     (record,) = customer.books.settled(1)
-    check_record(record, FRAGMENTS, SimpleNamespace(**USAGE), streamed=True)
+    check_record(record, model, SimpleNamespace(**usage_of(model)), streamed=True)
 
 
 @CLIENTS
@@ -79,6 +81,26 @@ def test_an_abort_is_charged(customer, client):
     seen = run(customer, client, "abort", GATED)
     assert GATED.text.startswith(seen["first"]), seen
     check_gone(settle_after_gate(customer), whole_usage(customer))
+
+
+def test_probabilities(customer):
+    seen = run(customer, "openai", "probabilities", PROBABLE)
+    assert tuple(seen.get("tokens", ())) == PROBABLE.tokens, seen
+    customer.books.settled(1)
+
+
+def test_several_choices(customer):
+    seen = run(customer, "openai", "choices", PLAIN)
+    assert seen.get("texts") == [PLAIN.text] * 2, seen
+    customer.books.settled(1)
+
+
+def test_the_raw_answer(customer):
+    seen = run(customer, "openai", "raw", UNICODE)
+    assert seen["type"].startswith("text/event-stream"), seen
+    assert (seen["first"][:7], seen["last"]) == ("data: {", "data: [DONE]")
+    (record,) = customer.books.settled(1)
+    assert seen["id"] == record["id"]
 
 
 def test_models(customer):

@@ -45,7 +45,28 @@ const openaiScenarios = {
   async structured() {
     const format = { type: "json_schema", json_schema: { name: "city", strict: true, schema: city } };
     const answer = await openai.chat.completions.parse({ model, messages, response_format: format });
-    return { parsed: JSON.parse(answer.choices[0].message.content) };
+    return { parsed: answer.choices[0].message.parsed };
+  },
+  async probabilities() {
+    const stream = await create({ stream: true, logprobs: true });
+    const tokens = [];
+    for await (const chunk of stream) {
+      for (const choice of chunk.choices) tokens.push(...(choice.logprobs?.content ?? []));
+    }
+    return { tokens: tokens.map((one) => one.token) };
+  },
+  async choices() {
+    const texts = ["", ""];
+    for await (const chunk of await create({ stream: true, n: 2 })) {
+      for (const { index, delta } of chunk.choices) texts[index] += delta.content ?? "";
+    }
+    return { texts };
+  },
+  async raw() {
+    const answer = await create({ stream: true }).asResponse();
+    const id = answer.headers.get("x-request-id");
+    const lines = (await answer.text()).split("\n").filter((line) => line.startsWith("data:"));
+    return { id, type: answer.headers.get("content-type"), first: lines[0], last: lines.at(-1) };
   },
   async abort() {
     const stop = new AbortController();
