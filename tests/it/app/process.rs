@@ -136,6 +136,15 @@ impl Process {
         Ended { status, stdout: self.stdout.whole(), stderr: self.stderr.whole() }
     }
 
+    /// Of its memory, what is in the machine's.
+    pub fn resident_bytes(&self) -> usize {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("a Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+        kilobytes.expect("a running child") << 10
+    }
+
     /// SIGKILL, and wait until it is gone.
     pub fn kill(&mut self) {
         // An error means that it has ended already.
