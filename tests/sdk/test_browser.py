@@ -13,14 +13,14 @@ STATE = "document.getElementById('state').textContent"
 ANSWER = "document.getElementById('answer').textContent"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium(folder):
     browser = Chromium(folder)
     yield browser
     browser.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site():
     with origin() as url:
         yield url
