@@ -1,5 +1,6 @@
 //! Hostile clients: framing that two readers read differently, JSON that two parsers read
-//! differently, paths that lead elsewhere, and clients that never finish.
+//! differently, paths that lead elsewhere, texts that are SQL elsewhere, and clients that never
+//! finish.
 //!
 //! The rule: a request is refused with a 4xx, or means the same to everybody who reads it; what is
 //! charged is what was forwarded; the server serves the next client.
@@ -8,3 +9,4 @@ mod framing;
 mod json;
 mod paths;
 mod slow;
+mod sql;

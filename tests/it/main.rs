@@ -40,6 +40,7 @@ mod overspend;
 mod payments;
 mod pooler;
 mod promises;
+mod readiness;
 mod reconcile;
 mod retry;
 mod rls;

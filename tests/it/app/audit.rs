@@ -17,6 +17,7 @@ pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
     for window in books.rows("SELECT * FROM rate_windows WHERE open_requests <> 0").await {
         found.push(format!("limits say that something runs: {window}"));
     }
+    found.extend(deadlocks(books).await);
     for account in &accounts {
         let own: Vec<_> = entries.iter().filter(|entry| entry.account_id == account.id).collect();
         found.extend(chain(account, &own));
@@ -37,6 +38,15 @@ pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
         }
     }
     found
+}
+
+/// PostgreSQL ends one of two transactions that wait for each other. It is tried again, so that
+/// nobody would see it otherwise.
+async fn deadlocks(books: &Books) -> Option<String> {
+    let Books::Postgres(_) = books else { return None };
+    let sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    let count = books.rows(sql).await[0]["deadlocks"].as_i64().expect("a number");
+    (count > 0).then(|| format!("{count} deadlocks"))
 }
 
 /// The account is the sum of its entries, which follow one another without a gap.
