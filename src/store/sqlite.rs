@@ -29,7 +29,7 @@ use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection, SqlitePool};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +81,13 @@ impl SqliteStore {
 }
 
 fn pool(connections_max: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT)
+    SqlitePoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A disk that is full ends a transaction unasked; sqlx, whose ROLLBACK then fails, goes on
+        // counting it and begins no other on that connection.
+        // <https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>
+        .before_acquire(|conn, _| Box::pin(async move { Ok(!conn.is_in_transaction()) }))
 }
 
 #[async_trait]
