@@ -16,7 +16,7 @@ mod upstream;
 
 pub use billing::{BillingConfig, OpenMeterConfig, StreamConfig, StripeConfig, WebhookConfig};
 pub use billing::{OPENMETER, STRIPE, WEBHOOK};
-pub use database::{DatabaseConfig, DatabaseKind};
+pub use database::{DatabaseConfig, DatabaseKind, OutageConfig};
 use hyper::Uri;
 pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
 pub use log::LogConfig;

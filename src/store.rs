@@ -55,6 +55,8 @@ pub enum StoreError {
     /// The database is away, slow or shutting down: the same call may succeed later.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
+    #[error("the database did not answer in time")]
+    Silent,
     /// The call itself cannot succeed.
     #[error("the database refused: {0}")]
     Refused(#[source] sqlx::Error),
@@ -74,14 +76,14 @@ pub enum StoreError {
 impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::Silent)
     }
 }
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::Database(error.to_string()),
+            StoreError::Unavailable(_) | StoreError::Silent => Self::Database(error.to_string()),
             StoreError::Exists(what) => Self::Exists(what),
             other => Self::Internal(other.to_string()),
         }

@@ -5,7 +5,9 @@
 
 mod welcome;
 
-use crate::config::{Config, DatabaseKind, SignupConfig, UpstreamConfig, UpstreamKind};
+use crate::config::{
+    Config, DatabaseConfig, DatabaseKind, SignupConfig, UpstreamConfig, UpstreamKind,
+};
 use crate::models::account::AccountKind;
 use crate::models::ids::InstanceId;
 use crate::models::timestamp::Timestamp;
@@ -18,7 +20,7 @@ use crate::services::billing::payments::Payments;
 use crate::services::catalog::{Catalog, OperatorTable};
 use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
-use crate::services::ledger::{self, Ledger, Writer};
+use crate::services::ledger::{self, Journal, Ledger, Leftovers, OutageTerms, Writer};
 use crate::services::recovery::Recovery;
 use crate::services::reports::Reports;
 use crate::services::settle::Settler;
@@ -143,7 +145,10 @@ async fn start_demo(config: &mut Config) -> anyhow::Result<()> {
 async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App>, Writer)> {
     let upstreams = Arc::new(Upstreams::new(&config.upstreams)?);
     let vocabularies = tokio::task::spawn_blocking(Vocabularies::load).await??;
-    let (ledger, writer) = ledger::new(store.clone());
+    let instance = InstanceId::generate();
+    let outage = outage_terms(&config.database, instance)?;
+    let (ledger, writer) = ledger::new(store.clone(), outage);
+    let away = ledger.away().clone();
     let money = config.money.clone();
     let catalog = Catalog::new(&upstreams, store.clone(), vocabularies.clone(), money)?;
     let catalog = Arc::new(catalog);
@@ -154,16 +159,29 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
         ledger,
         settler: Arc::new(settler),
         vocabularies,
-        instance: InstanceId::generate(),
+        instance,
         terms: HoldTerms::of(&config),
     };
     let signup = signup_terms(&config, store.as_ref()).await?;
-    let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait)?;
+    let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait, away)?;
     let leaving = CancellationToken::new();
     let reports = Reports::new(store.clone());
     let payments = Arc::new(Payments::new(&config, store.clone(), catalog.clone())?);
     let app = App { config, store, auth, catalog, admission, reports, payments, leaving, stop };
     Ok((Arc::new(app), writer))
+}
+
+/// What the ledger needs to go on without its database: first of all a journal that it can write.
+fn outage_terms(
+    database: &DatabaseConfig,
+    instance: InstanceId,
+) -> anyhow::Result<Option<OutageTerms>> {
+    let Some(outage) = &database.outage else { return Ok(None) };
+    let journal = Journal::create(&outage.folder, instance)
+        .with_context(|| format!("making a journal in {}", outage.folder.display()))?;
+    // Before the request gives up, so that it is still there to be served.
+    let patience = database.wait / 4;
+    Ok(Some(OutageTerms { exposure: outage.exposure, lease: database.lease, patience, journal }))
 }
 
 /// What a first login gets, by the plan that is named for it.
@@ -222,6 +240,13 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
     };
     let stop = background.clone();
     tokio::spawn(async move { recovery.run(stop).await });
+
+    if let Some(outage) = &app.config.database.outage {
+        let leftovers =
+            Leftovers::new(app.store.clone(), &outage.folder, app.config.database.lease);
+        let stop = background.clone();
+        tokio::spawn(async move { leftovers.run(stop).await });
+    }
 
     let late = LateTruths { store: app.store.clone(), settler: app.admission.settler.clone() };
     let stop = background.clone();

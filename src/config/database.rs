@@ -2,7 +2,9 @@
 
 use super::ConfigError;
 use super::reader::Reader;
+use crate::models::money::NanoUsd;
 use secrecy::{ExposeSecret, SecretString};
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -14,6 +16,17 @@ pub struct DatabaseConfig {
     pub wait: Duration,
     /// A hold whose owner has not renewed it for this long belongs to a dead process.
     pub lease: Duration,
+    /// `None`: nobody is served while it is away.
+    pub outage: Option<OutageConfig>,
+}
+
+/// How requests are served while PostgreSQL is away.
+#[derive(Clone, Debug)]
+pub struct OutageConfig {
+    /// The most that one process lets in meanwhile, in all.
+    pub exposure: NanoUsd,
+    /// Where its journal is written.
+    pub folder: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +53,27 @@ impl DatabaseConfig {
             migrate: env.switch("TOLLGATE_MIGRATE", "on")?,
             wait: env.positive_seconds("TOLLGATE_DATABASE_SECONDS", "5")?,
             lease: env.positive_seconds("TOLLGATE_LEASE_SECONDS", "30")?,
+            outage: OutageConfig::read(env, kind)?,
         })
+    }
+}
+
+impl OutageConfig {
+    fn read(env: &mut Reader, kind: DatabaseKind) -> Result<Option<Self>, ConfigError> {
+        let exposure = env.text("TOLLGATE_OUTAGE_EXPOSURE", "0");
+        let exposure = NanoUsd::parse_usd(&exposure).filter(|usd| *usd >= NanoUsd::ZERO);
+        let exposure = exposure.ok_or_else(|| {
+            ConfigError("TOLLGATE_OUTAGE_EXPOSURE is not an amount of dollars like 5".into())
+        })?;
+        let folder = PathBuf::from(env.text("TOLLGATE_OUTAGE_JOURNAL", "tollgate-journal"));
+        if exposure.is_zero() {
+            return Ok(None);
+        }
+        // What keeps a SQLite file from being written, a disk, keeps a journal beside it as well.
+        if kind == DatabaseKind::Sqlite {
+            let message = "TOLLGATE_OUTAGE_EXPOSURE is for PostgreSQL: a SQLite file is not away";
+            return Err(ConfigError(message.into()));
+        }
+        Ok(Some(Self { exposure, folder }))
     }
 }

@@ -61,7 +61,7 @@ impl IdentityConfig {
         Ok(Self {
             tokens: TokenConfig::read(env)?,
             signup: SignupConfig::read(env)?,
-            stale: env.seconds("TOLLGATE_STALE_IDENTITY_SECONDS", "300")?,
+            stale: env.seconds("TOLLGATE_STALE_IDENTITY_SECONDS", "600")?,
             failures_per_minute: env.parsed("TOLLGATE_AUTH_FAILURES_PER_MINUTE", "20")?,
             trusted_proxies: trusted_proxies(env)?,
         })

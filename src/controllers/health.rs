@@ -2,7 +2,8 @@
 //!
 //! Invariants: liveness asks nothing of the database or an upstream: restarting would not mend
 //! them. Readiness does not look at how upstreams are either: every process would leave at once,
-//! and a client would hear less from a load balancer than from us.
+//! and a client would hear less from a load balancer than from us. A database that is away does not
+//! matter as long as the journal takes its place.
 
 use crate::state::App;
 use axum::Json;
@@ -35,8 +36,14 @@ async fn readiness(app: &App) -> Result<(), &'static str> {
     if !app.catalog.is_filled() {
         return Err("no model list yet");
     }
+    let away = app.admission.ledger.away();
+    if away.is_away() && away.can_serve() {
+        return Ok(());
+    }
     match tokio::time::timeout(PING_WAIT, app.store.ping()).await {
         Ok(Ok(())) => Ok(()),
+        // Nobody has asked the ledger yet: it would go on without.
+        _ if away.can_serve() => Ok(()),
         _ => Err("the database does not answer"),
     }
 }

@@ -231,7 +231,8 @@ impl Admission {
             tried: Attempts::default(),
         };
         let demand = size.demand(request.choices);
-        Ok(Placement { hold, floor_nusd: amount(floor)?, demand })
+        let (floor_nusd, funds) = (amount(floor)?, Some(caller.principal.funds));
+        Ok(Placement { hold, floor_nusd, demand, funds, is_granted: false })
     }
 
     /// The smallest of the client's cap, the model's and the operator's. A stream that outgrows it
@@ -242,10 +243,10 @@ impl Admission {
         Tokens(smallest.min(self.terms.completion_tokens_max.0))
     }
 
-    /// Who has limits never is, nor a request that may be refused for its name: calling the
-    /// upstream for nothing is at the operator's cost.
+    /// Who has limits never is, nor a request that may be refused for its name, nor anybody while the
+    /// database is away: calling the upstream for nothing is at the operator's cost.
     fn is_comfortable(&self, hold: &Hold) -> bool {
-        if hold.idempotency_key.is_some() {
+        if hold.idempotency_key.is_some() || self.ledger.away().is_away() {
             return false;
         }
         self.ledger.snapshot(hold.account_id).is_some_and(|snapshot| {
@@ -392,7 +393,8 @@ impl Commit {
             Ok(Outcome::Suspended) => Err(Error::Suspended),
             Ok(Outcome::NoAccount) => Err(Error::WrongKey),
             Ok(other) => Err(Error::Internal(format!("placing a hold: {other:?}"))),
-            Err(Failed) => Err(Error::Internal("the hold could not be placed".to_owned())),
+            Err(Failed::Away) => Err(Error::Database("the hold was not written down".to_owned())),
+            Err(Failed::Refused) => Err(Error::Internal("the hold could not be placed".to_owned())),
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Allowance {
     cap: Option<i64>,
     /// What is asked for each time: as much as the hold began with.
     step: NanoUsd,
+    /// What the hold has come to.
+    held: NanoUsd,
     /// Completion tokens that the hold pays for. `None`: as many as come.
     paid: Option<i64>,
     asked: Option<Answer>,
@@ -40,9 +42,9 @@ impl Allowance {
     pub fn new(price: Arc<Price>, hold: &Hold, choices: i64) -> Self {
         let (prompt, held) = (hold.prompt_tokens_estimate, hold.amount_nusd);
         let images = hold.input_images.unwrap_or_default();
-        let (cap, paid, asked) = (None, None, None);
+        let (cap, step, paid, asked, is_keys) = (None, held, None, None, false);
         let mut allowance =
-            Self { price, prompt, images, choices, cap, step: held, paid, asked, is_keys: false };
+            Self { price, prompt, images, choices, cap, step, held, paid, asked, is_keys };
         allowance.set(held);
         allowance
     }
@@ -50,9 +52,16 @@ impl Allowance {
     /// The completion tokens that an amount pays for, all choices together: that is how they are
     /// counted.
     pub fn set(&mut self, held: NanoUsd) {
+        self.held = held;
         let tokens =
             WorstCase::new(&self.price, self.prompt, 1).with_images(self.images).tokens(held);
         self.paid = tokens.map(|tokens| tokens.0);
+    }
+
+    /// What the hold has come to.
+    #[must_use]
+    pub fn held(&self) -> NanoUsd {
+        self.held
     }
 
     /// Another upstream answers, at its price.

@@ -12,7 +12,7 @@ mod uses;
 
 use crate::config::IdentityConfig;
 use crate::error::Error;
-use crate::models::account::Account;
+use crate::models::account::{Account, AccountStatus};
 use crate::models::identity::Role;
 use crate::models::ids::{AccountId, ApiKeyId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};
@@ -20,14 +20,15 @@ use crate::models::ledger::sha256_hex;
 use crate::models::limits::{LimitsInForce, RateLimits};
 use crate::models::timestamp::Timestamp;
 use crate::services::directory::{SignupTerms, sign_up};
-use crate::store::{Store, StoreError};
+use crate::services::ledger::Away;
+use crate::store::{Funds, Store, StoreError};
 use failures::Failures;
 use moka::{future, sync};
 pub use secret::NewSecret;
 use secret::is_well_formed;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokens::Tokens;
 use tokio_util::sync::CancellationToken;
 use uses::Uses;
@@ -44,6 +45,8 @@ pub struct Principal {
     pub caller: Caller,
     /// The caller's key has a budget of its own.
     pub has_key_limits: bool,
+    /// When the caller was told.
+    pub funds: Funds,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +65,8 @@ pub struct Auth {
     failures: Failures,
     uses: Uses,
     wait: Duration,
+    /// What the ledger knows of the store.
+    away: Away,
 }
 
 /// How users are told, and what those without an account get.
@@ -90,6 +95,7 @@ impl Auth {
         config: &IdentityConfig,
         signup: SignupTerms,
         wait: Duration,
+        away: Away,
     ) -> Result<Self, Error> {
         let tokens = config.tokens.clone().map(Tokens::new).transpose()?;
         Ok(Self {
@@ -100,6 +106,7 @@ impl Auth {
             failures: Failures::new(config.failures_per_minute),
             uses: Uses::default(),
             wait,
+            away,
         })
     }
 
@@ -162,9 +169,10 @@ impl Auth {
         hash: &String,
         credential: &Credential<'_>,
     ) -> Result<Option<Known>, Error> {
+        let wait = self.wait_for(hash);
         let asked = match credential {
-            Credential::Key => self.within(self.of_key(hash)).await,
-            Credential::Token(token, users) => self.of_token(token, users).await,
+            Credential::Key => within(wait, self.of_key(hash)).await,
+            Credential::Token(token, users) => self.of_token(token, users, wait).await,
         };
         match asked {
             Ok(Some(known)) => {
@@ -191,6 +199,7 @@ impl Auth {
         Ok(found.map(|(key, account, budget): (ApiKey, Account, KeyBudget)| {
             let principal = Principal {
                 has_key_limits: budget.has_limits(),
+                funds: funds(&account, Some(budget)),
                 account_id: account.id,
                 plan: account.plan,
                 rates: account.rates,
@@ -202,12 +211,18 @@ impl Auth {
     }
 
     /// Proven first, so that nothing is asked of the store, or made in it, for anybody else.
-    async fn of_token(&self, token: &str, users: &Users) -> Result<Option<Known>, Error> {
+    async fn of_token(
+        &self,
+        token: &str,
+        users: &Users,
+        wait: Duration,
+    ) -> Result<Option<Known>, Error> {
         let user = users.tokens.verify(token).await?;
-        let account = self.within(self.account_of(user.id, &users.signup)).await?;
+        let account = within(wait, self.account_of(user.id, &users.signup)).await?;
         Ok(account.map(|account| {
             let principal = Principal {
                 has_key_limits: false,
+                funds: funds(&account, None),
                 account_id: account.id,
                 plan: account.plan,
                 rates: account.rates,
@@ -229,10 +244,14 @@ impl Auth {
         }
     }
 
-    async fn within<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        tokio::time::timeout(self.wait, answer)
-            .await
-            .map_err(|_| Error::Database("no answer in time".to_owned()))?
+    /// How long the store is waited for: not for long where somebody who is known can go on without
+    /// it, and not at all once it is known to be away.
+    fn wait_for(&self, hash: &String) -> Duration {
+        match self.away.patience().filter(|_| self.last.contains_key(hash)) {
+            Some(_) if self.away.is_away() => Duration::ZERO,
+            Some(patience) => self.wait.min(patience),
+            None => self.wait,
+        }
     }
 
     /// Writes down when keys were last used.
@@ -247,6 +266,29 @@ impl Auth {
     pub fn forget(&self) {
         self.known.invalidate_all();
     }
+}
+
+async fn within<T>(
+    wait: Duration,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let away = || Error::Database("no answer in time".to_owned());
+    if wait.is_zero() {
+        return Err(away());
+    }
+    tokio::time::timeout(wait, answer).await.map_err(|_| away())?
+}
+
+/// What there is to spend, of what was just read. A sum out of its range is nothing to go by.
+fn funds(account: &Account, budget: Option<KeyBudget>) -> Funds {
+    let now = Timestamp::now();
+    let is_active = account.status == AccountStatus::Active;
+    let available = account.available(now).ok().filter(|_| is_active);
+    let left = budget.filter(KeyBudget::has_limits).map(|mut budget| {
+        budget.roll(now);
+        budget.available().unwrap_or_default()
+    });
+    Funds { account: available.unwrap_or_default(), key: left, read_at: Instant::now() }
 }
 
 /// What a bearer token is.

@@ -344,11 +344,12 @@ impl Live {
     fn poll_paid(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let used = self.tap.judge.reading.counter.tokens_so_far();
         if self.allowance.wants_more(used) {
-            let hold = &self.open.hold;
+            let (hold, held_nusd) = (&self.open.hold, self.allowance.held());
             self.allowance.ask(&self.open.settler.ledger, |add_nusd, floor_nusd| Extension {
                 request_id: hold.request_id,
                 account_id: hold.account_id,
                 api_key_id: hold.api_key_id,
+                held_nusd,
                 add_nusd,
                 floor_nusd,
             });

@@ -19,7 +19,7 @@ use crate::models::hold::{Hold, IdempotencyKey, PendingLookup};
 use crate::models::ids::{AccountId, ApiKeyId, RequestId};
 use crate::models::key::KeyBudget;
 use crate::models::ledger::{EntryKind, LedgerEntry, record_hash};
-use crate::models::limits::Subject;
+use crate::models::limits::{Counted, Room, Subject};
 use crate::models::money::{NanoUsd, OutOfRange, Tokens};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord, UsageSource};
@@ -152,7 +152,7 @@ impl Books {
     }
 
     fn place(&mut self, placement: &Placement, now: Timestamp) -> Result<Outcome, OutOfRange> {
-        let Placement { hold, floor_nusd, demand } = placement;
+        let Placement { hold, floor_nusd, demand, is_granted, .. } = placement;
         if self.settled.contains(&hold.request_id) {
             return Ok(Outcome::AlreadySettled);
         }
@@ -163,6 +163,9 @@ impl Books {
         if let Some(placed) = self.holds.get(&hold.request_id) {
             let (amount, room) = (placed.amount_nusd, self.room_of(hold, *demand, now));
             return Ok(Outcome::Placed { amount, available, room });
+        }
+        if *is_granted {
+            return self.place_granted(hold, payer, now);
         }
         if payer.account.status == AccountStatus::Suspended {
             return Ok(Outcome::Suspended);
@@ -191,6 +194,25 @@ impl Books {
         self.holds.insert(hold.request_id, hold.clone());
         self.changes.placed.insert(hold.request_id, hold);
         Ok(Outcome::Placed { amount, available, room })
+    }
+
+    /// It runs, or has run: what there is is set aside, if only nothing. It was counted in its limits
+    /// where it was let in.
+    fn place_granted(
+        &mut self,
+        hold: &Hold,
+        mut payer: Payer,
+        now: Timestamp,
+    ) -> Result<Outcome, OutOfRange> {
+        let (available, _) = payer.available(now)?;
+        let amount = hold.amount_nusd.min(available).max(NanoUsd::ZERO);
+        payer.hold(amount)?;
+        let hold = Hold { amount_nusd: amount, counted: Counted::default(), ..hold.clone() };
+        let available = payer.account.available(now)?;
+        self.keep(payer);
+        self.holds.insert(hold.request_id, hold.clone());
+        self.changes.placed.insert(hold.request_id, hold);
+        Ok(Outcome::Placed { amount, available, room: Room::default() })
     }
 
     fn is_repeated(&self, hold: &Hold, now: Timestamp) -> bool {

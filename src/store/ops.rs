@@ -11,12 +11,15 @@ use crate::models::limits::{Limited, LimitsInForce, Room};
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::time::Instant;
 
 pub use crate::models::limits::Limit;
 
-/// One change of the books.
-#[derive(Clone, Debug)]
+/// One change of the books. As JSON it is what a journal keeps while the database is away.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "every request has the largest, a placement")]
 pub enum LedgerOp {
     /// Sets money aside: what is wanted, or what there is down to a floor, else refused.
     Place(Placement),
@@ -34,14 +37,29 @@ pub enum LedgerOp {
     Abandon(RequestId),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Placement {
     /// Its amount is what is wanted.
     pub hold: Hold,
     /// Less than this is of no use.
     pub floor_nusd: NanoUsd,
     /// `None`: nothing is limited, and no window is looked at.
+    #[serde(skip)]
     pub demand: Option<Demand>,
+    /// For when the books cannot be asked. `None`: nothing was read lately.
+    #[serde(skip)]
+    pub funds: Option<Funds>,
+    /// It was let in while the database was away, and is not to be refused any more.
+    pub is_granted: bool,
+}
+
+/// What account and key could spend when they were last read.
+#[derive(Clone, Copy, Debug)]
+pub struct Funds {
+    pub account: NanoUsd,
+    /// `None`: the key has no budget.
+    pub key: Option<NanoUsd>,
+    pub read_at: Instant,
 }
 
 /// What a request takes of what is limited: itself, and its tokens at most.
@@ -51,16 +69,18 @@ pub struct Demand {
     pub limits: LimitsInForce,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Extension {
     pub request_id: RequestId,
     pub account_id: AccountId,
     pub api_key_id: Option<ApiKeyId>,
+    /// What the hold has come to so far.
+    pub held_nusd: NanoUsd,
     pub add_nusd: NanoUsd,
     pub floor_nusd: NanoUsd,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settlement {
     pub record: UsageRecord,
     /// The numbers are an estimate, and the upstream may yet tell the truth.
@@ -68,13 +88,13 @@ pub struct Settlement {
 }
 
 /// When an estimate is asked after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LookUpPlan {
     pub first_at: Timestamp,
     pub give_up_at: Timestamp,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Correction {
     pub api_key_id: Option<ApiKeyId>,
     /// What the usage record was charged.
@@ -83,7 +103,7 @@ pub struct Correction {
     pub correction: UsageCorrection,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Note {
     pub request_id: RequestId,
     pub account_id: AccountId,
@@ -94,14 +114,14 @@ pub struct Note {
 }
 
 /// Where a request is now.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Moved {
     pub upstream: String,
     pub price_id: String,
     pub tried: Attempts,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     pub account_id: AccountId,
     pub kind: EntryKind,

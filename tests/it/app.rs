@@ -16,6 +16,7 @@ pub mod supabase;
 pub mod wait;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitStatus;
 
 use serde_json::{Value, json};
@@ -143,6 +144,11 @@ impl TestApp {
         self.ask(&Ask::get(path).bearer(&self.key)).await
     }
 
+    /// Without a key.
+    pub async fn get_plain(&self, path: &str) -> Answered {
+        self.ask(&Ask::get(path)).await
+    }
+
     /// Bytes that need not be HTTP at all.
     pub async fn raw(&self, bytes: &[u8]) -> Answered {
         Exchange::open(self.address(), bytes).await.finish().await
@@ -214,6 +220,20 @@ impl TestApp {
         self.process = Process::serve(&self.environment, self.database.folder.path());
         self.base_url = self.process.base_url().await;
         self.stopped = false;
+    }
+
+    /// As `restart`, on a disk that is full at so many blocks of 512 bytes a file.
+    pub async fn restart_on_a_small_disk(&mut self, blocks: u32) {
+        assert!(self.stopped, "only a stopped program is started again");
+        let folder = self.database.folder.path();
+        self.process = Process::serve_on_a_small_disk(&self.environment, folder, blocks);
+        self.base_url = self.process.base_url().await;
+        self.stopped = false;
+    }
+
+    /// Where the program runs.
+    pub fn folder(&self) -> &Path {
+        self.database.folder.path()
     }
 
     // === what the books say ===

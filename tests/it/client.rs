@@ -203,6 +203,11 @@ impl Exchange {
         true
     }
 
+    /// Of the head that came.
+    pub fn status(&self) -> u16 {
+        self.answer.status
+    }
+
     /// Waits until the body holds `needle`, searching only what came since the last call.
     pub async fn until(&mut self, needle: &str) -> &mut Self {
         assert!(self.head().await, "no answer while waiting for {needle:?}");

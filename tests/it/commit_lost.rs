@@ -35,13 +35,13 @@ fn rounds() -> usize {
 }
 
 /// Clients that call again and again until they are told to stop.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     clients: tokio::task::JoinHandle<Vec<Vec<Answered>>>,
 }
 
 impl Load {
-    fn start(app: &TestApp) -> Self {
+    pub fn start(app: &TestApp) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let bodies = [streamed(OLD_MODEL), question(OLD_MODEL)];
         let clients: Vec<_> = (0..24)
@@ -53,7 +53,7 @@ impl Load {
         Self { stop, clients: tokio::spawn(join_all(clients)) }
     }
 
-    async fn end(self) -> Vec<Answered> {
+    pub async fn end(self) -> Vec<Answered> {
         self.stop.store(true, Ordering::SeqCst);
         let answers = self.clients.await.expect("no client panics");
         answers.into_iter().flatten().collect()
@@ -77,7 +77,7 @@ async fn call_until(
 
 /// Every whole answer is recorded once, at the upstream's numbers, and nothing else is charged
 /// without the upstream having made it.
-fn check(
+pub fn check(
     records: &[UsageRecord],
     answers: &[Answered],
     truths: &BTreeMap<String, Generation>,
@@ -112,17 +112,17 @@ fn check(
     assert!(whole > 0, "{seed}: nobody got an answer, so that nothing was shown");
 }
 
-fn manner() -> Manner {
+pub fn manner() -> Manner {
     Manner { tokens: 1, spread: 30, pause: Duration::from_millis(2), ..Manner::obedient() }
 }
 
-async fn loaded(setup: Setup, model: &Model) -> TestApp {
+pub async fn loaded(setup: Setup, model: &Model) -> TestApp {
     let setup = setup.credit("100000").env("UPSTREAM_BASE_URL", &model.url());
     setup.env("TOLLGATE_LEASE_SECONDS", "1").env("TOLLGATE_LOOKUP_SECONDS", "5").start().await
 }
 
 /// Calls are settled again: the next fault meets a program at work.
-async fn goes_on(app: &TestApp) {
+pub async fn goes_on(app: &TestApp) {
     let before = app.books.records().await.len();
     eventually("the ledger goes on", async || {
         (app.books.records().await.len() > before).then_some(())

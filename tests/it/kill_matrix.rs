@@ -179,7 +179,7 @@ async fn kill_once(app: &mut TestApp, model: &Model, random: &Random) -> Tally {
 }
 
 /// Calls again and again, and keeps what it got of each.
-async fn call_until_killed(address: std::net::SocketAddr, request: Vec<u8>) -> Vec<Answered> {
+pub async fn call_until_killed(address: std::net::SocketAddr, request: Vec<u8>) -> Vec<Answered> {
     let mut answers = Vec::new();
     while let Ok(exchange) = Exchange::try_open(address, &request).await {
         let got = exchange.finish().await;

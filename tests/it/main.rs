@@ -36,6 +36,7 @@ mod limits_burst;
 mod migrations;
 mod openapi;
 mod oracle;
+mod outage;
 mod overspend;
 mod payments;
 mod pooler;

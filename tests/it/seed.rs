@@ -60,7 +60,13 @@ pub async fn write(store: &dyn Store, price: &Price, calls: &[Call], first: u64)
         for call in calls {
             let (hold, settlement) = ops(price, call, request_id(call.at, number));
             number += 1;
-            places.push(LedgerOp::Place(Placement { hold, floor_nusd: NanoUsd(0), demand: None }));
+            places.push(LedgerOp::Place(Placement {
+                hold,
+                floor_nusd: NanoUsd(0),
+                demand: None,
+                funds: None,
+                is_granted: false,
+            }));
             settles.push(LedgerOp::Settle(Box::new(settlement)));
         }
         let now = Timestamp::now();

@@ -28,7 +28,10 @@ struct Limiting {
 
 impl Books {
     /// Counts a request that is about to be placed, or says why there is no room for it.
-    pub(super) fn count(
+    ///
+    /// # Errors
+    /// The limit that stands in the way.
+    pub fn count(
         &mut self,
         hold: &Hold,
         demand: Option<Demand>,
@@ -64,7 +67,7 @@ impl Books {
     }
 
     /// A request has ended: it runs no more, and it used what its record says.
-    pub(super) fn discount(&mut self, hold: &Hold, record: &UsageRecord, now: Timestamp) {
+    pub fn discount(&mut self, hold: &Hold, record: &UsageRecord, now: Timestamp) {
         let Counted { counted_tokens, counted_at: Some(at), .. } = hold.counted else { return };
         let used = record.prompt_tokens.0.saturating_add(record.completion_tokens.0);
         for subject in hold.counted_in() {

@@ -74,6 +74,20 @@ impl Process {
         Self::spawn(BINARY, &["serve"], environment, folder)
     }
 
+    /// The server, whose files may not grow beyond so many blocks of 512 bytes.
+    pub fn serve_on_a_small_disk(environment: &Environment, folder: &Path, blocks: u32) -> Self {
+        // Ignored, the signal becomes an error of the write; the limit is soft, to be lifted.
+        let script = format!("trap '' XFSZ; ulimit -S -f {blocks}; exec {BINARY} serve");
+        Self::spawn("sh", &["-c", &script], environment, folder)
+    }
+
+    /// Its files may grow again.
+    pub fn give_room(&self) {
+        let lift = format!("prlimit --fsize=unlimited --pid {}", self.child.id());
+        let status = Command::new("sh").args(["-c", &lift]).status().expect("a shell");
+        assert!(status.success(), "prlimit, of util-linux");
+    }
+
     /// Any program, with nothing of the test's own environment but what finding programs needs.
     pub fn spawn(
         program: &str,
@@ -96,6 +110,10 @@ impl Process {
         let stdout = Said::listen(child.stdout.take().expect("stdout is piped"));
         let stderr = Said::listen(child.stderr.take().expect("stderr is piped"));
         Self { child, stdout, stderr }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn stdout(&self) -> String {

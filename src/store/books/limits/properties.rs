@@ -146,7 +146,7 @@ impl World {
             tried: Attempts::default(),
         };
         let demand = (!limits.is_none()).then_some(Demand { tokens: Tokens(tokens), limits });
-        Placement { hold, floor_nusd: NanoUsd(1), demand }
+        Placement { hold, floor_nusd: NanoUsd(1), demand, funds: None, is_granted: false }
     }
 
     fn decide(&mut self, op: &LedgerOp) -> Outcome {

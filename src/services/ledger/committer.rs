@@ -1,0 +1,206 @@
+//! A batch becomes a transaction, once the database is there.
+//!
+//! Invariants: operations are decided in their order; a batch that the database refuses is split
+//! until the bad operation is alone; what the database may have done unheard is asked for again,
+//! which changes nothing. Whoever waits says for how long.
+
+use super::{Failed, name};
+use crate::models::ids::RequestId;
+use crate::models::money::NanoUsd;
+use crate::models::timestamp::Timestamp;
+use crate::models::usage::{Ending, UsageCorrection, UsageRecord, UsageSource};
+use crate::store::{Correction, LedgerOp, Outcome, Settlement, Store, StoreError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[derive(Clone)]
+pub struct Committer {
+    store: Arc<dyn Store>,
+}
+
+/// What became of one operation.
+pub type Decided = Result<Outcome, Failed>;
+
+/// A batch that takes longer is given up and tried again: the database is not there.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+pub const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Until when a database that is away is waited for. `None`: until it is back.
+#[derive(Clone, Copy)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    pub fn after(patience: Option<Duration>) -> Self {
+        Self(patience.map(|patience| Instant::now() + patience))
+    }
+
+    fn left(self) -> Duration {
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        self.0.map_or(COMMIT_TIMEOUT, |at| left(at).min(COMMIT_TIMEOUT))
+    }
+}
+
+impl Committer {
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// Commits a batch. Halves those that the database refuses; the depth is bounded by the size.
+    /// What is not decided when the time is over has [`Failed::Away`].
+    pub async fn commit(&self, ops: &[LedgerOp], deadline: Deadline) -> Vec<Decided> {
+        let mut waiting = vec![ops];
+        let mut outcomes = Vec::with_capacity(ops.len());
+        while let Some(part) = waiting.pop() {
+            match self.once_there(part, deadline).await {
+                Ok(decided) => outcomes.extend(decided.into_iter().map(Ok)),
+                Err(error) if error.is_transient() => break,
+                Err(_) if part.len() > 1 => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    waiting.push(second);
+                    waiting.push(first);
+                }
+                Err(error) => {
+                    tracing::error!(ledger.op = name(&part[0]), "not committed: {error}");
+                    outcomes.push(self.commit_plainly(&part[0], deadline).await);
+                }
+            }
+        }
+        outcomes.resize(ops.len(), Err(Failed::Away));
+        outcomes
+    }
+
+    /// A settlement that the database refuses is tried again without the upstream's words: what is
+    /// owed must be written down, whatever an upstream calls its model.
+    async fn commit_plainly(&self, op: &LedgerOp, deadline: Deadline) -> Decided {
+        let LedgerOp::Settle(settlement) = op else { return Err(Failed::Refused) };
+        let mut plain: Box<Settlement> = settlement.clone();
+        plain.record.forget_names();
+        plain.look_up = None;
+        match self.once_there(&[LedgerOp::Settle(plain)], deadline).await {
+            Ok(mut outcomes) => outcomes.pop().ok_or(Failed::Refused),
+            Err(error) if error.is_transient() => Err(Failed::Away),
+            Err(error) => {
+                tracing::error!("not committed in its plainest form either: {error}");
+                Err(Failed::Refused)
+            }
+        }
+    }
+
+    /// Waits for a database that is away: what is to be written down must not be lost, and who
+    /// cannot wait has a deadline of its own.
+    async fn once_there(
+        &self,
+        ops: &[LedgerOp],
+        deadline: Deadline,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let commit = self.store.commit(ops, Timestamp::now());
+            let error = match tokio::time::timeout(deadline.left(), commit).await {
+                Ok(Err(error)) if error.is_transient() => error,
+                Ok(decided) => return decided,
+                Err(_) => StoreError::Silent,
+            };
+            if deadline.left().is_zero() {
+                return Err(error);
+            }
+            tracing::warn!(ledger.ops = ops.len(), "the ledger waits for the database: {error}");
+            tokio::time::sleep(pause.min(deadline.left())).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// What follows from what was decided. [`Failed::Away`]: the operation is to be decided again.
+    pub async fn follow_up(
+        &self,
+        op: &LedgerOp,
+        decided: &Decided,
+        deadline: Deadline,
+    ) -> Result<(), Failed> {
+        match (op, decided) {
+            (LedgerOp::Settle(lost), Err(Failed::Refused)) => self.abandon(lost.record.id).await,
+            (LedgerOp::Abandon(request), Ok(_)) => self.abandon(*request).await,
+            (LedgerOp::Settle(settlement), Ok(Outcome::AlreadySettled)) => {
+                return self.correct_takeover(settlement, deadline).await;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A hold whose settlement was lost must not be kept alive by our renewing its lease.
+    async fn abandon(&self, lost: RequestId) {
+        if let Err(error) = self.store.abandon_hold(lost).await {
+            tracing::error!(request.id = %lost, "a hold without a settlement: {error}");
+        }
+    }
+
+    /// Another process took our hold for a dead one's and settled it by an estimate: we know the
+    /// truth, and put it right by a correction.
+    async fn correct_takeover(
+        &self,
+        settlement: &Settlement,
+        deadline: Deadline,
+    ) -> Result<(), Failed> {
+        let truth = &settlement.record;
+        let settled = tokio::time::timeout(deadline.left(), self.store.usage_record(truth.id));
+        let settled = match settled.await {
+            Ok(Ok(settled)) => settled,
+            Ok(Err(error)) if !error.is_transient() => return Ok(()),
+            Ok(Err(_)) | Err(_) => return Err(Failed::Away),
+        };
+        let is_estimate = |settled: &UsageRecord| {
+            settled.ending == Ending::Killed && settled.source == UsageSource::Estimated
+        };
+        let Some(settled) = settled.filter(is_estimate) else { return Ok(()) };
+        let correction = Correction {
+            api_key_id: truth.api_key_id,
+            charged_nusd: settled.charge_nusd,
+            correction: UsageCorrection {
+                request_id: truth.id,
+                account_id: truth.account_id,
+                generation_id: truth.generation_id.clone().unwrap_or_default(),
+                prompt_tokens: truth.prompt_tokens,
+                completion_tokens: truth.completion_tokens,
+                upstream_cost_pusd: truth.upstream_cost_pusd,
+                charge_nusd: truth.charge_nusd,
+                difference_nusd: NanoUsd::ZERO,
+                created_at: Timestamp::now(),
+            },
+        };
+        let ops = [LedgerOp::Correct(Box::new(correction))];
+        match self.commit(&ops, deadline).await.pop() {
+            Some(Err(Failed::Away)) => Err(Failed::Away),
+            // Another failure is in the log, and the estimate stands.
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts what was journalled into the books: everything is decided, or [`Failed::Away`].
+    pub async fn replay(
+        &self,
+        mut ops: Vec<LedgerOp>,
+        lease: Duration,
+    ) -> Result<Vec<(LedgerOp, Decided)>, Failed> {
+        let deadline = Deadline::after(Some(COMMIT_TIMEOUT));
+        if ops.is_empty() {
+            let ping = tokio::time::timeout(deadline.left(), self.store.ping()).await;
+            return if matches!(ping, Ok(Ok(()))) { Ok(Vec::new()) } else { Err(Failed::Away) };
+        }
+        for op in &mut ops {
+            if let LedgerOp::Place(placement) = op {
+                // Nobody is to take it for a dead process's before its settlement is replayed too.
+                placement.hold.lease_expires_at = Timestamp::now().plus(lease);
+            }
+        }
+        let decided = self.commit(&ops, deadline).await;
+        for (op, decided) in ops.iter().zip(&decided) {
+            if *decided == Err(Failed::Away) {
+                return Err(Failed::Away);
+            }
+            self.follow_up(op, decided, deadline).await?;
+        }
+        Ok(ops.into_iter().zip(decided).collect())
+    }
+}

@@ -1,0 +1,181 @@
+//! The writer's task: takes what waits, has it committed, and answers.
+//!
+//! Invariant: it runs until every way to it is gone and all that was sent is in the books or, when
+//! the database is away then, in the journal.
+
+use super::committer::{Committer, Deadline, Decided, RETRY_MAX};
+use super::outage::Outage;
+use super::{Away, Failed, OutageTerms, Queued, Snapshot};
+use crate::models::ids::{AccountId, ApiKeyId};
+use crate::models::money::NanoUsd;
+use crate::store::{Funds, LedgerOp, Outcome, Store};
+use moka::sync::Cache;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// Operations of one transaction. Larger batches gain nothing and answer later.
+pub const BATCH_OPS_MAX: usize = 256;
+/// Accounts and keys whose money is remembered for an outage.
+const LAST_MAX: u64 = 100_000;
+
+pub struct Writer {
+    committer: Committer,
+    receiver: mpsc::Receiver<Queued>,
+    memory: Memory,
+    away: Away,
+    /// `None`: the database is waited for, however long.
+    outage: Option<Outage>,
+}
+
+/// What the books said last.
+#[derive(Clone)]
+pub struct Memory {
+    /// For whether a call may overlap with its hold: forgotten at any news.
+    snapshots: Cache<AccountId, Snapshot>,
+    /// For an outage: not forgotten, because there is nobody to be asked.
+    last: Cache<AccountId, Snapshot>,
+    keys: Cache<ApiKeyId, NanoUsd>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        receiver: mpsc::Receiver<Queued>,
+        snapshots: Cache<AccountId, Snapshot>,
+        away: Away,
+        terms: Option<OutageTerms>,
+    ) -> Self {
+        let memory = Memory { snapshots, last: Cache::new(LAST_MAX), keys: Cache::new(LAST_MAX) };
+        let committer = Committer::new(store);
+        let outage =
+            terms.map(|terms| Outage::new(terms, committer.clone(), memory.clone(), away.clone()));
+        Self { committer, receiver, memory, away, outage }
+    }
+
+    /// Runs until every way to it is gone and all that was sent is written down.
+    pub async fn run(mut self) {
+        let mut queued = Vec::with_capacity(BATCH_OPS_MAX);
+        while self.receiver.recv_many(&mut queued, BATCH_OPS_MAX).await > 0 {
+            let deadline = Deadline::after(self.away.patience());
+            let (ops, answers): (Vec<_>, Vec<_>) =
+                queued.drain(..).map(|queued| (queued.op, queued.answer)).unzip();
+            let outcomes = self.committer.commit(&ops, deadline).await;
+            let mut undecided = Vec::new();
+            for ((op, answer), outcome) in ops.into_iter().zip(answers).zip(outcomes) {
+                let undone = self.finish(Queued { op, answer }, outcome).await;
+                undecided.extend(undone);
+            }
+            if let Some(outage) = self.outage.as_mut().filter(|_| !undecided.is_empty()) {
+                outage.outlast(undecided, &mut self.receiver).await;
+            }
+        }
+        if let Some(outage) = self.outage {
+            outage.end();
+        }
+    }
+
+    /// Answers what is decided; gives back what is to be decided again.
+    async fn finish(&self, queued: Queued, outcome: Decided) -> Option<Queued> {
+        if outcome == Err(Failed::Away) {
+            return Some(queued);
+        }
+        let Queued { op, answer } = queued;
+        let deadline = || Deadline::after(self.away.patience());
+        while self.committer.follow_up(&op, &outcome, deadline()).await.is_err() {
+            if self.outage.is_some() {
+                return Some(Queued { op, answer });
+            }
+            tokio::time::sleep(RETRY_MAX).await;
+        }
+        self.memory.remember(&op, &outcome, &self.away);
+        report(&op, &outcome);
+        if let Some(answer) = answer {
+            // Who asked may have gone; its settlement follows in the queue.
+            let _ = answer.send(outcome);
+        }
+        None
+    }
+}
+
+impl Memory {
+    /// What an operation's outcome says of its account.
+    pub(super) fn remember(&self, op: &LedgerOp, outcome: &Decided, away: &Away) {
+        let account = match op {
+            LedgerOp::Place(placement) => placement.hold.account_id,
+            LedgerOp::Extend(extension) => extension.account_id,
+            LedgerOp::Settle(settlement) => settlement.record.account_id,
+            LedgerOp::Note(_)
+            | LedgerOp::Correct(_)
+            | LedgerOp::Enter(_)
+            | LedgerOp::Abandon(_) => return,
+        };
+        let available = match outcome {
+            Ok(
+                Outcome::Placed { available, .. }
+                | Outcome::Extended { available, .. }
+                | Outcome::Refused { available, .. }
+                | Outcome::Settled { available, .. },
+            ) => *available,
+            Ok(Outcome::Suspended | Outcome::NoAccount) => NanoUsd::ZERO,
+            _ => return,
+        };
+        let snapshot = Snapshot { available, taken_at: Instant::now() };
+        self.snapshots.insert(account, snapshot);
+        if away.patience().is_some() {
+            self.last.insert(account, snapshot);
+            if let LedgerOp::Place(placement) = op {
+                self.read(placement.hold.api_key_id, placement.funds);
+            }
+            // Whether an outage of its own can be, once it is here, is for the outage to say.
+            if !away.is_away() {
+                away.set_can_serve(true);
+            }
+        }
+    }
+
+    /// What its caller had when it was told.
+    pub(super) fn read(&self, key: Option<ApiKeyId>, funds: Option<Funds>) {
+        if let Some((key, funds)) = key.zip(funds) {
+            self.keys.insert(key, funds.key.unwrap_or(NanoUsd(i64::MAX)));
+        }
+    }
+
+    /// What an account had when it was last heard of, here or by its caller.
+    pub(super) fn account(&self, account: AccountId, funds: Option<Funds>) -> Option<NanoUsd> {
+        let last = self.last.get(&account);
+        match (last, funds) {
+            (Some(last), Some(funds)) if funds.read_at > last.taken_at => Some(funds.account),
+            (Some(last), _) => Some(last.available),
+            (None, funds) => funds.map(|funds| funds.account),
+        }
+    }
+
+    /// What a key's budget had; a caller without a key has none.
+    pub(super) fn key(&self, key: Option<ApiKeyId>) -> Option<NanoUsd> {
+        key.map_or(Some(NanoUsd(i64::MAX)), |key| self.keys.get(&key))
+    }
+}
+
+/// Says aloud what should not happen to a settlement.
+pub(super) fn report(op: &LedgerOp, outcome: &Decided) {
+    let LedgerOp::Settle(settlement) = op else { return };
+    let record = &settlement.record;
+    match outcome {
+        Ok(Outcome::Settled { charge, .. }) if *charge < record.charge_nusd => {
+            tracing::warn!(
+                request.id = %record.id,
+                account.id = %record.account_id,
+                charge_nusd = charge.0,
+                price_nusd = record.charge_nusd.0,
+                "the account could not pay for all of this request"
+            );
+        }
+        Ok(Outcome::Settled { .. }) | Err(_) => {}
+        // A voided request that never had its hold: nothing was lost.
+        Ok(Outcome::NoHold) if !record.is_billable() => {}
+        Ok(other) => {
+            tracing::warn!(request.id = %record.id, "this request was not settled: {other:?}");
+        }
+    }
+}
