@@ -118,6 +118,8 @@ command -v cc >/dev/null || install "a C compiler" gcc libc6-dev
 command -v curl >/dev/null || install "curl" curl
 postgres_bin >/dev/null || install "PostgreSQL's server" postgresql
 command -v pgbouncer >/dev/null || [[ -x /usr/sbin/pgbouncer ]] || install "PgBouncer" pgbouncer
+[[ -e $(dpkg -L libfaketime 2>/dev/null | grep 'libfaketimeMT.so.1$') ]] ||
+    install "a clock that can be set" faketime
 python3 -c 'import venv, ensurepip' 2>/dev/null || install "Python with venv" python3 python3-venv
 
 step="PostgreSQL"

@@ -1,13 +1,13 @@
 //! Random cases that can be run again: the seed is in every failure's message, and is taken from
 //! `TEST_SEED` when that is set.
 
-use std::cell::Cell;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub struct Random {
     seed: u64,
-    state: Cell<u64>,
+    state: AtomicU64,
 }
 
 impl Random {
@@ -22,7 +22,7 @@ impl Random {
 
     pub fn new(seed: u64) -> Self {
         // The state of xorshift must not be zero.
-        Self { seed, state: Cell::new(seed | 1) }
+        Self { seed, state: AtomicU64::new(seed | 1) }
     }
 
     pub fn seed(&self) -> u64 {
@@ -30,11 +30,11 @@ impl Random {
     }
 
     fn next(&self) -> u64 {
-        let mut state = self.state.get();
+        let mut state = self.state.load(Ordering::Relaxed);
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        self.state.set(state);
+        self.state.store(state, Ordering::Relaxed);
         state
     }
 

@@ -36,6 +36,84 @@ impl Cluster {
         cluster
     }
 
+    /// A copy that follows `primary`, and without whose word the primary commits nothing from now
+    /// on: what is committed outlives the primary.
+    pub async fn standby_of(primary: &Self) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let user = unprivileged();
+        hand_over(folder.path(), user.as_deref());
+        let data = folder.path().join("data");
+        let mut copy = as_user(user.as_deref(), &primary.bin.join("pg_basebackup"));
+        let source = format!("{}?application_name=standby", primary.url());
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--dbname", &source]);
+        run(copy.arg("--pgdata").arg(&data).current_dir(folder.path()));
+        // Once it is promoted it waits for nobody.
+        std::fs::write(data.join("postgresql.auto.conf"), recovery(&source))
+            .expect("our own folder");
+        let (bin, port) = (primary.bin.clone(), free_port());
+        let postmaster = spawn(&bin, folder.path(), port);
+        let standby = Self { folder, bin, port, postmaster };
+        primary.set("synchronous_standby_names", "standby").await;
+        eventually("the standby follows", async || {
+            let mut primary = PgConnection::connect(&primary.url()).await.ok()?;
+            let follows = "SELECT sync_state = 'sync' FROM pg_stat_replication";
+            let follows: Vec<bool> =
+                sqlx::query_scalar(follows).fetch_all(&mut primary).await.ok()?;
+            follows.contains(&true).then_some(())
+        })
+        .await;
+        standby
+    }
+
+    /// It becomes a primary; the old one must be dead by then.
+    pub async fn promote(&self) {
+        eventually("the standby is promoted", async || {
+            let mut standby = PgConnection::connect(&self.url()).await.ok()?;
+            let is_promoted = sqlx::query_scalar("SELECT pg_promote()");
+            let _: Result<bool, _> = is_promoted.fetch_one(&mut standby).await;
+            let reads = sqlx::query_scalar("SELECT pg_is_in_recovery()");
+            let reads: bool = reads.fetch_one(&mut standby).await.ok()?;
+            (!reads).then_some(())
+        })
+        .await;
+    }
+
+    /// Sets a parameter while it runs.
+    pub async fn set(&self, parameter: &str, value: &str) {
+        // Also where transactions are set to read only, by this very call.
+        let url = format!("{}?options=-c%20default_transaction_read_only%3Doff", self.url());
+        eventually("a parameter is set", async || {
+            let mut connection = PgConnection::connect(&url).await.ok()?;
+            for statement in [
+                format!("ALTER SYSTEM SET {parameter} = '{value}'"),
+                "SELECT pg_reload_conf()".to_owned(),
+            ] {
+                let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement));
+                statement.execute(&mut connection).await.ok()?;
+            }
+            Some(())
+        })
+        .await;
+    }
+
+    /// Its files may not grow beyond so many bytes, as on a disk that is full; `None`: as they like.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        for pid in self.pids() {
+            // One that has ended meanwhile needs no limit. A soft one, to be lifted.
+            let _ = Command::new("prlimit")
+                .arg(format!("--fsize={limit}:unlimited"))
+                .args(["--pid", &pid.to_string()])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+
+    /// It has ended by itself.
+    pub fn is_over(&mut self) -> bool {
+        self.postmaster.try_wait().expect("a child of this process").is_some()
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://tollgate@127.0.0.1:{}/postgres", self.port)
     }
@@ -89,6 +167,11 @@ impl Drop for Cluster {
         signal("KILL", &pids);
         let _ = self.postmaster.wait();
     }
+}
+
+/// What `pg_basebackup` has written down, without what else the primary was told.
+fn recovery(source: &str) -> String {
+    format!("primary_conninfo = '{source}'\n")
 }
 
 /// The parent of a process that still runs.

@@ -1,9 +1,10 @@
-//! A wire between the program and its PostgreSQL that can be cut, and that can lose the answer to a
-//! COMMIT: the transaction stands, and the program is not told.
+//! A wire between the program and its PostgreSQL that can be cut, slowed and led to another server,
+//! and that can lose the answer to a COMMIT: the transaction stands, and the program is not told.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,7 +18,9 @@ pub struct Proxy {
 }
 
 struct Wire {
-    server: String,
+    server: Mutex<String>,
+    /// Of each answer, in milliseconds.
+    delay: AtomicU64,
     /// Answers to COMMIT that are to be lost.
     to_lose: AtomicUsize,
     lost: AtomicUsize,
@@ -33,7 +36,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket");
         let wire = Arc::new(Wire {
-            server: server.to_string(),
+            server: Mutex::new(server.to_string()),
+            delay: AtomicU64::new(0),
             to_lose: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
             is_cut: watch::Sender::new(false),
@@ -54,6 +58,19 @@ impl Proxy {
     /// Every connection breaks, and so does each new one, until `mend`.
     pub fn cut(&self) {
         self.wire.is_cut.send_replace(true);
+    }
+
+    /// New connections go to the server at `host:port`; those that are open break.
+    pub fn lead_to(&self, server: &str) {
+        *self.wire.server.lock().expect("no panic") = server.to_string();
+        self.cut();
+        self.mend();
+    }
+
+    /// Every answer takes so much longer.
+    pub fn slow(&self, delay: Duration) {
+        let delay = u64::try_from(delay.as_millis()).expect("short");
+        self.wire.delay.store(delay, Ordering::SeqCst);
     }
 
     pub fn mend(&self) {
@@ -87,7 +104,8 @@ async fn accept(listener: TcpListener, wire: Arc<Wire>) {
 }
 
 async fn relay(mut client: TcpStream, wire: &Wire) {
-    let Ok(mut server) = TcpStream::connect(&wire.server).await else { return };
+    let address = wire.server.lock().expect("no panic").clone();
+    let Ok(mut server) = TcpStream::connect(address).await else { return };
     let (mut asked, mut told) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
         let passed = tokio::select! {
@@ -106,7 +124,13 @@ async fn relay(mut client: TcpStream, wire: &Wire) {
                 _ => return,
             },
             read = server.read(&mut told) => match read {
-                Ok(read @ 1..) => client.write_all(&told[..read]).await,
+                Ok(read @ 1..) => {
+                    let delay = wire.delay.load(Ordering::SeqCst);
+                    if delay > 0 {
+                        tokio::time::sleep(Duration::from_millis(delay)).await;
+                    }
+                    client.write_all(&told[..read]).await
+                }
                 _ => return,
             },
         };

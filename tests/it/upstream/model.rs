@@ -59,6 +59,8 @@ pub struct Manner {
     /// `GET /generation` says 404 so often before it tells.
     pub not_found: u32,
     pub stall: Option<(Stall, Gate)>,
+    /// Of so many calls one fails before it has begun; 0: none.
+    pub fails_one_in: usize,
 }
 
 impl Manner {
@@ -83,6 +85,7 @@ impl Manner {
             provider: "OpenAI",
             not_found: 0,
             stall: None,
+            fails_one_in: 0,
         }
     }
 }
@@ -162,6 +165,7 @@ struct State {
     manner: Manner,
     generations: BTreeMap<String, Generation>,
     chats: Vec<Value>,
+    calls: usize,
 }
 
 struct Shared(Mutex<State>);
@@ -173,6 +177,13 @@ impl Shared {
 
     fn change(&self, id: &str, change: impl FnOnce(&mut Generation)) {
         change(self.state().generations.get_mut(id).expect("it was begun"));
+    }
+
+    /// Whether this call is one of those that fail.
+    fn fails(&self) -> bool {
+        let mut state = self.state();
+        state.calls += 1;
+        state.calls.checked_rem(state.manner.fails_one_in) == Some(0)
     }
 
     /// The truth as a list of calls.
@@ -205,7 +216,7 @@ impl Model {
     pub async fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket");
-        let state = State { manner, generations: BTreeMap::new(), chats: Vec::new() };
+        let state = State { manner, generations: BTreeMap::new(), chats: Vec::new(), calls: 0 };
         let shared = Arc::new(Shared(Mutex::new(state)));
         let accepting = tokio::spawn(accept(listener, shared.clone())).abort_handle();
         Self { shared, address, accepting }
@@ -298,6 +309,9 @@ fn begin(shared: &Shared, body: &Value) -> (Generation, Manner, i64) {
 
 async fn chat(stream: &TcpStream, shared: &Shared, request: &Request) -> io::Result<()> {
     let body: Value = serde_json::from_slice(&request.body).expect("the forwarded body is JSON");
+    if shared.fails() {
+        return json_answer(stream, 503, &[], r#"{"error":{"message":"overloaded"}}"#).await;
+    }
     let (generation, manner, says) = begin(shared, &body);
     let id = &generation.id;
     let speak = async {
