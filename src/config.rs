@@ -19,7 +19,7 @@ pub use billing::{OPENMETER, STRIPE, WEBHOOK};
 pub use database::{DatabaseConfig, DatabaseKind, OutageConfig};
 use hyper::Uri;
 pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
-pub use log::LogConfig;
+pub use log::{LogConfig, TraceConfig};
 pub use money::MoneyConfig;
 pub use payments::PaymentsConfig;
 use reader::{Name, Reader};
@@ -43,6 +43,7 @@ pub struct Config {
     pub payments: PaymentsConfig,
     pub identity: IdentityConfig,
     pub log: LogConfig,
+    pub trace: TraceConfig,
     shown: Vec<(Name, String)>,
 }
 
@@ -61,8 +62,20 @@ impl Config {
         let payments = PaymentsConfig::read(&mut env)?;
         let identity = IdentityConfig::read(&mut env)?;
         let log = LogConfig::read(&mut env)?;
+        let trace = TraceConfig::read(&mut env)?;
         let shown = env.finish()?;
-        Ok(Self { server, database, upstreams, money, billing, payments, identity, log, shown })
+        Ok(Self {
+            server,
+            database,
+            upstreams,
+            money,
+            billing,
+            payments,
+            identity,
+            log,
+            trace,
+            shown,
+        })
     }
 
     /// What is in force, secrets masked.

@@ -11,6 +11,7 @@ pub mod credits;
 pub mod export;
 pub mod extract;
 pub mod health;
+pub mod metrics;
 pub mod models;
 mod parameters;
 pub mod usage;

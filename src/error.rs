@@ -108,6 +108,10 @@ pub enum Error {
     UpstreamTimeout(&'static str),
 }
 
+/// Which error an answer is: in its extensions, for whoever counts answers.
+#[derive(Clone, Copy, Debug)]
+pub struct ErrorCode(pub &'static str);
+
 /// OpenAI's error object; `error` is its only member on the wire.
 #[derive(Debug, serde::Serialize)]
 struct Envelope<'a> {
@@ -426,11 +430,16 @@ impl Error {
         serde_json::to_string(&envelope).unwrap_or_default()
     }
 
+    /// As it is counted and logged: every error has a word.
+    fn counted(&self) -> &'static str {
+        self.code().unwrap_or("invalid_request")
+    }
+
     /// The one log line of a failure: loud when it is ours or the upstream's, quiet when it is the
     /// client's. `what` it ended.
     pub fn log(&self, what: &str) {
         let status = self.status().as_u16();
-        let code = self.code().unwrap_or("invalid_request");
+        let code = self.counted();
         if self.status().is_server_error() {
             tracing::error!(http.status = status, error.code = code, "{what}: {self}");
         } else {
@@ -469,6 +478,9 @@ impl IntoResponse for Error {
             "request refused"
         });
         let content_type = [(axum::http::header::CONTENT_TYPE, "application/json")];
-        (self.status(), content_type, self.headers(), self.envelope()).into_response()
+        let answer = (self.status(), content_type, self.headers(), self.envelope());
+        let mut response = answer.into_response();
+        response.extensions_mut().insert(ErrorCode(self.counted()));
+        response
     }
 }

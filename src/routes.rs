@@ -3,25 +3,29 @@
 use crate::controllers::admin::{
     accounts, credits as entries, events, keys, members, prices, records,
 };
-use crate::controllers::{billing, chat, credits, export, health, models, usage, webhooks};
-use crate::error::Error;
+use crate::controllers::{
+    billing, chat, credits, export, health, metrics, models, usage, webhooks,
+};
+use crate::error::{Error, ErrorCode};
 use crate::models::ids::RequestId;
+use crate::services::metrics::Surface;
+use crate::services::trace::Tracer;
 use crate::state::App;
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONNECTION, TRANSFER_ENCODING};
 use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{delete, get, post};
 use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer};
 use tracing::Instrument;
 
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let router = Router::new()
         // OpenAI's surface
         .route("/v1/chat/completions", post(chat::create).fallback(only("POST")))
         .route("/v1/models", get(models::list).fallback(only(GET)))
@@ -37,13 +41,29 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(health::live).fallback(only(GET)))
         .route("/readyz", get(health::ready).fallback(only(GET)))
         .merge(payments())
-        .merge(admin())
+        .merge(admin());
+    // Where they have a listener of their own, they are not here.
+    let is_here = app.config.server.metrics_listen.is_none();
+    let router = if is_here {
+        router.route("/metrics", get(metrics::show).fallback(only(GET)))
+    } else {
+        router
+    };
+    router
         .fallback(unknown)
-        .with_state(app)
+        .with_state(app.clone())
         // outermost last: the id is there before anything can fail
         .layer(cors())
         .layer(from_fn(nothing_after_chunks))
-        .layer(from_fn(identify))
+        .layer(from_fn_with_state(app, identify))
+}
+
+/// Of the listener that is for metrics alone: who reaches it may read them.
+pub fn metrics_router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics::open).fallback(only(GET)))
+        .fallback(unknown)
+        .with_state(app)
 }
 
 /// Stripe and the pages where people pay.
@@ -132,12 +152,25 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How long a browser may remember what it may send.
 const PREFLIGHT_FOR: Duration = Duration::from_secs(3_600);
 
-/// Gives the request its id: in its extensions, in the log, in the answer.
-async fn identify(mut request: Request, next: Next) -> Response {
-    let id = RequestId::generate();
+/// Gives the request its id: in its extensions, in the log, in the answer; and counts it.
+async fn identify(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let (id, began) = (RequestId::generate(), Instant::now());
+    let route = request.extensions().get().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let surface = Surface::of(route);
+    let begin = |tracer: &Tracer| tracer.begin(id, request.method(), route, request.headers());
+    let trace = app.tracer.as_ref().map(begin);
+    if let Some(trace) = &trace {
+        request.extensions_mut().insert(trace.clone());
+    }
     request.extensions_mut().insert(id);
     let span = tracing::info_span!("request", id = %id);
     let mut response = next.run(request).instrument(span).await;
+    let code = response.extensions().get().map(|ErrorCode(code)| *code);
+    if let Some(trace) = trace {
+        trace.answered(response.status(), code);
+    }
+    app.metrics.surface.answered(surface, response.status(), code, began.elapsed());
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(X_REQUEST_ID, value);
     }

@@ -7,10 +7,12 @@
 // === leaves ===
 pub mod breaker;
 pub mod http;
+pub mod metrics;
 pub mod pricing;
 pub mod random;
 pub mod sse;
 pub mod tokens;
+pub mod trace;
 
 // === what a request passes, in its order ===
 pub mod admission;
@@ -35,3 +37,4 @@ pub mod reconcile;
 pub mod recovery;
 pub mod reports;
 pub mod verify;
+pub mod watch;

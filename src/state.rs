@@ -1,11 +1,15 @@
 //! What every request handler can reach. Built once, in `commands::serve`.
 
 use crate::config::Config;
+use crate::error::Error;
 use crate::services::admission::Admission;
 use crate::services::auth::Auth;
 use crate::services::billing::payments::Payments;
 use crate::services::catalog::Catalog;
+use crate::services::metrics::Metrics;
 use crate::services::reports::Reports;
+use crate::services::settle::DRAINS_MAX;
+use crate::services::trace::Tracer;
 use crate::store::Store;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +21,10 @@ pub struct App {
     pub catalog: Arc<Catalog>,
     pub admission: Admission,
     pub reports: Reports,
+    pub metrics: Arc<Metrics>,
     pub payments: Arc<Payments>,
+    /// `None`: nobody collects traces.
+    pub tracer: Option<Tracer>,
     /// Readiness is off: no new work, please.
     pub leaving: CancellationToken,
     /// Streams end now, with an error event.
@@ -25,6 +32,20 @@ pub struct App {
 }
 
 impl App {
+    /// All that is measured, as of now.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when it cannot be written.
+    pub fn measured(&self) -> Result<String, Error> {
+        let Admission { ledger, settler, .. } = &self.admission;
+        let queued = i64::try_from(ledger.queued()).unwrap_or(i64::MAX);
+        self.metrics.ledger.queued.set(queued);
+        settler.upstreams.measure();
+        let drains = DRAINS_MAX.saturating_sub(settler.drains.available_permits());
+        self.metrics.upstreams.draining(drains);
+        self.metrics.text()
+    }
+
     /// Drops what is remembered of accounts, keys and prices: some have changed.
     pub fn forget(&self) {
         self.auth.forget();

@@ -33,6 +33,8 @@ pub mod sqlite;
 mod table;
 /// Rows that belong to rows.
 pub mod verify;
+/// What they stand at.
+pub mod watch;
 
 use crate::error::Error;
 use crate::models::timestamp::Timestamp;
@@ -49,6 +51,7 @@ use records::RecordStore;
 use reports::ReportStore;
 use std::time::Duration;
 use verify::VerifyStore;
+use watch::WatchStore;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -113,6 +116,7 @@ pub trait Store:
     + PaymentStore
     + ReconcileStore
     + VerifyStore
+    + WatchStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;

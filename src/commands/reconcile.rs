@@ -4,6 +4,7 @@ use super::{Output, print};
 use crate::config::Config;
 use crate::models::reconcile::Day;
 use crate::models::timestamp::Timestamp;
+use crate::services::metrics::Metrics;
 use crate::services::reconcile::{self, Kind, Report, Sources, Terms};
 use crate::services::upstreams::Upstreams;
 use crate::store::Store;
@@ -42,7 +43,9 @@ pub async fn run(
     let terms =
         Terms::new(day, now, usize::try_from(samples)?, seed).map_err(|why| anyhow!(why))?;
     let configured = Some(&config.upstreams).filter(|upstreams| !upstreams.list.is_empty());
-    let upstreams = configured.map(Upstreams::new).transpose()?;
+    // Nobody reads what a command measures.
+    let measured = Metrics::new();
+    let upstreams = configured.map(|set| Upstreams::new(set, &measured.upstreams)).transpose()?;
     let sources = Sources {
         upstreams: upstreams.as_ref(),
         management_key: config.upstreams.management_key.as_ref(),

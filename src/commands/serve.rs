@@ -3,6 +3,7 @@
 //! The order of leaving: readiness off, a moment for load balancers, the listener closed, streams
 //! to their end or the deadline, the rest settled as it stands, the ledger written out.
 
+mod metrics;
 mod welcome;
 
 use crate::config::{
@@ -21,11 +22,14 @@ use crate::services::catalog::{Catalog, OperatorTable};
 use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Journal, Ledger, Leftovers, OutageTerms, Writer};
+use crate::services::metrics::Metrics;
 use crate::services::recovery::Recovery;
 use crate::services::reports::Reports;
-use crate::services::settle::Settler;
+use crate::services::settle::{DRAINS_MAX, Settler};
 use crate::services::tokens::Vocabularies;
+use crate::services::trace::Tracer;
 use crate::services::upstreams::Upstreams;
+use crate::services::watch::Watch;
 use crate::state::App;
 use crate::store::{Store, StoreError};
 use crate::{demo, log};
@@ -41,8 +45,6 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Answers read on for clients that have gone, at once.
-const DRAINS_MAX: usize = 1_024;
 /// How long the start waits for a look at a database that it does not migrate.
 const CHECK_WAIT: Duration = Duration::from_secs(2);
 /// Before the next look at one that was away.
@@ -143,17 +145,18 @@ async fn start_demo(config: &mut Config) -> anyhow::Result<()> {
 }
 
 async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App>, Writer)> {
-    let upstreams = Arc::new(Upstreams::new(&config.upstreams)?);
+    let metrics = Arc::new(Metrics::new());
+    let upstreams = Arc::new(Upstreams::new(&config.upstreams, &metrics.upstreams)?);
     let vocabularies = tokio::task::spawn_blocking(Vocabularies::load).await??;
     let instance = InstanceId::generate();
     let outage = outage_terms(&config.database, instance)?;
-    let (ledger, writer) = ledger::new(store.clone(), outage);
+    let (ledger, writer) = ledger::new(store.clone(), metrics.clone(), outage);
     let away = ledger.away().clone();
     let money = config.money.clone();
     let catalog = Catalog::new(&upstreams, store.clone(), vocabularies.clone(), money)?;
     let catalog = Arc::new(catalog);
     let stop = CancellationToken::new();
-    let settler = settler(&config, upstreams, ledger.clone(), stop.clone());
+    let settler = settler(&config, upstreams, ledger.clone(), metrics.clone(), stop.clone());
     let admission = Admission {
         catalog: catalog.clone(),
         ledger,
@@ -163,11 +166,25 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
         terms: HoldTerms::of(&config),
     };
     let signup = signup_terms(&config, store.as_ref()).await?;
-    let auth = Auth::new(store.clone(), &config.identity, signup, config.database.wait, away)?;
+    let (wait, identity) = (config.database.wait, metrics.identity.clone());
+    let auth = Auth::new(store.clone(), &config.identity, signup, wait, away, identity)?;
     let leaving = CancellationToken::new();
     let reports = Reports::new(store.clone());
     let payments = Arc::new(Payments::new(&config, store.clone(), catalog.clone())?);
-    let app = App { config, store, auth, catalog, admission, reports, payments, leaving, stop };
+    let tracer = Tracer::new(&config.trace)?;
+    let app = App {
+        config,
+        store,
+        auth,
+        catalog,
+        admission,
+        reports,
+        metrics,
+        payments,
+        tracer,
+        leaving,
+        stop,
+    };
     Ok((Arc::new(app), writer))
 }
 
@@ -208,11 +225,13 @@ fn settler(
     config: &Config,
     upstreams: Arc<Upstreams>,
     ledger: Ledger,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Settler {
     Settler {
         upstreams,
         ledger,
+        metrics,
         slow_lookup: config.upstreams.slow_lookup,
         slow_lookup_every: config.upstreams.slow_lookup_every,
         note_wait: config.database.wait,
@@ -220,6 +239,7 @@ fn settler(
         tasks: TaskTracker::new(),
         runtime: tokio::runtime::Handle::current(),
         stop,
+        slow: config.log.slow,
     }
 }
 
@@ -243,7 +263,7 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
 
     if let Some(outage) = &app.config.database.outage {
         let leftovers =
-            Leftovers::new(app.store.clone(), &outage.folder, app.config.database.lease);
+            Leftovers::new(app.store.clone(), app.admission.ledger.measured(), &outage.folder, app.config.database.lease);
         let stop = background.clone();
         tokio::spawn(async move { leftovers.run(stop).await });
     }
@@ -251,6 +271,16 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
     let late = LateTruths { store: app.store.clone(), settler: app.admission.settler.clone() };
     let stop = background.clone();
     tokio::spawn(async move { late.run(stop).await });
+
+    let watch = Watch {
+        store: app.store.clone(),
+        ledger: app.admission.ledger.clone(),
+        metrics: app.metrics.clone(),
+        instance: app.admission.instance,
+        sinks: app.config.billing.sinks(),
+    };
+    let stop = background.clone();
+    tokio::spawn(async move { watch.run(stop).await });
 
     let (changed, stop) = (app.clone(), background.clone());
     tokio::spawn(async move {
@@ -298,7 +328,7 @@ async fn start_exports(app: &App, background: &CancellationToken) -> anyhow::Res
         registered => registered?,
     }
     let api = app.payments.api();
-    billing::start(&app.config.billing, &app.store, api, &tasks, background)?;
+    billing::start(&app.config.billing, &app.store, &app.metrics.sinks, api, &tasks, background)?;
     let (customers, stop) = (app.payments.clone(), background.clone());
     tasks.spawn(async move { customers.run_customers(stop).await });
     tasks.close();
@@ -325,6 +355,7 @@ async fn serve(
     let listener = TcpListener::bind(app.config.server.listen)
         .await
         .with_context(|| format!("listening on {}", app.config.server.listen))?;
+    let measuring = metrics::start(&app, &background).await?;
     if tokio::time::timeout(FIRST_LIST_WAIT, app.catalog.filled()).await.is_err() {
         tracing::warn!("serving without a model list: the upstream has not given one yet");
     }
@@ -348,8 +379,12 @@ async fn serve(
     leave(&app, signals, connections).await;
     background.cancel();
     serving.await?;
+    measuring.wait().await;
     if tokio::time::timeout(LAST_USES_WAIT, app.auth.write_uses()).await.is_err() {
         tracing::debug!("when keys were last used could not be written down");
+    }
+    if let Some(tracer) = &app.tracer {
+        tracer.flush().await;
     }
     drop(app);
     // The last ways into the ledger are gone: the writer ends when all is written.

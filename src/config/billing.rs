@@ -100,17 +100,19 @@ impl BillingConfig {
     pub fn event_terms(&self) -> EventTerms {
         let is_told = self.webhook.is_some() && self.alerts != AlertTerms::default();
         let alerts = is_told.then(|| (WEBHOOK.to_owned(), self.alerts.clone()));
-        EventTerms { sinks: self.sinks(), alerts }
+        let sinks = self.sinks().into_iter().map(str::to_owned).collect();
+        EventTerms { sinks, alerts }
     }
 
+    /// The sinks that are set.
     #[must_use]
-    fn sinks(&self) -> Vec<String> {
+    pub fn sinks(&self) -> Vec<&'static str> {
         let named = [
             (STRIPE, self.stripe.as_ref().is_some_and(|stripe| stripe.is_sink)),
             (OPENMETER, self.openmeter.is_some()),
             (WEBHOOK, self.webhook.is_some()),
         ];
-        named.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect()
+        named.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect()
     }
 }
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     pub listen: SocketAddr,
+    /// Where metrics are to be had by anybody; `None`: at `listen`, for operators.
+    pub metrics_listen: Option<SocketAddr>,
     pub body_bytes_max: usize,
     /// A client that takes nothing for this long has gone.
     pub write: Duration,
@@ -25,8 +27,11 @@ impl ServerConfig {
             let port = port.parse().map_err(|_| ConfigError("PORT is not a port".into()))?;
             listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
         }
+        let metrics_listen = env.optional("TOLLGATE_METRICS_LISTEN").map(|text| text.parse());
+        let not_an_address = |_| ConfigError("TOLLGATE_METRICS_LISTEN is not an address".into());
         Ok(Self {
             listen,
+            metrics_listen: metrics_listen.transpose().map_err(not_an_address)?,
             body_bytes_max: env.parsed("TOLLGATE_BODY_BYTES_MAX", "33554432")?,
             write: env.positive_seconds("TOLLGATE_WRITE_SECONDS", "60")?,
             drain: env.seconds("TOLLGATE_DRAIN_SECONDS", "30")?,

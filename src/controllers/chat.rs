@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`.
 
-use crate::controllers::extract::{IdempotencyKey, JsonBody};
+use crate::controllers::extract::{IdempotencyKey, JsonBody, Traced};
 use crate::error::{Error, insert_room};
 use crate::models::ids::RequestId;
 use crate::models::openai::request::ChatRequest;
@@ -25,10 +25,12 @@ pub async fn create(
     id: RequestId,
     principal: Principal,
     idempotency_key: IdempotencyKey,
+    Traced(trace): Traced,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Error> {
     let request = ChatRequest::parse(&body)?;
-    let caller = Caller { id, principal: &principal, idempotency_key: idempotency_key.0 };
+    let idempotency_key = idempotency_key.0;
+    let caller = Caller { id, principal: &principal, idempotency_key, trace };
     let admitted = app.admission.admit(caller, &request, &body).await?;
     let (cap, room) = (admitted.lowered_cap(), admitted.room());
     let (mut exchange, answer) = admitted.forward().await?;

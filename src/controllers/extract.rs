@@ -9,6 +9,7 @@ use crate::models::identity::Role;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::Invalid;
 use crate::services::auth::{Caller, Principal};
+use crate::services::trace::RequestTrace;
 use crate::state::App;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::HeaderMap;
@@ -19,6 +20,9 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The request's trace, where anybody collects them.
+pub struct Traced(pub Option<RequestTrace>);
 
 /// A request body.
 pub struct JsonBody(pub Bytes);
@@ -60,6 +64,14 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
         let missing = || Error::Internal("a request without an id".to_owned());
         parts.extensions.get::<Self>().copied().ok_or_else(missing)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Traced {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        Ok(Self(parts.extensions.get().cloned()))
     }
 }
 

@@ -22,10 +22,12 @@ use crate::services::ledger::{Answer, Failed, Ledger};
 use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
 use crate::services::tokens::{Vocabularies, count_images, estimate_prompt};
+use crate::services::trace::RequestTrace;
 use crate::store::{Demand, LedgerOp, Limit, Outcome, Placement};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Span;
 
 pub struct Admission {
     pub catalog: Arc<Catalog>,
@@ -49,6 +51,7 @@ pub struct Caller<'a> {
     pub id: RequestId,
     pub principal: &'a Principal,
     pub idempotency_key: Option<String>,
+    pub trace: Option<RequestTrace>,
 }
 
 /// A request whose hold is on its way, and where it may go.
@@ -123,6 +126,7 @@ impl Admission {
         let has_key_limits = caller.principal.has_key_limits;
         let size = self.size(caller.principal, request, &model, &candidates);
         let worst = size.worst_case(first, others, request);
+        let trace = caller.trace.clone();
         let placement = self.placement(caller, request, &size, &model, first, &worst)?;
         let hold = placement.hold.clone();
         let is_limited = has_key_limits || !size.limits.is_none();
@@ -146,6 +150,9 @@ impl Admission {
             first_byte_at: None,
             slot: Some(slot),
             settler: self.settler.clone(),
+            span: Span::current(),
+            trace,
+            call_trace: None,
         };
         let (mut exchange, wait) = (Exchange::new(open, request), self.terms.database_wait);
         let mut commit = Commit::Waiting { answer: placed, wait, model };

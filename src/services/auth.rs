@@ -21,6 +21,7 @@ use crate::models::limits::{LimitsInForce, RateLimits};
 use crate::models::timestamp::Timestamp;
 use crate::services::directory::{SignupTerms, sign_up};
 use crate::services::ledger::Away;
+use crate::services::metrics::IdentityMetrics;
 use crate::store::{Funds, Store, StoreError};
 use failures::Failures;
 use moka::{future, sync};
@@ -67,6 +68,7 @@ pub struct Auth {
     wait: Duration,
     /// What the ledger knows of the store.
     away: Away,
+    measured: IdentityMetrics,
 }
 
 /// How users are told, and what those without an account get.
@@ -96,6 +98,7 @@ impl Auth {
         signup: SignupTerms,
         wait: Duration,
         away: Away,
+        measured: IdentityMetrics,
     ) -> Result<Self, Error> {
         let tokens = config.tokens.clone().map(Tokens::new).transpose()?;
         Ok(Self {
@@ -107,6 +110,7 @@ impl Auth {
             uses: Uses::default(),
             wait,
             away,
+            measured,
         })
     }
 
@@ -141,10 +145,12 @@ impl Auth {
             None => None,
         };
         if let Some(known) = known {
+            self.measured.remembered.inc();
             return known.principal();
         }
         self.failures.check(from)?;
         let (credential, hash) = credential.zip(hash).ok_or(Error::WrongKey)?;
+        self.measured.asked.inc();
         // One look-up at a time for a key; a failed one is not remembered.
         let look_up = self.look_up(&hash, &credential);
         let found = self.known.try_get_with_by_ref(&hash, look_up).await;

@@ -14,8 +14,9 @@ pub mod stripe;
 mod webhook;
 mod worker;
 
-use crate::config::BillingConfig;
+use crate::config::{BillingConfig, STRIPE};
 use crate::error::Error;
+use crate::services::metrics::SinkMetrics;
 use crate::store::Store;
 use exporter::Exporter;
 use openmeter::OpenMeter;
@@ -40,31 +41,34 @@ const CONNECT_WAIT: Duration = Duration::from_secs(5);
 pub fn start(
     config: &BillingConfig,
     store: &Arc<dyn Store>,
+    metrics: &SinkMetrics,
     api: Option<&Arc<StripeApi>>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
-    let terms = Terms { wait: config.wait, lease: config.lease };
+    let terms =
+        |sink| Terms { wait: config.wait, lease: config.lease, measured: metrics.sender(sink) };
     if let Some((stripe, api)) = config.stripe.as_ref().filter(|stripe| stripe.is_sink).zip(api) {
         let meters = stripe.meters.clone();
         if let Some(stream) = &stripe.stream {
             let exporter = StripeStream::new(stripe, stream, store.clone(), api.clone());
             let queue = ExportQueue::new(store.clone(), meters, stream::EVENTS_PER_CALL);
-            run(queue, exporter, terms, tasks, stop);
+            run(queue, exporter, terms(STRIPE), tasks, stop);
         } else {
             let exporter = Stripe::new(stripe, store.clone(), api.clone());
-            run(ExportQueue::new(store.clone(), meters, 1), exporter, terms, tasks, stop);
+            let queue = ExportQueue::new(store.clone(), meters, 1);
+            run(queue, exporter, terms(STRIPE), tasks, stop);
         }
     }
     if let Some(openmeter) = &config.openmeter {
         let exporter = OpenMeter::new(openmeter, config.wait)?;
         let queue = EventQueue::new(store.clone(), OpenMeter::SINK, openmeter::EVENTS_PER_CALL);
-        run(queue, exporter, terms, tasks, stop);
+        run(queue, exporter, terms(OpenMeter::SINK), tasks, stop);
     }
     if let Some(webhook) = &config.webhook {
         let exporter = Webhook::new(webhook, config.wait)?;
         let queue = EventQueue::new(store.clone(), Webhook::SINK, 1);
-        run(queue, exporter, terms, tasks, stop);
+        run(queue, exporter, terms(Webhook::SINK), tasks, stop);
     }
     Ok(())
 }

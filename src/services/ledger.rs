@@ -9,14 +9,18 @@ mod committer;
 mod exposure;
 mod journal;
 mod leftovers;
+mod measured;
 mod outage;
 mod writer;
 
 use crate::models::ids::AccountId;
 use crate::models::money::NanoUsd;
+use crate::services::metrics::Metrics;
 use crate::store::{LedgerOp, Outcome, Store};
+use committer::Committer;
 pub use journal::Journal;
 pub use leftovers::Leftovers;
+use measured::Measured;
 use moka::sync::Cache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +39,7 @@ pub struct Ledger {
     sender: mpsc::Sender<Queued>,
     snapshots: Cache<AccountId, Snapshot>,
     away: Away,
+    measured: Measured,
 }
 
 /// A reserved place in the writer's queue.
@@ -88,16 +93,23 @@ struct State {
 struct Queued {
     op: LedgerOp,
     answer: Option<oneshot::Sender<Result<Outcome, Failed>>>,
+    sent_at: Instant,
 }
 
 /// A ledger and the writer that has to run for it.
 #[must_use]
-pub fn new(store: Arc<dyn Store>, outage: Option<OutageTerms>) -> (Ledger, Writer) {
+pub fn new(
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    outage: Option<OutageTerms>,
+) -> (Ledger, Writer) {
     let (sender, receiver) = mpsc::channel(QUEUE_OPS_MAX);
     let snapshots = Cache::new(SNAPSHOTS_MAX);
     let away = Away::new(outage.as_ref().map(|terms| terms.patience));
-    let writer = Writer::new(store, receiver, snapshots.clone(), away.clone(), outage);
-    (Ledger { sender, snapshots, away }, writer)
+    let measured = Measured::new(metrics);
+    let committer = Committer::new(store, measured.clone());
+    let writer = Writer::new(committer, receiver, snapshots.clone(), away.clone(), outage);
+    (Ledger { sender, snapshots, away, measured }, writer)
 }
 
 // === impl Ledger ===
@@ -117,13 +129,13 @@ impl Ledger {
     /// [`Full`] when too many requests are in flight.
     pub fn submit(&self, op: LedgerOp) -> Result<Answer, Full> {
         let (sender, answer) = oneshot::channel();
-        self.sender.try_send(Queued { op, answer: Some(sender) }).map_err(|_| Full)?;
+        self.sender.try_send(Queued::new(op, Some(sender))).map_err(|_| Full)?;
         Ok(answer)
     }
 
     /// Sends an operation that may be lost: recovery then knows a little less.
     pub fn note(&self, op: LedgerOp) {
-        let _ = self.sender.try_send(Queued { op, answer: None });
+        let _ = self.sender.try_send(Queued::new(op, None));
     }
 
     /// Counts a hold that is on its way, so that a burst does not see the same money many times.
@@ -148,6 +160,24 @@ impl Ledger {
     pub fn away(&self) -> &Away {
         &self.away
     }
+
+    /// What committing is measured by.
+    #[must_use]
+    pub fn measured(&self) -> &Measured {
+        &self.measured
+    }
+
+    /// Places taken in the writer's queue, reserved ones included.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.sender.max_capacity().saturating_sub(self.sender.capacity())
+    }
+}
+
+impl Queued {
+    fn new(op: LedgerOp, answer: Option<oneshot::Sender<Result<Outcome, Failed>>>) -> Self {
+        Self { op, answer, sent_at: Instant::now() }
+    }
 }
 
 // === impl Slot ===
@@ -155,7 +185,7 @@ impl Ledger {
 impl Slot {
     /// Sends the operation the place was kept for. Does not wait and cannot fail.
     pub fn send(self, op: LedgerOp) {
-        self.0.send(Queued { op, answer: None });
+        self.0.send(Queued::new(op, None));
     }
 }
 

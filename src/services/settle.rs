@@ -6,6 +6,7 @@
 //! in `pricing`; where the request has been, in `attempts`.
 
 mod attempts;
+mod told;
 
 use crate::config::Disconnect;
 use crate::models::attempt::Attempts;
@@ -17,9 +18,11 @@ use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
 use crate::services::ledger::{Answer, Ledger, Slot};
+use crate::services::metrics::Metrics;
 use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::tokens::{Count, INLINE_BYTES_MAX, Tokenizer, count_prompt};
+use crate::services::trace::{CallTrace, RequestTrace};
 use crate::services::upstream::{Found, Upstream};
 use crate::services::upstreams::Upstreams;
 use crate::store::{LedgerOp, LookUpPlan, Moved, Note, Settlement};
@@ -30,11 +33,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
+
+/// Answers read on for clients that have gone, at once.
+pub const DRAINS_MAX: usize = 1_024;
 
 /// What settling needs besides the hold. One per process.
 pub struct Settler {
     pub upstreams: Arc<Upstreams>,
     pub ledger: Ledger,
+    pub metrics: Arc<Metrics>,
     /// How long an upstream is asked for the truth of what was estimated.
     pub slow_lookup: Duration,
     pub slow_lookup_every: Duration,
@@ -47,6 +55,8 @@ pub struct Settler {
     pub runtime: tokio::runtime::Handle,
     /// Settle as it stands: the process is about to end.
     pub stop: CancellationToken,
+    /// Requests that take longer are in the log.
+    pub slow: Option<Duration>,
 }
 
 /// A hold of ours, and the one right to close it.
@@ -73,6 +83,11 @@ pub struct OpenHold {
     /// `None` when it has been used.
     pub slot: Option<Slot>,
     pub settler: Arc<Settler>,
+    /// The request's, for the log: what goes on after it has its id too.
+    pub span: Span,
+    /// For whoever collects traces: of the request, and of its call once that was made.
+    pub trace: Option<RequestTrace>,
+    pub call_trace: Option<CallTrace>,
 }
 
 /// The numbers of a record.
@@ -126,7 +141,8 @@ impl OpenHold {
             let (numbers, named) = self.numbers(reading, None);
             self.send(&numbers, named, ending);
         } else {
-            let task = self.settle_slowly(reading, ending);
+            let span = self.span.clone();
+            let task = self.settle_slowly(reading, ending).instrument(span);
             settler.tasks.spawn_on(task, &settler.runtime);
         }
     }
@@ -213,6 +229,7 @@ impl OpenHold {
 
     fn send(mut self, numbers: &Numbers, named: Named, ending: Ending) {
         let record = self.record(numbers, named, ending);
+        self.tell(&record);
         let look_up = self.settler.look_up_plan(&record);
         if let Some(slot) = self.slot.take() {
             slot.send(LedgerOp::Settle(Box::new(Settlement { record, look_up })));

@@ -15,6 +15,8 @@ use crate::config::{Disconnect, OfferConfig, UpstreamConfig, UpstreamKind, Upstr
 use crate::error::Error;
 use crate::models::key::matches_pattern;
 use crate::services::http::{self, AGENT, HttpClient, JSON};
+use crate::services::metrics::CallMetrics;
+use crate::services::trace::CallTrace;
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -50,6 +52,7 @@ pub struct Upstream {
     pub terms: UpstreamTerms,
     pub retries: Retries,
     pub health: Health,
+    pub measured: CallMetrics,
 }
 
 /// A call under way. It owns all it needs, so that it can outlive the client that caused it.
@@ -63,7 +66,7 @@ const QUESTION_BYTES_MAX: usize = 32 << 20;
 impl Upstream {
     /// # Errors
     /// [`Error::Internal`] when address or key cannot be used in a request.
-    pub fn new(config: &UpstreamConfig) -> Result<Self, Error> {
+    pub fn new(config: &UpstreamConfig, measured: CallMetrics) -> Result<Self, Error> {
         let UpstreamConfig { name, kind, base_url: base, api_key, terms, offer } = config;
         let unusable = || Error::Internal("UPSTREAM_BASE_URL is not an http(s) URL".to_owned());
         let is_http = base.starts_with("http://") || base.starts_with("https://");
@@ -82,6 +85,7 @@ impl Upstream {
             terms: *terms,
             retries: Retries::new(terms.retries),
             health: Health::default(),
+            measured,
         })
     }
 
@@ -143,11 +147,16 @@ impl Upstream {
 
     /// Sends a chat completion. The call runs when it is polled.
     #[must_use]
-    pub fn chat(self: &Arc<Self>, body: Bytes) -> Call {
+    pub fn chat(self: &Arc<Self>, body: Bytes, trace: Option<&CallTrace>) -> Call {
         let upstream = self.clone();
+        let mut headers = HeaderMap::new();
+        if let Some(trace) = trace {
+            trace.put_headers(&mut headers);
+        }
         Box::pin(async move {
             let mut request = Request::new(Full::new(body));
             *request.method_mut() = Method::POST;
+            *request.headers_mut() = headers;
             upstream.put_headers(request.headers_mut());
             request.headers_mut().insert(CONTENT_TYPE, JSON);
             let answer = upstream.connections.send(&upstream.chat_path, request);

@@ -12,9 +12,10 @@ mod payments;
 mod records;
 mod rows;
 
+use crate::models::ids::RequestId;
 use crate::store::{Store, StoreError};
 pub use events::EventCounts;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What was looked at, and what does not fit.
 #[derive(Debug, Default)]
@@ -63,6 +64,26 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
     spending.check(&held, &mut report);
     entered.check(store, &mut report).await?;
     Ok(report)
+}
+
+/// Checks that these requests, whose records have been committed, are in the ledger and with every
+/// sink of their time or on their way there. Gives what does not fit.
+///
+/// # Errors
+/// The store's.
+pub async fn verify_settled(
+    store: &dyn Store,
+    requests: &[RequestId],
+) -> Result<Vec<String>, StoreError> {
+    let records = store.records_of(requests).await?;
+    let due = events::Due::load(store).await?;
+    let mut report = Report::default();
+    let found: HashSet<RequestId> = records.iter().map(|record| record.id).collect();
+    for id in requests {
+        report.check(found.contains(id), || format!("usage record {id}: it is not there"));
+    }
+    records::check_kept(store, &due, &records, &mut report).await?;
+    Ok(report.differences)
 }
 
 impl Report {

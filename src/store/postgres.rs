@@ -16,6 +16,7 @@ mod records;
 mod reports;
 mod rows;
 mod verify;
+mod watch;
 
 use batch::Sql;
 use rows::{classify, select};

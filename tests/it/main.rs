@@ -34,6 +34,7 @@ mod keys;
 mod kill_matrix;
 mod limits;
 mod limits_burst;
+mod metrics;
 mod migrations;
 mod openapi;
 mod oracle;

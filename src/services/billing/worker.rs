@@ -9,6 +9,7 @@ use super::pace::{PATIENCE, heard};
 use super::queue::{Done, Lane, Lease, Queue};
 use crate::models::timestamp::Timestamp;
 use crate::services::breaker::{Breaker, Leave};
+use crate::services::metrics::Sender;
 use crate::store::StoreError;
 use futures::StreamExt;
 use std::future::Future;
@@ -17,11 +18,12 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Terms {
     /// The longest that a call may take.
     pub wait: Duration,
     pub lease: Duration,
+    pub measured: Sender,
 }
 
 pub struct Worker<Q, E> {
@@ -112,6 +114,7 @@ where
             let done: Done<Q::Parcel> = lanes.into_iter().flatten().collect();
             count += done.len();
             say_parked(E::SINK, &done);
+            self.measure(&done);
             // What cannot be written down is found again when its lease ends.
             let finish = within(STORE_WAIT, self.queue.finish(&round.lease, &done));
             if let Err(error) = finish.await {
@@ -135,6 +138,18 @@ where
             done.extend(parcels.into_iter().zip(verdicts));
         }
         done
+    }
+
+    fn measure(&self, done: &Done<Q::Parcel>) {
+        let Sender { delivered, later, rejected } = &self.terms.measured;
+        for (_, verdict) in done {
+            match verdict {
+                Verdict::Delivered => drop(delivered.inc()),
+                Verdict::Later(_) => drop(later.inc()),
+                Verdict::Rejected(_) => drop(rejected.inc()),
+                Verdict::Untouched => {}
+            }
+        }
     }
 
     async fn call(&self, parcels: &[Q::Parcel], round: &Round<'_>) -> Vec<Verdict> {

@@ -77,7 +77,9 @@ impl Live {
         loop {
             here += 1;
             self.open.begin_attempt();
-            self.leg = Leg::Calling(self.open.upstream.chat(trip.body.clone()));
+            self.leg = Leg::Calling(
+                self.open.upstream.chat(trip.body.clone(), self.open.call_trace.as_ref()),
+            );
             let failed = match self.begun(!trip.others.is_empty()).await {
                 Ok(answer) => {
                     self.open.end_attempt(None, self.open.upstream_status, None);

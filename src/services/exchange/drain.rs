@@ -7,6 +7,7 @@ use super::{Ending, Leg, Live};
 use crate::config::Disconnect;
 use crate::error::Error;
 use std::collections::VecDeque;
+use tracing::Instrument;
 
 /// Bytes read on at most for a client that has gone.
 const DRAIN_BYTES_MAX: usize = 64 << 20;
@@ -38,11 +39,12 @@ impl Live {
                     self.conclude_gone();
                     return;
                 };
+                let span = self.open.span.clone();
                 let task = async move {
                     self.drain(goal).await;
                     drop(permit);
                 };
-                settler.tasks.spawn_on(task, &settler.runtime);
+                settler.tasks.spawn_on(task.instrument(span), &settler.runtime);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! until the bad operation is alone; what the database may have done unheard is asked for again,
 //! which changes nothing. Whoever waits says for how long.
 
+use super::measured::Measured;
 use super::{Failed, name};
 use crate::models::ids::RequestId;
 use crate::models::money::NanoUsd;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone)]
 pub struct Committer {
     store: Arc<dyn Store>,
+    measured: Measured,
 }
 
 /// What became of one operation.
@@ -23,6 +25,8 @@ pub type Decided = Result<Outcome, Failed>;
 
 /// A batch that takes longer is given up and tried again: the database is not there.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// A record that cannot be had in this time is counted as another process's.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 pub const RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -42,8 +46,24 @@ impl Deadline {
 }
 
 impl Committer {
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+    pub fn new(store: Arc<dyn Store>, measured: Measured) -> Self {
+        Self { store, measured }
+    }
+
+    pub fn measured(&self) -> &Measured {
+        &self.measured
+    }
+
+    /// Counts what is decided for good. Where the answer to a commit was lost, what it wrote is
+    /// looked up.
+    pub async fn count(&self, op: &LedgerOp, decided: &Decided) {
+        let mut found = None;
+        if let (LedgerOp::Settle(settlement), Ok(Outcome::AlreadySettled)) = (op, decided) {
+            let asked = self.store.usage_record(settlement.record.id);
+            let asked = tokio::time::timeout(COUNT_TIMEOUT, asked).await;
+            found = asked.ok().and_then(Result::ok).flatten();
+        }
+        self.measured.decided(op, decided, found.as_ref());
     }
 
     /// Commits a batch. Halves those that the database refuses; the depth is bounded by the size.
@@ -62,6 +82,7 @@ impl Committer {
                 }
                 Err(error) => {
                     tracing::error!(ledger.op = name(&part[0]), "not committed: {error}");
+                    self.measured.metrics.ledger.failures.inc();
                     outcomes.push(self.commit_plainly(&part[0], deadline).await);
                 }
             }
@@ -106,6 +127,7 @@ impl Committer {
                 return Err(error);
             }
             tracing::warn!(ledger.ops = ops.len(), "the ledger waits for the database: {error}");
+            self.measured.metrics.ledger.retries.inc();
             tokio::time::sleep(pause.min(deadline.left())).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
@@ -173,7 +195,10 @@ impl Committer {
         match self.commit(&ops, deadline).await.pop() {
             Some(Err(Failed::Away)) => Err(Failed::Away),
             // Another failure is in the log, and the estimate stands.
-            _ => Ok(()),
+            decided => {
+                decided.iter().for_each(|decided| self.measured.decided(&ops[0], decided, None));
+                Ok(())
+            }
         }
     }
 
@@ -194,6 +219,7 @@ impl Committer {
                 placement.hold.lease_expires_at = Timestamp::now().plus(lease);
             }
         }
+        let busy = self.measured.busy().await;
         let decided = self.commit(&ops, deadline).await;
         for (op, decided) in ops.iter().zip(&decided) {
             if *decided == Err(Failed::Away) {
@@ -201,6 +227,10 @@ impl Committer {
             }
             self.follow_up(op, decided, deadline).await?;
         }
+        for (op, decided) in ops.iter().zip(&decided) {
+            self.count(op, decided).await;
+        }
+        drop(busy);
         Ok(ops.into_iter().zip(decided).collect())
     }
 }

@@ -5,6 +5,7 @@
 
 use super::committer::Committer;
 use super::journal::{Journal, Page};
+use super::measured::Measured;
 use crate::store::Store;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 impl Leftovers {
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, folder: &Path, lease: Duration) -> Self {
-        Self { committer: Committer::new(store), folder: folder.to_owned(), lease }
+    pub fn new(
+        store: Arc<dyn Store>,
+        measured: &Measured,
+        folder: &Path,
+        lease: Duration,
+    ) -> Self {
+        let committer = Committer::new(store, measured.of_others());
+        Self { committer, folder: folder.to_owned(), lease }
     }
 
     /// Looks for them until `stop`.

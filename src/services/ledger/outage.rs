@@ -154,7 +154,7 @@ impl Outage {
         let holds = queued.iter().filter(|queued| matches!(queued.op, LedgerOp::Place(_))).count();
         let has_room = self.has_room(holds);
         let mut writing = Writing::new();
-        for Queued { op, answer } in queued {
+        for Queued { op, answer, .. } in queued {
             let refused = match &op {
                 LedgerOp::Place(placement) if !was_tried => Some(placement.hold.request_id),
                 _ => None,

@@ -8,9 +8,8 @@ use super::outage::Outage;
 use super::{Away, Failed, OutageTerms, Queued, Snapshot};
 use crate::models::ids::{AccountId, ApiKeyId};
 use crate::models::money::NanoUsd;
-use crate::store::{Funds, LedgerOp, Outcome, Store};
+use crate::store::{Funds, LedgerOp, Outcome};
 use moka::sync::Cache;
-use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
@@ -40,14 +39,13 @@ pub struct Memory {
 
 impl Writer {
     pub(super) fn new(
-        store: Arc<dyn Store>,
+        committer: Committer,
         receiver: mpsc::Receiver<Queued>,
         snapshots: Cache<AccountId, Snapshot>,
         away: Away,
         terms: Option<OutageTerms>,
     ) -> Self {
         let memory = Memory { snapshots, last: Cache::new(LAST_MAX), keys: Cache::new(LAST_MAX) };
-        let committer = Committer::new(store);
         let outage =
             terms.map(|terms| Outage::new(terms, committer.clone(), memory.clone(), away.clone()));
         Self { committer, receiver, memory, away, outage }
@@ -58,14 +56,21 @@ impl Writer {
         let mut queued = Vec::with_capacity(BATCH_OPS_MAX);
         while self.receiver.recv_many(&mut queued, BATCH_OPS_MAX).await > 0 {
             let deadline = Deadline::after(self.away.patience());
+            let sent: Vec<Instant> = queued.iter().map(|queued| queued.sent_at).collect();
             let (ops, answers): (Vec<_>, Vec<_>) =
                 queued.drain(..).map(|queued| (queued.op, queued.answer)).unzip();
+            let measured = self.committer.measured();
+            let busy = measured.busy().await;
+            let began = Instant::now();
             let outcomes = self.committer.commit(&ops, deadline).await;
+            measured.batch(&sent, began);
             let mut undecided = Vec::new();
-            for ((op, answer), outcome) in ops.into_iter().zip(answers).zip(outcomes) {
-                let undone = self.finish(Queued { op, answer }, outcome).await;
+            let all = ops.into_iter().zip(answers).zip(sent).zip(outcomes);
+            for (((op, answer), sent_at), outcome) in all {
+                let undone = self.finish(Queued { op, answer, sent_at }, outcome).await;
                 undecided.extend(undone);
             }
+            drop(busy);
             if let Some(outage) = self.outage.as_mut().filter(|_| !undecided.is_empty()) {
                 outage.outlast(undecided, &mut self.receiver).await;
             }
@@ -80,14 +85,15 @@ impl Writer {
         if outcome == Err(Failed::Away) {
             return Some(queued);
         }
-        let Queued { op, answer } = queued;
+        let Queued { op, answer, sent_at } = queued;
         let deadline = || Deadline::after(self.away.patience());
         while self.committer.follow_up(&op, &outcome, deadline()).await.is_err() {
             if self.outage.is_some() {
-                return Some(Queued { op, answer });
+                return Some(Queued { op, answer, sent_at });
             }
             tokio::time::sleep(RETRY_MAX).await;
         }
+        self.committer.count(&op, &outcome).await;
         self.memory.remember(&op, &outcome, &self.away);
         report(&op, &outcome);
         if let Some(answer) = answer {

@@ -17,11 +17,24 @@ impl OpenHold {
     /// A call is made.
     pub fn begin_attempt(&mut self) {
         self.attempts = self.attempts.saturating_add(1);
+        self.trace_call();
         self.attempt_began = Some(Instant::now());
     }
 
     /// The call has come to its answer, or failed. `generation_id`: what it may be looked up by.
     pub fn end_attempt(
+        &mut self,
+        failure: Option<Failure>,
+        status: Option<StatusCode>,
+        generation_id: Option<String>,
+    ) {
+        if let Some(began) = self.attempt_began {
+            self.upstream.measured.ended(failure, began.elapsed());
+            self.note_attempt(failure, status, generation_id);
+        }
+    }
+
+    fn note_attempt(
         &mut self,
         failure: Option<Failure>,
         status: Option<StatusCode>,
@@ -55,7 +68,10 @@ impl OpenHold {
     /// For the record: nothing where one call was made and answered, which the record says itself.
     pub(super) fn listed(&mut self) -> Attempts {
         // Its client has left it.
-        self.end_attempt(None, self.upstream_status, None);
+        if self.attempt_began.is_some() {
+            self.upstream.measured.left();
+            self.note_attempt(None, self.upstream_status, None);
+        }
         match &self.tried.0[..] {
             [] | [Attempt { failure: None, .. }] => Attempts::default(),
             _ => self.tried.clone(),

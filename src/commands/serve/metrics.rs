@@ -1,0 +1,27 @@
+//! The listener that is for metrics alone, where one is configured.
+//!
+//! Invariant: it ends with the rest of the process, after the last request, and holds nothing up.
+
+use crate::routes;
+use crate::server::{self, Signals};
+use crate::state::App;
+use anyhow::Context;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Serves until `stop`; the tracker is empty when nothing of it is left.
+pub async fn start(app: &Arc<App>, stop: &CancellationToken) -> anyhow::Result<TaskTracker> {
+    let connections = TaskTracker::new();
+    if let Some(address) = app.config.server.metrics_listen {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("listening on {address} for metrics"))?;
+        tracing::info!("metrics on http://{}/metrics", listener.local_addr()?);
+        let signals = Signals { drain: stop.clone(), abort: stop.clone() };
+        let (router, wait) = (routes::metrics_router(app.clone()), app.config.server.write);
+        connections.spawn(server::serve(listener, router, signals, connections.clone(), wait));
+    }
+    connections.close();
+    Ok(connections)
+}

@@ -1,0 +1,89 @@
+//! What committing is measured by: each operation once, when it is decided for good.
+//!
+//! Invariant: while [`Measured::busy`] is held by nobody, all that this process has committed is
+//! counted, so that whoever waits for it can hold the counts against the books.
+
+use super::{Failed, committer::Decided};
+use crate::models::ids::RequestId;
+use crate::models::usage::{Ending, UsageRecord};
+use crate::services::metrics::Metrics;
+use crate::store::{LedgerOp, Outcome};
+use std::sync::{self, Arc, PoisonError};
+use std::time::Instant;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+#[derive(Clone)]
+pub struct Measured {
+    pub metrics: Arc<Metrics>,
+    quiet: Arc<Mutex<()>>,
+    /// What was settled and not looked at since.
+    settled: Arc<sync::Mutex<Vec<RequestId>>>,
+    /// The holds are this process's, and not those of one that died.
+    is_own: bool,
+}
+
+/// Settled requests remembered for whoever looks at them: what is settled between two looks.
+const SETTLED_MAX: usize = 10_000;
+
+impl Measured {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        let (quiet, settled) = (Arc::default(), Arc::default());
+        Self { metrics, quiet, settled, is_own: true }
+    }
+
+    /// For what a process that died has left behind.
+    #[must_use]
+    pub fn of_others(&self) -> Self {
+        Self { is_own: false, ..self.clone() }
+    }
+
+    /// Held while something is committed and counted, or while nothing is to be.
+    pub async fn busy(&self) -> OwnedMutexGuard<()> {
+        self.quiet.clone().lock_owned().await
+    }
+
+    pub fn batch(&self, sent: &[Instant], began: Instant) {
+        let (measured, now) = (&self.metrics.ledger, Instant::now());
+        measured.batch.observe(sent.len());
+        measured.commit.observe(now.duration_since(began));
+        for at in sent {
+            measured.wait.observe(now.duration_since(*at));
+        }
+    }
+
+    /// An operation is decided. `found`: the record that was there when it was tried again.
+    pub fn decided(&self, op: &LedgerOp, decided: &Decided, found: Option<&UsageRecord>) {
+        let books = &self.metrics.books;
+        match (op, decided) {
+            (_, Err(Failed::Away)) => {}
+            (LedgerOp::Settle(settlement), Ok(Outcome::AlreadySettled)) => {
+                // That of another process is an estimate, for a dead one's.
+                let ours = found.filter(|found| found.ending != Ending::Killed);
+                if settlement.record.ending != Ending::Killed {
+                    books.found(ours, self.is_own);
+                }
+                self.settled(ours.map(|found| found.id));
+            }
+            (op, decided) => {
+                books.committed(op, decided.as_ref().ok(), self.is_own);
+                if let (LedgerOp::Settle(settlement), Ok(Outcome::Settled { .. })) = (op, decided)
+                {
+                    self.settled(Some(settlement.record.id));
+                }
+            }
+        }
+    }
+
+    fn settled(&self, request: Option<RequestId>) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if settled.len() < SETTLED_MAX {
+            settled.extend(request);
+        }
+    }
+
+    /// The requests settled since this was last asked, but for those beyond a bound.
+    #[must_use]
+    pub fn take_settled(&self) -> Vec<RequestId> {
+        std::mem::take(&mut *self.settled.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
