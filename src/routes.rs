@@ -13,6 +13,7 @@ use crate::services::trace::Tracer;
 use crate::state::App;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
+use axum::handler::Handler;
 use axum::http::header::{CONNECTION, TRANSFER_ENCODING};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -44,11 +45,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(admin());
     // Where they have a listener of their own, they are not here.
     let is_here = app.config.server.metrics_listen.is_none();
-    let router = if is_here {
-        router.route("/metrics", get(metrics::show).fallback(only(GET)))
-    } else {
-        router
-    };
+    let router = if is_here { router.merge(measured(metrics::show)) } else { router };
     router
         .fallback(unknown)
         .with_state(app.clone())
@@ -60,10 +57,11 @@ pub fn router(app: Arc<App>) -> Router {
 
 /// Of the listener that is for metrics alone: who reaches it may read them.
 pub fn metrics_router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics::open).fallback(only(GET)))
-        .fallback(unknown)
-        .with_state(app)
+    measured(metrics::open).fallback(unknown).with_state(app)
+}
+
+fn measured<H: Handler<T, Arc<App>>, T: 'static>(tell: H) -> Router<Arc<App>> {
+    Router::new().route("/metrics", get(tell).fallback(only(GET)))
 }
 
 /// Stripe and the pages where people pay.

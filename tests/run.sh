@@ -53,6 +53,14 @@ install() {
     apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "$@" >/dev/null
 }
 
+# Debian would start it as a service: it is only wanted as a program.
+install_prometheus() {
+    install "Prometheus" prometheus
+    if [[ -d /run/systemd/system ]]; then
+        systemctl disable --now prometheus >/dev/null 2>&1 || true
+    fi
+}
+
 # Debian keeps PostgreSQL's server programs out of the PATH.
 postgres_bin() {
     local folder
@@ -120,6 +128,7 @@ postgres_bin >/dev/null || install "PostgreSQL's server" postgresql
 command -v pgbouncer >/dev/null || [[ -x /usr/sbin/pgbouncer ]] || install "PgBouncer" pgbouncer
 [[ -e $(dpkg -L libfaketime 2>/dev/null | grep 'libfaketimeMT.so.1$') ]] ||
     install "a clock that can be set" faketime
+{ command -v prometheus && command -v promtool; } >/dev/null || install_prometheus
 python3 -c 'import venv, ensurepip' 2>/dev/null || install "Python with venv" python3 python3-venv
 
 step="PostgreSQL"

@@ -85,9 +85,10 @@ pub struct OpenHold {
     pub settler: Arc<Settler>,
     /// The request's, for the log: what goes on after it has its id too.
     pub span: Span,
-    /// For whoever collects traces: of the request, and of its call once that was made.
-    pub trace: Option<RequestTrace>,
+    /// For whoever collects traces: of the call, once it was made, and of the request, which ends
+    /// after it.
     pub call_trace: Option<CallTrace>,
+    pub trace: Option<RequestTrace>,
 }
 
 /// The numbers of a record.

@@ -99,7 +99,7 @@ fn holds_and_calls(told: &Scrape, records: &[crate::app::books::UsageRecord]) {
     let theirs = compared.iter().map(|record| record.completion_tokens);
     assert_eq!(told.sum("tollgate_drift_upstream_tokens_total", &[]), theirs.sum::<i64>());
     let answered = |status| {
-        let labels = [("surface", "Chat"), ("status", status)];
+        let labels = [("surface", "chat"), ("status", status)];
         told.sum("tollgate_http_requests_total", &labels)
     };
     assert_eq!((answered("200"), answered("502"), answered("404")), (4, 1, 1));

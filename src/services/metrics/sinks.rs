@@ -23,6 +23,7 @@ pub struct SinkMetrics {
     sent: Family<Sent, Counter>,
     waiting: Family<Of, Gauge>,
     parked: Family<Of, Gauge>,
+    without_customer: Family<Of, Gauge>,
     oldest: Family<Of, Gauge>,
 }
 
@@ -54,13 +55,19 @@ impl SinkMetrics {
             "Events that somebody has to look at, counted up to 100,000",
             parked.clone(),
         );
+        let without_customer = Family::default();
+        registry.register(
+            "sink_events_without_customer",
+            "Events kept until their accounts have a customer there, counted up to 100,000",
+            without_customer.clone(),
+        );
         let oldest = Family::default();
         registry.register(
             "sink_oldest_seconds",
             "Age of the oldest event that waits",
             oldest.clone(),
         );
-        Self { sent, waiting, parked, oldest }
+        Self { sent, waiting, parked, without_customer, oldest }
     }
 
     #[must_use]
@@ -74,6 +81,7 @@ impl SinkMetrics {
         let oldest = backlog.oldest().map_or(0, |at| now.since(at).as_secs());
         self.waiting.get_or_create(&of).set(backlog.waiting.saturating_add(backlog.merged));
         self.parked.get_or_create(&of).set(backlog.parked);
+        self.without_customer.get_or_create(&of).set(backlog.without_customer);
         self.oldest.get_or_create(&of).set(i64::try_from(oldest).unwrap_or(i64::MAX));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::times::Times;
 use axum::http::StatusCode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use std::time::Duration;
 
 /// A part of the surface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
     Chat,
     Models,
@@ -23,13 +23,13 @@ pub enum Surface {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
-    surface: Surface,
+    surface: &'static str,
     status: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Of {
-    surface: Surface,
+    surface: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,6 +59,18 @@ impl Surface {
             _ => Self::Other,
         }
     }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Models => "models",
+            Self::Usage => "usage",
+            Self::Payments => "payments",
+            Self::Admin => "admin",
+            Self::Health => "health",
+            Self::Other => "other",
+        }
+    }
 }
 
 impl SurfaceMetrics {
@@ -84,6 +96,7 @@ impl SurfaceMetrics {
         code: Option<&'static str>,
         took: Duration,
     ) {
+        let surface = surface.name();
         self.answers.get_or_create(&Answered { surface, status: status.as_u16() }).inc();
         Times(self.heads.get_or_create_owned(&Of { surface })).observe(took);
         if let Some(code) = code {

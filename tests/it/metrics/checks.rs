@@ -2,9 +2,10 @@
 
 use super::scrape::{Scrape, scrape, watched};
 use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
-use crate::billing::with_openmeter;
+use crate::billing::{with_openmeter, with_stripe};
 use crate::sinks::openmeter::OpenMeter;
 use crate::sinks::server::Fault;
+use crate::sinks::stripe::Stripe;
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 use crate::upstream::script::{Gate, Script};
@@ -13,6 +14,7 @@ both_stores!(
     what_is_open_is_told,
     a_difference_in_the_books_is_told,
     a_sinks_backlog_is_told,
+    what_is_parked_is_told,
     an_upstream_in_trouble_is_told,
 );
 
@@ -34,16 +36,16 @@ async fn what_is_open_is_told(store: Store) {
     let held: i64 = app.books.holds().await.iter().map(|hold| hold.amount_nusd).sum();
     assert!(held > 0);
     assert_eq!(told.sum("tollgate_holds_open_nusd", &[]), held);
-    assert_eq!(differences(&told, "Holds"), 0);
+    assert_eq!(differences(&told, "holds"), 0);
     gate.open();
     open.finish().await.ok();
     app.records(1).await;
     let told = until(&app, "it is closed and looked at", |told| {
-        let checked = told.sum("tollgate_books_checked_total", &[("check", "Usage")]);
+        let checked = told.sum("tollgate_books_checked_total", &[("check", "usage")]);
         told.sum("tollgate_holds_open", &[]) == 0 && checked == 1
     });
     let told = told.await;
-    for check in ["Holds", "Held", "Usage"] {
+    for check in ["holds", "held", "usage"] {
         assert_eq!(differences(&told, check), 0, "{check}");
     }
     assert!(told.sum("tollgate_books_looked_at_seconds", &[]) > 1_700_000_000);
@@ -53,9 +55,9 @@ async fn what_is_open_is_told(store: Store) {
 async fn a_difference_in_the_books_is_told(store: Store) {
     let app = watched(Setup::new(store)).start().await;
     app.books.tamper("UPDATE accounts SET held_nusd = held_nusd + 1").await;
-    until(&app, "money set aside by no hold", |told| differences(told, "Held") == 1).await;
+    until(&app, "money set aside by no hold", |told| differences(told, "held") == 1).await;
     app.books.tamper("UPDATE accounts SET held_nusd = held_nusd - 1").await;
-    until(&app, "it is put right", |told| differences(told, "Held") == 0).await;
+    until(&app, "it is put right", |told| differences(told, "held") == 0).await;
 
     let (answer, gate) = (Answer::openrouter(), Gate::new());
     app.upstream.script(Script::stream().wait(&gate).chunks(answer.events()).end());
@@ -67,9 +69,9 @@ async fn a_difference_in_the_books_is_told(store: Store) {
     .await;
     let nobody = "00000000-0000-0000-0000-000000000000";
     app.books.tamper(&format!("UPDATE holds SET owner = '{nobody}'")).await;
-    until(&app, "a hold that is not there", |told| differences(told, "Holds") == 1).await;
+    until(&app, "a hold that is not there", |told| differences(told, "holds") == 1).await;
     app.books.tamper(&format!("UPDATE holds SET owner = '{owner}'")).await;
-    until(&app, "it is there again", |told| differences(told, "Holds") == 0).await;
+    until(&app, "it is there again", |told| differences(told, "holds") == 0).await;
     gate.open();
     open.finish().await.ok();
     app.finish().await;
@@ -91,7 +93,7 @@ async fn a_sinks_backlog_is_told(store: Store) {
     let told = told.await;
     let later = [("sink", "openmeter"), ("result", "later")];
     assert!(told.sum("tollgate_sink_parcels_total", &later) > 0);
-    assert_eq!(differences(&told, "Usage"), 0);
+    assert_eq!(differences(&told, "usage"), 0);
     openmeter.faults.calm();
     let told = until(&app, "nothing waits", |told| {
         let delivered = [("sink", "openmeter"), ("result", "delivered")];
@@ -114,5 +116,31 @@ async fn an_upstream_in_trouble_is_told(store: Store) {
     assert_eq!(up(&told), 0);
     let unreachable = [("upstream", "openrouter"), ("result", "unreachable")];
     assert_eq!(told.sum("tollgate_upstream_calls_total", &unreachable), 3);
+    app.records(3).await;
+    app.finish().await;
+}
+
+async fn what_is_parked_is_told(store: Store) {
+    let (openmeter, stripe) = (OpenMeter::start().await, Stripe::start(&[]).await);
+    openmeter.faults.always(Some(Fault::Status(503, None)));
+    let setup = with_stripe(with_openmeter(Setup::new(store), &openmeter), &stripe);
+    let app = watched(setup).start().await;
+    for _ in 0..2 {
+        app.upstream.script(Answer::openrouter().plain());
+        app.chat(&question(MODEL)).await.ok();
+    }
+    let records = app.records(2).await;
+    openmeter.refuse(&format!("{}:openmeter", records[0].id));
+    openmeter.faults.calm();
+    let told = until(&app, "one is refused, two have no customer", |told| {
+        let of = |name: &str, sink| told.sum(name, &[("sink", sink)]);
+        of("tollgate_sink_events_parked", "openmeter") == 1
+            && of("tollgate_sink_events_without_customer", "stripe") == 2
+            && of("tollgate_sink_events_waiting", "stripe") == 0
+    });
+    let told = told.await;
+    assert_eq!(told.sum("tollgate_sink_events_parked", &[("sink", "stripe")]), 0);
+    let rejected = [("sink", "openmeter"), ("result", "rejected")];
+    assert_eq!(told.sum("tollgate_sink_parcels_total", &rejected), 1);
     app.finish().await;
 }
