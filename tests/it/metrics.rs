@@ -145,7 +145,7 @@ async fn only_operators_read_them_on_the_clients_port(store: Store) {
     let app = Setup::new(store).start().await;
     let read = async |key: Option<&str>| {
         let ask = Ask::get("/metrics");
-        app.ask(&key.into_iter().fold(ask, |ask, key| ask.bearer(key))).await
+        app.ask(&key.into_iter().fold(ask, Ask::bearer)).await
     };
     assert_eq!(read(None).await.status, 401);
     assert_eq!(read(Some(&app.key)).await.status, 403);

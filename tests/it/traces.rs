@@ -78,7 +78,7 @@ fn traced(setup: Setup, url: &str) -> Setup {
 }
 
 fn hex(id: &[u8]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
+    id.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn attribute(span: &Span, name: &str) -> Option<Value> {
