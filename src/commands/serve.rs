@@ -262,8 +262,12 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
     tokio::spawn(async move { recovery.run(stop).await });
 
     if let Some(outage) = &app.config.database.outage {
-        let leftovers =
-            Leftovers::new(app.store.clone(), app.admission.ledger.measured(), &outage.folder, app.config.database.lease);
+        let leftovers = Leftovers::new(
+            app.store.clone(),
+            app.admission.ledger.measured(),
+            &outage.folder,
+            app.config.database.lease,
+        );
         let stop = background.clone();
         tokio::spawn(async move { leftovers.run(stop).await });
     }

@@ -79,7 +79,7 @@ impl Watch {
 
     /// Holds of this process: as many are open as it has placed and not closed.
     async fn look_at_holds(&self) -> Result<(), StoreError> {
-        let quiet = self.ledger.quiet().await;
+        let quiet = self.ledger.measured().busy().await;
         let open = tokio::time::timeout(QUIET_WAIT, self.store.open_holds(self.instance)).await;
         let expected = self.metrics.books.holds.expected_open();
         drop(quiet);
@@ -108,7 +108,7 @@ impl Watch {
 
     /// What this process has settled since the last look.
     async fn look_at_records(&self, progress: &mut Progress) -> Result<(), StoreError> {
-        let settled = self.ledger.take_settled();
+        let settled = self.ledger.measured().take_settled();
         for page in settled.chunks(RECORDS_PER_PAGE) {
             let differences = verify_settled(self.store.as_ref(), page).await?;
             if let Some(first) = differences.first() {

@@ -24,12 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 impl Leftovers {
     #[must_use]
-    pub fn new(
-        store: Arc<dyn Store>,
-        measured: &Measured,
-        folder: &Path,
-        lease: Duration,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, measured: &Measured, folder: &Path, lease: Duration) -> Self {
         let committer = Committer::new(store, measured.of_others());
         Self { committer, folder: folder.to_owned(), lease }
     }

@@ -66,8 +66,7 @@ impl Measured {
             }
             (op, decided) => {
                 books.committed(op, decided.as_ref().ok(), self.is_own);
-                if let (LedgerOp::Settle(settlement), Ok(Outcome::Settled { .. })) = (op, decided)
-                {
+                if let (LedgerOp::Settle(settlement), Ok(Outcome::Settled { .. })) = (op, decided) {
                     self.settled(Some(settlement.record.id));
                 }
             }
