@@ -60,7 +60,7 @@ impl Measured {
                 // That of another process is an estimate, for a dead one's.
                 let ours = found.filter(|found| found.ending != Ending::Killed);
                 if settlement.record.ending != Ending::Killed {
-                    books.found(ours, self.is_own);
+                    books.found(settlement.record.id, ours, self.is_own);
                 }
                 self.settled(ours.map(|found| found.id));
             }

@@ -4,6 +4,7 @@
 //! last nano-USD. Tokens that are parts of others are counted as parts, beside their whole.
 
 use super::times::Times;
+use crate::models::ids::RequestId;
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::usage::{Ending, UsageRecord, UsageSource};
 use crate::store::{LedgerOp, Limit, Outcome};
@@ -12,8 +13,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Of {
@@ -90,6 +91,9 @@ struct ModelMetrics {
 
 /// Holds of this process, by what became of them.
 pub struct HoldMetrics {
+    /// Those that are not closed. By their ids: of a commit whose answer was lost it is not known
+    /// at once whether it placed one.
+    open: Mutex<HashSet<RequestId>>,
     placed: Counter,
     settled: Counter,
     voided: Counter,
@@ -187,9 +191,11 @@ impl BookMetrics {
 
     /// A record of ours that was there when its settlement was tried again: the answer to the
     /// first commit was lost. `None`: another process had settled it.
-    pub fn found(&self, record: Option<&UsageRecord>, is_own: bool) {
+    pub fn found(&self, id: RequestId, record: Option<&UsageRecord>, is_own: bool) {
         let Some(record) = record else {
-            self.holds.taken_over.inc_by(u64::from(is_own));
+            if is_own && self.holds.open().remove(&id) {
+                self.holds.taken_over.inc();
+            }
             return;
         };
         let (charge, available) = (record.charge_nusd, NanoUsd::ZERO);
@@ -297,6 +303,7 @@ impl HoldMetrics {
         registry.register("holds", "Holds, by what became of them here", holds.clone());
         let of = |state| holds.get_or_create_owned(&OfHold { state });
         Self {
+            open: Mutex::default(),
             placed: of("placed"),
             settled: of("settled"),
             voided: of("voided"),
@@ -312,14 +319,19 @@ impl HoldMetrics {
 
     /// Those that were placed by this process and are not closed yet.
     #[must_use]
-    pub fn expected_open(&self) -> u64 {
-        let closed = [&self.settled, &self.voided, &self.taken_over, &self.lost];
-        let closed = closed.iter().fold(0_u64, |sum, one| sum.saturating_add(one.get()));
-        self.placed.get().saturating_sub(closed)
+    pub fn expected_open(&self) -> usize {
+        self.open().len()
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn closed(&self, record: &UsageRecord, outcome: Option<&Outcome>, is_own: bool) {
         let is_own = is_own && record.ending != Ending::Killed;
+        if is_own && matches!(outcome, None | Some(Outcome::Settled { .. })) {
+            self.open().remove(&record.id);
+        }
         match outcome {
             Some(Outcome::Settled { .. }) if !is_own => {
                 self.recovered.inc();
@@ -333,14 +345,21 @@ impl HoldMetrics {
 
     fn changed(&self, op: &LedgerOp, outcome: Option<&Outcome>) {
         match (op, outcome) {
-            (LedgerOp::Place(_), Some(Outcome::Placed { .. })) => drop(self.placed.inc()),
+            (LedgerOp::Place(placement), Some(Outcome::Placed { .. })) => {
+                if self.open().insert(placement.hold.request_id) {
+                    self.placed.inc();
+                }
+            }
             (LedgerOp::Place(_), Some(Outcome::Limited(_))) => drop(self.limited.inc()),
             (LedgerOp::Place(_), Some(Outcome::Refused { by, .. })) => match by {
                 Limit::Account => drop(self.refused_account.inc()),
                 Limit::Key => drop(self.refused_key.inc()),
             },
             (LedgerOp::Extend(_), Some(Outcome::Extended { .. })) => drop(self.extended.inc()),
-            (LedgerOp::Abandon(_), Some(_)) => drop(self.lost.inc()),
+            (LedgerOp::Abandon(request), Some(_)) => {
+                self.open().remove(request);
+                self.lost.inc();
+            }
             _ => {}
         }
     }
