@@ -4,6 +4,7 @@
 //! to their end or the deadline, the rest settled as it stands, the ledger written out.
 
 mod metrics;
+mod reload;
 mod welcome;
 
 use crate::config::{
@@ -67,8 +68,10 @@ const CHANGES_PAUSE: Duration = Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     log::start(&config.log)?;
-    // Before anybody can be told that we are here: a signal from now on is an orderly end.
+    // Before anybody can be told that we are here: a signal from now on is an orderly end, or is
+    // remembered until there is something to reload.
     let leave_signals = LeaveSignals::new()?;
+    let hangups = signal(SignalKind::hangup())?;
     config.check_demo()?;
     let lock = lock(&config)?;
     let store = super::open_store(&config).await?;
@@ -84,6 +87,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     app.store.expire_leases_of_others(app.admission.instance).await?;
     let background = CancellationToken::new();
     start_background(&app, &background);
+    start_reloads(&app, hangups, &background);
     let exports = start_exports(&app, &background).await?;
     serve(app, background, writer, leave_signals).await?;
     // A call under way is finished, or its lease ends.
@@ -153,7 +157,7 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
     let (ledger, writer) = ledger::new(store.clone(), metrics.clone(), outage);
     let away = ledger.away().clone();
     let money = config.money.clone();
-    let catalog = Catalog::new(&upstreams, store.clone(), vocabularies.clone(), money)?;
+    let catalog = Catalog::new(upstreams.clone(), store.clone(), vocabularies.clone(), money)?;
     let catalog = Arc::new(catalog);
     let stop = CancellationToken::new();
     let settler = settler(&config, upstreams, ledger.clone(), metrics.clone(), stop.clone());
@@ -165,7 +169,8 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
         instance,
         terms: HoldTerms::of(&config),
     };
-    let signup = signup_terms(&config, store.as_ref()).await?;
+    let table = OperatorTable::in_force(store.as_ref(), config.money.prices.as_deref()).await?;
+    let signup = signup_terms(&config.identity.signup, &table)?;
     let (wait, identity) = (config.database.wait, metrics.identity.clone());
     let auth = Auth::new(store.clone(), &config.identity, signup, wait, away, identity)?;
     let leaving = CancellationToken::new();
@@ -202,11 +207,10 @@ fn outage_terms(
 }
 
 /// What a first login gets, by the plan that is named for it.
-async fn signup_terms(config: &Config, store: &dyn Store) -> anyhow::Result<SignupTerms> {
-    let SignupConfig { is_open, plan, credit } = &config.identity.signup;
+fn signup_terms(config: &SignupConfig, table: &OperatorTable) -> anyhow::Result<SignupTerms> {
+    let SignupConfig { is_open, plan, credit } = config;
     let found = match plan {
         Some(name) => {
-            let table = OperatorTable::in_force(store, config.money.prices.as_deref()).await?;
             let unknown = || format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»");
             Some(table.plan(name).cloned().with_context(unknown)?)
         }
@@ -296,6 +300,17 @@ fn start_background(app: &Arc<App>, background: &CancellationToken) {
 
     let (used, stop) = (app.clone(), background.clone());
     tokio::spawn(async move { write_uses(&used, &stop).await });
+}
+
+/// Reads the files again at each SIGHUP.
+fn start_reloads(app: &Arc<App>, mut hangups: Signal, background: &CancellationToken) {
+    let (reloaded, stop) = (app.clone(), background.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = reload::follow(&reloaded, &mut hangups) => {}
+            () = stop.cancelled() => {}
+        }
+    });
 }
 
 /// Writes down when keys were last used, now and then.

@@ -39,7 +39,7 @@ pub struct UpstreamConfig {
 }
 
 /// Waits and policies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamTerms {
     pub connect: Duration,
     pub head: Duration,
@@ -53,7 +53,7 @@ pub struct UpstreamTerms {
 }
 
 /// Which of its models an upstream serves, by which names, and before or after whom.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OfferConfig {
     /// Patterns of clients' names for models; empty: all.
     pub models: Vec<String>,

@@ -28,7 +28,7 @@ use moka::{future, sync};
 pub use secret::NewSecret;
 use secret::is_well_formed;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokens::Tokens;
 use tokio_util::sync::CancellationToken;
@@ -74,7 +74,7 @@ pub struct Auth {
 /// How users are told, and what those without an account get.
 struct Users {
     tokens: Tokens,
-    signup: SignupTerms,
+    signup: RwLock<SignupTerms>,
 }
 
 #[derive(Clone)]
@@ -103,7 +103,7 @@ impl Auth {
         let tokens = config.tokens.clone().map(Tokens::new).transpose()?;
         Ok(Self {
             store,
-            users: tokens.map(|tokens| Users { tokens, signup }),
+            users: tokens.map(|tokens| Users { tokens, signup: RwLock::new(signup) }),
             known: future::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build(),
             last: sync::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(config.stale).build(),
             failures: Failures::new(config.failures_per_minute),
@@ -112,6 +112,13 @@ impl Auth {
             away,
             measured,
         })
+    }
+
+    /// What first logins get from now on.
+    pub fn sign_up_with(&self, terms: SignupTerms) {
+        if let Some(users) = &self.users {
+            *users.signup.write().unwrap_or_else(PoisonError::into_inner) = terms;
+        }
     }
 
     /// Keeps the auth server's keys fresh until `stop`.
@@ -224,7 +231,8 @@ impl Auth {
         wait: Duration,
     ) -> Result<Option<Known>, Error> {
         let user = users.tokens.verify(token).await?;
-        let account = within(wait, self.account_of(user.id, &users.signup)).await?;
+        let signup = users.signup.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let account = within(wait, self.account_of(user.id, &signup)).await?;
         Ok(account.map(|account| {
             let principal = Principal {
                 has_key_limits: false,

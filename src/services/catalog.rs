@@ -7,6 +7,7 @@
 
 mod listing;
 mod plans;
+mod reload;
 mod sources;
 mod table;
 
@@ -16,6 +17,7 @@ use crate::models::limits::LimitsInForce;
 use crate::models::price::Terms;
 use crate::models::timestamp::Timestamp;
 use crate::services::tokens::Vocabularies;
+use crate::services::upstream::Upstream;
 use crate::services::upstreams::Upstreams;
 use crate::store::Store;
 use bytes::Bytes;
@@ -38,6 +40,7 @@ pub struct Catalog {
     store: Arc<dyn Store>,
     vocabularies: Vocabularies,
     money: MoneyConfig,
+    upstreams: Arc<Upstreams>,
     operator: RwLock<Arc<Operator>>,
     /// The upstreams' newest; locked while a list is made of it.
     sources: Mutex<Vec<Source>>,
@@ -47,6 +50,7 @@ pub struct Catalog {
 }
 
 /// The operator's table in force.
+#[derive(Clone)]
 struct Operator {
     /// `None`: it is a file, or there is none.
     version: Option<i64>,
@@ -65,8 +69,10 @@ pub struct PriceInForce {
 }
 
 const WELL_KNOWN_MODEL: &str = "openai/gpt-4o-mini";
-/// Lists under way, with their sources' places.
-type Fetching = FuturesUnordered<BoxFuture<'static, (usize, Result<Vec<Offer>, Error>)>>;
+/// What an upstream was found to list.
+type Fetched = (Arc<Upstream>, Result<Vec<Offer>, Error>);
+/// Lists under way.
+type Fetching = FuturesUnordered<BoxFuture<'static, Fetched>>;
 
 /// Lists that come within so long of each other are taken together: one that hangs does not keep
 /// the others' models from being served.
@@ -82,7 +88,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Internal`] when the operator's prices cannot be read.
     pub fn new(
-        upstreams: &Upstreams,
+        upstreams: Arc<Upstreams>,
         store: Arc<dyn Store>,
         vocabularies: Vocabularies,
         money: MoneyConfig,
@@ -96,6 +102,7 @@ impl Catalog {
             money,
             operator,
             sources: Mutex::new(upstreams.all().iter().cloned().map(Source::new).collect()),
+            upstreams,
             look_again: Notify::new(),
             listing: RwLock::default(),
             is_filled: watch::Sender::new(false),
@@ -105,6 +112,7 @@ impl Catalog {
     /// Keeps the list fresh until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         loop {
+            let operator = self.operator();
             let wait = match self.refresh().await {
                 Ok(due) => self.until_next_change().min(due),
                 Err(error) => {
@@ -112,10 +120,9 @@ impl Catalog {
                     STORE_PAUSE
                 }
             };
-            let version = self.operator().version;
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.table_changed(version) => {}
+                () = self.changed(&operator) => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -130,9 +137,11 @@ impl Catalog {
             let in_time = tokio::time::sleep(TOGETHER_WAIT);
             let fetched: Vec<_> = fetching.by_ref().take_until(in_time).collect().await;
             let mut sources = self.sources.lock().await;
-            for (place, offers) in fetched {
-                if let Some(source) = sources.get_mut(place) {
-                    source.take(offers);
+            for (upstream, offers) in fetched {
+                let mut asked = sources.iter_mut();
+                // It may have left meanwhile.
+                if let Some(it) = asked.find(|it| Arc::ptr_eq(&it.upstream, &upstream)) {
+                    it.take(offers);
                 }
             }
             if sources.iter().any(Source::has_offers) {
@@ -149,12 +158,8 @@ impl Catalog {
     /// Asks for the lists that are due. Nobody waits for it who sets a table meanwhile.
     async fn fetching(&self) -> Fetching {
         let (sources, now) = (self.sources.lock().await, Instant::now());
-        let due = sources.iter().enumerate().filter(|(_, source)| source.is_due(now));
-        let asked = due.map(|(place, source)| {
-            let upstream = source.upstream.clone();
-            async move { (place, sources::fetch(&upstream).await) }.boxed()
-        });
-        asked.collect()
+        let due = sources.iter().filter(|source| source.is_due(now));
+        due.map(|source| fetch(source.upstream.clone()).boxed()).collect()
     }
 
     /// Puts the table in force that was set while running, unless there is a file.
@@ -198,15 +203,15 @@ impl Catalog {
         self.look_again.notify_one();
     }
 
-    /// Returns when another table than `version` is in force: also the times at which its prices
-    /// begin to count are others.
-    async fn table_changed(&self, version: Option<i64>) {
+    /// Returns when another table than this one, or another list of upstreams, is in force: also
+    /// the times at which prices begin to count are others.
+    async fn changed(&self, operator: &Arc<Operator>) {
         loop {
             self.look_again.notified().await;
             if let Err(error) = self.take_table().await {
                 tracing::warn!("the table of prices could not be read: {error}");
             }
-            if self.operator().version != version {
+            if !Arc::ptr_eq(&self.operator(), operator) {
                 return;
             }
         }
@@ -322,6 +327,11 @@ impl Catalog {
             .await
             .map_err(|error| Error::Internal(format!("loading a vocabulary: {error}")))
     }
+}
+
+async fn fetch(upstream: Arc<Upstream>) -> Fetched {
+    let offers = sources::fetch(&upstream).await;
+    (upstream, offers)
 }
 
 fn key(terms: &Terms) -> String {

@@ -51,7 +51,7 @@ pub struct Upstream {
     chat_path: PathAndQuery,
     pub terms: UpstreamTerms,
     pub retries: Retries,
-    pub health: Health,
+    pub health: Arc<Health>,
     pub measured: CallMetrics,
 }
 
@@ -84,7 +84,7 @@ impl Upstream {
             chat_path: chat_path.parse().map_err(|_| unusable())?,
             terms: *terms,
             retries: Retries::new(terms.retries),
-            health: Health::default(),
+            health: Arc::default(),
             measured,
         })
     }
@@ -143,6 +143,24 @@ impl Upstream {
     #[must_use]
     pub fn has_key_of(&self, other: &Self) -> bool {
         self.authorization == other.authorization
+    }
+
+    /// Whether `other` is the same upstream, configured anew: what one knows counts for the other.
+    #[must_use]
+    pub fn is_followed_by(&self, other: &Self) -> bool {
+        self.name == other.name && self.is_beside(other) && self.has_key_of(other)
+    }
+
+    /// Whether nothing about it is configured otherwise.
+    #[must_use]
+    pub fn serves_as(&self, other: &Self) -> bool {
+        self.is_followed_by(other) && self.terms == other.terms && self.offer == other.offer
+    }
+
+    /// Takes over what `old` knows of its health.
+    #[must_use]
+    pub fn in_place_of(self, old: &Self) -> Self {
+        Self { health: old.health.clone(), ..self }
     }
 
     /// Sends a chat completion. The call runs when it is polled.

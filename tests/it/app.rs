@@ -203,6 +203,23 @@ impl TestApp {
         self.process.terminate();
     }
 
+    /// Writes the file that this variable names anew.
+    pub fn rewrite(&self, variable: &str, text: &str) {
+        std::fs::write(&self.environment[variable], text).expect("the test's own folder");
+    }
+
+    /// SIGHUP, and waits for what it comes to: the new lines of the log.
+    pub async fn reload(&self) -> String {
+        let before = self.process.stderr().len();
+        self.process.hang_up();
+        eventually("the files are read again", async || {
+            let said = self.process.stderr().split_off(before);
+            let is_done = ["files were read again", "reading the files again"];
+            is_done.iter().any(|done| said.contains(done)).then_some(said)
+        })
+        .await
+    }
+
     pub async fn stopped(&mut self) -> ExitStatus {
         self.process.wait().await
     }

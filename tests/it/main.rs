@@ -46,6 +46,7 @@ mod pooler;
 mod promises;
 mod readiness;
 mod reconcile;
+mod reload;
 mod retry;
 mod rls;
 mod soak;

@@ -55,7 +55,7 @@ impl Listing {
     pub fn new(sources: &[Source], table: &OperatorTable, markup: Markup) -> Result<Self, Error> {
         let (mut data, mut routes) = (Vec::new(), BTreeMap::<String, Vec<Route>>::new());
         for source in sources {
-            for offer in &source.offers {
+            for offer in source.offers.iter() {
                 for id in source.upstream.names_of(&offer.id) {
                     let known = routes.entry(id.clone()).or_default();
                     if known.is_empty() {

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// An upstream and the last that it listed.
+#[derive(Clone)]
 pub struct Source {
     pub upstream: Arc<Upstream>,
-    pub offers: Vec<Offer>,
+    pub offers: Arc<[Offer]>,
     due_at: Instant,
     /// Before the next try, when one has failed.
     pause: Duration,
@@ -46,7 +47,12 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 impl Source {
     pub fn new(upstream: Arc<Upstream>) -> Self {
-        Self { upstream, offers: vec![], due_at: Instant::now(), pause: RETRY_FIRST }
+        Self { upstream, offers: Arc::default(), due_at: Instant::now(), pause: RETRY_FIRST }
+    }
+
+    /// The same server, configured anew: its list is the same.
+    pub fn at(&self, upstream: Arc<Upstream>) -> Self {
+        Self { upstream, ..self.clone() }
     }
 
     pub fn is_due(&self, now: Instant) -> bool {
@@ -66,7 +72,7 @@ impl Source {
     pub fn take(&mut self, fetched: Result<Vec<Offer>, Error>) {
         let wait = match fetched {
             Ok(offers) => {
-                self.offers = offers;
+                self.offers = offers.into();
                 self.pause = RETRY_FIRST;
                 REFRESH_EVERY
             }

@@ -22,6 +22,8 @@ struct Of {
     upstream: Arc<str>,
 }
 
+/// Clones are the same numbers.
+#[derive(Clone)]
 pub struct UpstreamMetrics {
     calls: Family<Ended, Counter>,
     answers: Family<Of, Histogram, fn() -> Histogram>,
@@ -108,6 +110,14 @@ impl UpstreamMetrics {
             up,
             models_out: self.models_out.get_or_create_owned(&of),
         }
+    }
+
+    /// It has left the configuration: what was called stays counted, how it stands is nobody's
+    /// business any more.
+    pub fn forget(&self, upstream: &str) {
+        let of = Of { upstream: Arc::from(upstream) };
+        self.up.remove(&of);
+        self.models_out.remove(&of);
     }
 
     pub fn draining(&self, answers: usize) {

@@ -33,7 +33,8 @@ pub async fn check(
     terms: &Terms,
     report: &mut Report,
 ) -> Result<(), Error> {
-    for source in sources(upstreams.all()) {
+    let all = upstreams.all();
+    for source in sources(&all) {
         let name = &source.name;
         match source.kind() {
             UpstreamKind::OpenRouter => {

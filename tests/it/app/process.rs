@@ -170,9 +170,17 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM. The standard library has no call for it; the shell's `kill` is everywhere.
     pub fn terminate(&self) {
-        let kill = format!("kill -TERM {}", self.child.id());
+        self.signal("TERM");
+    }
+
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
+    /// The standard library has no call for it; the shell's `kill` is everywhere.
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
         let status = Command::new("sh").args(["-c", &kill]).status().expect("a shell");
         assert!(status.success(), "the child takes signals");
     }
