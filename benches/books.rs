@@ -88,6 +88,7 @@ async fn fill(url: &str, count: usize) {
     for first in (0..count).step_by(PART) {
         let calls: Vec<seed::Call> = (first..count.min(first + PART))
             .map(|number| seed::Call {
+                key: None,
                 account: accounts[number % ACCOUNTS],
                 upstream: "openrouter",
                 generation_id: format!("gen-{number}"),

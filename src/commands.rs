@@ -12,6 +12,7 @@ macro_rules! say {
 }
 
 mod account;
+mod archive;
 mod events;
 mod key;
 mod member;
@@ -68,6 +69,8 @@ enum Command {
     /// What was paid through Stripe.
     #[command(subcommand)]
     Payments(payments::Payments),
+    /// Move the usage records of past months into files.
+    Archive(archive::Archive),
     /// Recompute the books; fails when anything differs.
     Verify,
     /// Compare the books with the upstream and the sinks; fails when anything differs.
@@ -147,6 +150,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Audit(command) => member::run_audit(command, store).await?,
         Command::Events(command) => events::run(command, store).await?,
         Command::Payments(command) => payments::run(command, store).await?,
+        Command::Archive(command) => archive::run(command, &config, store).await?,
         Command::Verify => return events::verify(store).await,
         Command::Reconcile(command) => return reconcile::run(command, &config, store).await,
         Command::Serve | Command::Config | Command::Migrate => {}

@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod alert;
+pub mod archive;
 pub mod attempt;
 pub mod audit;
 pub mod billing;

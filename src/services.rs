@@ -31,6 +31,7 @@ pub mod upstream;
 pub mod upstreams;
 
 // === what goes on beside requests ===
+pub mod archive;
 pub mod billing;
 pub mod late;
 pub mod reconcile;

@@ -5,6 +5,8 @@
 //! as bound values), so that the structs in `models` are the only mapping (`table`). No SQL outside
 //! this module, no prices or HTTP inside it.
 
+/// Months that are kept in files.
+pub mod archives;
 /// Decides a batch.
 pub mod books;
 /// Accounts and keys.
@@ -38,6 +40,7 @@ pub mod watch;
 
 use crate::error::Error;
 use crate::models::timestamp::Timestamp;
+use archives::ArchiveStore;
 use async_trait::async_trait;
 use directory::DirectoryStore;
 use exports::ExportStore;
@@ -117,6 +120,7 @@ pub trait Store:
     + ReconcileStore
     + VerifyStore
     + WatchStore
+    + ArchiveStore
 {
     /// Refuses a way to the database on which the books would go wrong; free once it was good.
     async fn check(&self) -> Result<(), StoreError>;

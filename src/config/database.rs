@@ -18,6 +18,8 @@ pub struct DatabaseConfig {
     pub lease: Duration,
     /// `None`: nobody is served while it is away.
     pub outage: Option<OutageConfig>,
+    /// Whole months of usage records that `tollgate archive` leaves where they are.
+    pub retention_months: Option<u16>,
 }
 
 /// How requests are served while PostgreSQL is away.
@@ -54,6 +56,7 @@ impl DatabaseConfig {
             wait: env.positive_seconds("TOLLGATE_DATABASE_SECONDS", "5")?,
             lease: env.positive_seconds("TOLLGATE_LEASE_SECONDS", "30")?,
             outage: OutageConfig::read(env, kind)?,
+            retention_months: retention(env)?,
         })
     }
 }
@@ -76,4 +79,12 @@ impl OutageConfig {
         }
         Ok(Some(Self { exposure, folder }))
     }
+}
+
+fn retention(env: &mut Reader) -> Result<Option<u16>, ConfigError> {
+    const NAME: &str = "TOLLGATE_RETENTION_MONTHS";
+    let Some(text) = env.optional(NAME) else { return Ok(None) };
+    let months = text.parse().ok().filter(|months| *months > 0);
+    let unusable = || ConfigError(format!("{NAME} is not a number of months, 1 or more"));
+    months.map(Some).ok_or_else(unusable)
 }

@@ -59,6 +59,13 @@ impl RequestId {
         let millis = u128::try_from(at.unix_millis()).unwrap_or_default();
         Self(Uuid::from_u128(millis << 80))
     }
+
+    /// The instant that it was made of, to the millisecond.
+    #[must_use]
+    pub fn began_at(self) -> Timestamp {
+        let millis = i64::try_from(self.0.as_u128() >> 80).unwrap_or(i64::MAX);
+        Timestamp::from_unix_micros(millis.saturating_mul(1_000))
+    }
 }
 
 id!(

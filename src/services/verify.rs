@@ -4,6 +4,7 @@
 //! memory, however many there are (and a row for each key, customer and open hold). Run beside a
 //! busy server it may see an account between two of its changes; run it again before alarm.
 
+mod archived;
 mod chain;
 mod events;
 mod holds;
@@ -14,6 +15,7 @@ mod rows;
 
 use crate::models::ids::RequestId;
 use crate::store::{Store, StoreError};
+use archived::Archived;
 pub use events::EventCounts;
 use std::collections::{BTreeMap, HashSet};
 
@@ -38,12 +40,13 @@ const DIFFERENCES_MAX: usize = 1_000;
 /// The store's.
 pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
     let mut report = Report::default();
+    let mut archived = Archived::load(store).await?;
     let due = events::Due::load(store).await?;
-    records::check(store, &due, &mut report).await?;
-    events::check(store, &mut report).await?;
+    records::check(store, &due, &archived, &mut report).await?;
+    events::check(store, &archived, &mut report).await?;
     let mut held = holds::sum(store, &mut report).await?;
     holds::check_windows(store, &mut held, &mut report).await?;
-    let mut spending = keys::Spending::load(store).await?;
+    let mut spending = keys::Spending::load(store, &archived).await?;
     let mut entered = payments::Entered::default();
     let mut after = None;
     loop {
@@ -52,7 +55,11 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
         after = Some(last.id);
         for account in &accounts {
             report.accounts += 1;
-            let counted = chain::Counted { spending: &mut spending, entered: &mut entered };
+            let counted = chain::Counted {
+                spending: &mut spending,
+                entered: &mut entered,
+                archived: &mut archived,
+            };
             chain::check(store, account, counted, &mut report).await?;
             let holds = held.by_account.get(&account.id).copied().unwrap_or_default();
             report.check(account.held_nusd == holds, || {
@@ -62,6 +69,7 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
         }
     }
     spending.check(&held, &mut report);
+    archived.check(&mut report);
     entered.check(store, &mut report).await?;
     Ok(report)
 }

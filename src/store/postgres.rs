@@ -3,6 +3,7 @@
 //! Invariant: a batch locks its accounts in the order of their ids before it reads anything else,
 //! so two writers or replicas wait for each other and never deadlock.
 
+mod archives;
 mod batch;
 mod directory;
 mod exports;

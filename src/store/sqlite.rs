@@ -3,6 +3,7 @@
 //! Invariant: everything that changes the books goes through that one connection, in `BEGIN
 //! IMMEDIATE`, so a command that runs beside the server waits instead of failing.
 
+mod archives;
 mod batch;
 mod directory;
 mod exports;

@@ -295,6 +295,25 @@ pub const BILLING_EVENTS: Table = Table {
     ],
 };
 
+pub const ARCHIVES: Table = Table {
+    name: "archives",
+    columns: &[
+        "month",
+        "records",
+        "charge_nusd",
+        "corrections",
+        "difference_nusd",
+        "manifest_hash",
+        "state",
+        "archived_at",
+    ],
+};
+
+pub const ARCHIVED_SPENDING: Table = Table {
+    name: "archived_spending",
+    columns: &["month", "api_key_id", "spent_nusd", "corrections"],
+};
+
 /// The columns in which two states of a row differ, of those that may be changed. Only these are
 /// written, so that two changes at the same time do not undo each other.
 pub fn differing<T: Serialize>(

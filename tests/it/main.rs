@@ -16,6 +16,7 @@ mod source;
 mod upstream;
 
 mod admin;
+mod archive;
 mod bad_input;
 mod billing;
 mod books;

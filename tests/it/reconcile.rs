@@ -132,6 +132,7 @@ impl World {
             let of_model = listed.iter().filter(|row| row.model == model);
             let calls: Vec<Call> = of_model
                 .map(|row| Call {
+                    key: None,
                     account: row.user.parse().expect("an id"),
                     upstream,
                     generation_id: row.id.clone(),

@@ -6,7 +6,7 @@
 use tollgate::models::attempt::Attempts;
 use tollgate::models::billing::EventTerms;
 use tollgate::models::hold::Hold;
-use tollgate::models::ids::{AccountId, InstanceId, RequestId};
+use tollgate::models::ids::{AccountId, ApiKeyId, InstanceId, RequestId};
 use tollgate::models::limits::Counted;
 use tollgate::models::money::{NanoUsd, Tokens};
 use tollgate::models::openai::answer::Reported;
@@ -23,6 +23,7 @@ use uuid::Uuid;
 #[derive(Clone, Debug)]
 pub struct Call {
     pub account: AccountId,
+    pub key: Option<ApiKeyId>,
     pub upstream: &'static str,
     pub generation_id: String,
     pub prompt: i64,
@@ -53,6 +54,17 @@ pub fn request_id(at: Timestamp, number: u64) -> RequestId {
 
 /// Writes the calls down, numbered from `first`.
 pub async fn write(store: &dyn Store, price: &Price, calls: &[Call], first: u64) {
+    write_at(store, price, calls, first, Timestamp::now()).await;
+}
+
+/// The same, entered in the ledger at `now`.
+pub async fn write_at(
+    store: &dyn Store,
+    price: &Price,
+    calls: &[Call],
+    first: u64,
+    now: Timestamp,
+) {
     let mut number = first;
     for calls in calls.chunks(BATCH) {
         let mut places = Vec::new();
@@ -69,7 +81,6 @@ pub async fn write(store: &dyn Store, price: &Price, calls: &[Call], first: u64)
             }));
             settles.push(LedgerOp::Settle(Box::new(settlement)));
         }
-        let now = Timestamp::now();
         let placed = store.commit(&places, now).await.expect("the store takes holds");
         assert!(
             placed.iter().all(|outcome| matches!(outcome, Outcome::Placed { .. })),
@@ -85,7 +96,7 @@ fn ops(price: &Price, call: &Call, request_id: RequestId) -> (Hold, Settlement) 
     let mut hold = Hold {
         request_id,
         account_id: call.account,
-        api_key_id: None,
+        api_key_id: call.key,
         user_id: None,
         amount_nusd: NanoUsd(0),
         owner: InstanceId::generate(),

@@ -2,6 +2,7 @@
 //! page of them in memory.
 
 use super::Report;
+use super::archived::Archived;
 use super::keys::Spending;
 use super::payments::Entered;
 use super::rows::{CHARGE, CORRECTION, Rows};
@@ -22,6 +23,7 @@ struct Link {
 pub struct Counted<'a> {
     pub spending: &'a mut Spending,
     pub entered: &'a mut Entered,
+    pub archived: &'a mut Archived,
 }
 
 /// Checks every entry against the one before it and against the row it is for.
@@ -43,7 +45,7 @@ pub async fn check(
         let rows = rows_of(store, &entries).await?;
         for entry in &entries {
             link = link.follow(entry, report);
-            check_row(entry, &rows, counted.spending, report);
+            check_row(entry, &rows, counted.spending, counted.archived, report);
             counted.entered.count(entry);
             if entry.request_id.is_some() && entry.created_at >= account.period_start {
                 charged = charged.saturating_sub(entry.amount_nusd.0);
@@ -93,7 +95,13 @@ async fn rows_of(store: &dyn Store, entries: &[LedgerEntry]) -> Result<Rows, Sto
     Rows::of(store, &records, &corrections).await
 }
 
-fn check_row(entry: &LedgerEntry, rows: &Rows, spending: &mut Spending, report: &mut Report) {
+fn check_row(
+    entry: &LedgerEntry,
+    rows: &Rows,
+    spending: &mut Spending,
+    archived: &mut Archived,
+    report: &mut Report,
+) {
     let kind = match entry.kind {
         EntryKind::Charge => CHARGE,
         EntryKind::Correction => CORRECTION,
@@ -102,7 +110,13 @@ fn check_row(entry: &LedgerEntry, rows: &Rows, spending: &mut Spending, report: 
     // A correction by hand is for no request.
     let Some(request) = entry.request_id else { return };
     let row = rows.expected(request, kind);
-    if let Some(key) = rows.key(request) {
+    if archived.has(request) {
+        archived.count(request, entry);
+        // What is still there has to be right.
+        if row.is_none() {
+            return;
+        }
+    } else if let Some(key) = rows.key(request) {
         spending.count(key, entry);
     }
     let is_same = row.is_some_and(|row| {

@@ -1,6 +1,7 @@
 //! What keys have spent, made again from the entries of their requests.
 
 use super::Report;
+use super::archived::Archived;
 use super::holds::Held;
 use crate::models::ids::ApiKeyId;
 use crate::models::key::KeyBudget;
@@ -18,21 +19,40 @@ struct Key {
     stored: KeyBudget,
     /// Day, week, month, total.
     spent: [i64; 4],
+    /// A window may have requests in it whose records are gone: it cannot be told.
+    has_archived: [bool; 3],
     /// What is given back of an older window is cut off at zero in this one: the windows of such a
     /// key cannot be told from the entries alone.
     has_corrections: bool,
 }
 
 impl Spending {
-    pub async fn load(store: &dyn Store) -> Result<Self, StoreError> {
+    /// What they had spent in archived months is counted.
+    pub async fn load(store: &dyn Store, archived: &Archived) -> Result<Self, StoreError> {
+        let mut keys = Self::of_budgets(store, archived).await?;
+        for past in store.archived_spending().await? {
+            let Some(key) = keys.get_mut(&past.api_key_id) else { continue };
+            let [.., total] = &mut key.spent;
+            *total = total.saturating_add(past.spent_nusd.0);
+            key.has_corrections |= past.corrections > 0;
+        }
+        Ok(Self { keys })
+    }
+
+    async fn of_budgets(
+        store: &dyn Store,
+        archived: &Archived,
+    ) -> Result<HashMap<ApiKeyId, Key>, StoreError> {
         let mut keys = HashMap::new();
         let mut after = None;
         loop {
             let budgets = store.key_budgets_after(after).await?;
-            let Some(last) = budgets.last() else { return Ok(Self { keys }) };
+            let Some(last) = budgets.last() else { return Ok(keys) };
             after = Some(last.api_key_id);
             for stored in budgets {
-                let key = Key { spent: [0; 4], has_corrections: false, stored };
+                let starts = [stored.day_start, stored.week_start, stored.month_start];
+                let has_archived = starts.map(|start| archived.reach(start));
+                let key = Key { spent: [0; 4], has_archived, has_corrections: false, stored };
                 keys.insert(key.stored.api_key_id, key);
             }
         }
@@ -63,8 +83,11 @@ impl Spending {
             });
             let stored = [day_nusd, week_nusd, month_nusd, total_nusd];
             let names = ["this day", "this week", "this month", "in all"];
-            for ((stored, spent), name) in stored.into_iter().zip(key.spent).zip(names) {
-                let is_told = name == "in all" || !key.has_corrections;
+            let [day, week, month] = key.has_archived;
+            let untold = [day, week, month, false].into_iter();
+            let sums = stored.into_iter().zip(key.spent).zip(names).zip(untold);
+            for (((stored, spent), name), is_untold) in sums {
+                let is_told = !is_untold && (name == "in all" || !key.has_corrections);
                 report.check(!is_told || stored.0 == spent, || {
                     format!(
                         "key {id}: spent {stored} {name} but its entries sum to {}",

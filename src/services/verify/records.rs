@@ -2,6 +2,7 @@
 //! the ledger, and on its way to every sink of its time.
 
 use super::Report;
+use super::archived::Archived;
 use super::events::Due;
 use super::rows::{CHARGE, CORRECTION};
 use crate::models::ids::RequestId;
@@ -13,8 +14,14 @@ use crate::services::pricing;
 use crate::store::{Store, StoreError};
 use std::collections::{HashMap, HashSet};
 
-/// Checks every row; `due` says which events they must have.
-pub async fn check(store: &dyn Store, due: &Due, report: &mut Report) -> Result<(), StoreError> {
+/// Checks every row; `due` says which events they must have, but for those that are on their way to
+/// an archive.
+pub async fn check(
+    store: &dyn Store,
+    due: &Due,
+    archived: &Archived,
+    report: &mut Report,
+) -> Result<(), StoreError> {
     let mut prices: HashMap<String, Option<Price>> = HashMap::new();
     let mut after = None;
     loop {
@@ -29,9 +36,14 @@ pub async fn check(store: &dyn Store, due: &Due, report: &mut Report) -> Result<
             }
             check_record(record, prices.get(&record.price_id).and_then(Option::as_ref), report);
         }
-        check_kept(store, due, &records, report).await?;
+        // Of a month that is being archived the events may have gone first.
+        let is_leaving = |record: &UsageRecord| archived.has(record.id);
+        let (leaving, stay): (Vec<_>, Vec<_>) = records.into_iter().partition(is_leaving);
+        let leaving: Vec<RequestId> = leaving.iter().map(|record| record.id).collect();
+        check_entered(store, EntryKind::Charge, &leaving, report).await?;
+        check_kept(store, due, &stay, report).await?;
     }
-    check_corrections(store, due, report).await
+    check_corrections(store, due, archived, report).await
 }
 
 /// Each of these is in the ledger, and with every sink of its time or on its way there.
@@ -49,6 +61,7 @@ pub async fn check_kept(
 async fn check_corrections(
     store: &dyn Store,
     due: &Due,
+    archived: &Archived,
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let mut after = None;
@@ -58,7 +71,8 @@ async fn check_corrections(
         after = Some(last.request_id);
         let ids: Vec<RequestId> = corrections.iter().map(|row| row.request_id).collect();
         check_entered(store, EntryKind::Correction, &ids, report).await?;
-        due.check_corrections(store, &corrections, report).await?;
+        let stay = corrections.into_iter().filter(|row| !archived.has(row.request_id));
+        due.check_corrections(store, &stay.collect::<Vec<_>>(), report).await?;
     }
 }
 

@@ -53,6 +53,7 @@ impl Entry {
             let of_model = rows.iter().filter(|row| row.model == model);
             let calls: Vec<Call> = of_model
                 .map(|row| Call {
+                    key: None,
                     account: row.user.parse().expect("an id"),
                     upstream: self.name,
                     generation_id: row.id.clone(),
