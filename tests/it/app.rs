@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod books;
 pub mod cluster;
+pub mod history;
 pub mod pgbouncer;
 pub mod process;
 pub mod programs;

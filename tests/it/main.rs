@@ -59,6 +59,7 @@ mod surface;
 mod tidy;
 mod tools;
 mod traces;
+mod upgrades;
 mod upstreams;
 mod views;
 mod wire;

@@ -108,10 +108,19 @@ fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
 
 impl Books {
     pub fn open(database: &Database) -> Self {
+        Self::at(database, false)
+    }
+
+    /// Also where there is no file yet.
+    pub fn create(database: &Database) -> Self {
+        Self::at(database, true)
+    }
+
+    fn at(database: &Database, may_create: bool) -> Self {
         match database.store {
             Store::Sqlite => {
                 let options: SqliteConnectOptions = database.url.parse().expect("a SQLite address");
-                let options = options.create_if_missing(false);
+                let options = options.create_if_missing(may_create);
                 Self::Sqlite(SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options))
             }
             Store::Postgres => Self::Postgres(

@@ -2,6 +2,7 @@
 
 use super::TestApp;
 use super::cluster::Cluster;
+use super::history;
 use super::pgbouncer::PgBouncer;
 use super::process::Environment;
 use super::proxy::Proxy;
@@ -39,6 +40,8 @@ pub struct Setup {
     cluster: Option<String>,
     proxied: bool,
     pooled: Option<&'static str>,
+    /// The schema that is there when the program first starts.
+    schema: Option<i64>,
 }
 
 impl Setup {
@@ -54,6 +57,7 @@ impl Setup {
             cluster: None,
             proxied: false,
             pooled: None,
+            schema: None,
         };
         setup
             .env("TOLLGATE_LISTEN", "127.0.0.1:0")
@@ -119,6 +123,12 @@ impl Setup {
         self
     }
 
+    /// On a database that was left by an earlier version, with this migration as its last.
+    pub fn schema(mut self, schema: i64) -> Self {
+        self.schema = Some(schema);
+        self
+    }
+
     /// With a wire to PostgreSQL that can be cut: `TestApp::proxy`.
     pub fn proxied(mut self) -> Self {
         self.proxied = true;
@@ -137,6 +147,9 @@ impl Setup {
     /// With an upstream that the test has prepared, or whose address it has replaced.
     pub async fn start_with(mut self, upstream: Upstream) -> TestApp {
         let database = Database::create(self.store, self.cluster.as_deref()).await;
+        if let Some(schema) = self.schema {
+            history::leave(&database, schema).await;
+        }
         let mut url = database.url.clone();
         let mut proxy = None;
         if self.proxied {
