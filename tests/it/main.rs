@@ -24,6 +24,7 @@ mod chaos;
 mod commit_lost;
 mod cors;
 mod count;
+mod deploy;
 mod disconnect_table;
 mod endings;
 mod env_example;
