@@ -250,8 +250,8 @@ impl Admission {
         Tokens(smallest.min(self.terms.completion_tokens_max.0))
     }
 
-    /// Who has limits never is, nor a request that may be refused for its name, nor anybody while the
-    /// database is away: calling the upstream for nothing is at the operator's cost.
+    /// Who has limits never is, nor a request that may be refused for its name, nor anybody while
+    /// the database is away: calling the upstream for nothing is at the operator's cost.
     fn is_comfortable(&self, hold: &Hold) -> bool {
         if hold.idempotency_key.is_some() || self.ledger.away().is_away() {
             return false;

@@ -196,8 +196,8 @@ impl Books {
         Ok(Outcome::Placed { amount, available, room })
     }
 
-    /// It runs, or has run: what there is is set aside, if only nothing. It was counted in its limits
-    /// where it was let in.
+    /// It runs, or has run: what there is is set aside, if only nothing. It was counted in its
+    /// limits where it was let in.
     fn place_granted(
         &mut self,
         hold: &Hold,

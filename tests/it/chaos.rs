@@ -2,8 +2,8 @@
 //! other breaks. In the end the books are the upstream's truth call by call, the sinks have each
 //! event once, and whoever was known was served.
 //!
-//! `TOLLGATE_TEST_CHAOS_SECONDS` says for how long (75 here; an hour is 3600), `TEST_SEED` gives the
-//! order and the instants again. What failed is printed with its second, the fault and the reason.
+//! `TOLLGATE_TEST_CHAOS_SECONDS` says for how long (75 here; an hour is 3600), `TEST_SEED` gives
+//! the order and the instants again. What failed is printed with its second, fault and reason.
 
 mod faults;
 mod load;

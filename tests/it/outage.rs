@@ -241,7 +241,7 @@ async fn a_replica_that_was_cut_off_corrects_what_was_settled_for_it() {
         "[[price]]\nmodel = \"openai/*\"\nprompt_usd_per_mtok = \"30\"\n\
          completion_usd_per_mtok = \"60\"\n",
     );
-    let setup = setup.env("UPSTREAM_BASE_URL", &model.url()).env("TOLLGATE_LEASE_SECONDS", "1");
+    let setup = setup.env("UPSTREAM_BASE_URL", &model.url()).env("TOLLGATE_LEASE_SECONDS", "3");
     let app = setup.start().await;
     let mut environment = app.environment.clone();
     environment.insert("DATABASE_URL".to_owned(), app.database_url());

@@ -1,7 +1,7 @@
 //! The journal: operations on local disk, for as long as the database is away.
 //!
-//! Invariants: what [`Journal::append`] has returned from is on the disk, whole and in order, and is
-//! read back so by whoever opens the file after a crash; what was being written then is not read.
+//! Invariants: what [`Journal::append`] has returned from is on the disk, whole and in order, and
+//! is read back so by whoever opens the file after a crash; what was being written is not read.
 //! Room is taken before it is needed, so that what must be written down finds a place on a full
 //! disk. The file is locked for as long as its process lives. Knows nothing of money.
 
@@ -228,6 +228,12 @@ impl Journal {
         self.file.sync_all()?;
         (self.written, self.replayed, self.allocated) = (start, start, start);
         self.allocate(start + STEP_BYTES)
+    }
+
+    /// Nothing is written behind this place.
+    #[must_use]
+    pub fn ends_at(&self, end: u64) -> bool {
+        end == self.written
     }
 
     /// All of it is in the books.

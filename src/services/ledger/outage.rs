@@ -99,13 +99,19 @@ impl Outage {
         self.terms.away.set_away(true);
         self.take_in(undecided, true);
         let (mut queued, mut is_sent) = (Vec::with_capacity(BATCH_OPS_MAX), true);
-        let mut replay = self.replay(pause);
+        let (mut replay, _) = self.replay(pause);
+        // Nothing is taken in until then: under load there is always something more to replay.
+        let mut held_off: Option<Instant> = None;
         loop {
+            let hold_off = tokio::time::sleep_until(held_off.unwrap_or_else(Instant::now).into());
             tokio::select! {
-                count = receiver.recv_many(&mut queued, BATCH_OPS_MAX), if is_sent => {
+                count = receiver.recv_many(&mut queued, BATCH_OPS_MAX),
+                    if is_sent && held_off.is_none() =>
+                {
                     is_sent = count > 0;
                     self.take_in(std::mem::take(&mut queued), false);
                 }
+                () = hold_off, if held_off.is_some() => held_off = None,
                 (end, replayed) = &mut replay => {
                     let is_back = replayed.is_ok();
                     let is_done = replayed.is_ok_and(|replayed| self.replayed(end, replayed));
@@ -114,7 +120,10 @@ impl Outage {
                     }
                     let longer = (pause * 2).clamp(RETRY_FIRST, RETRY_MAX);
                     pause = if is_back { Duration::ZERO } else { longer };
-                    replay = self.replay(pause);
+                    let is_last;
+                    (replay, is_last) = self.replay(pause);
+                    let patience = self.terms.away.patience().unwrap_or_default();
+                    held_off = (is_back && is_last).then(|| Instant::now() + patience);
                 }
             }
         }
@@ -311,25 +320,28 @@ impl Outage {
 
     // === out of the journal ===
 
-    /// The next try: of the journal's next page, else of what was kept.
-    fn replay(&mut self, pause: Duration) -> BoxFuture<'static, Replayed> {
+    /// The next try: of the journal's next page, else of what was kept. Whether that is all.
+    fn replay(&mut self, pause: Duration) -> (BoxFuture<'static, Replayed>, bool) {
         let (end, ops) = match tokio::task::block_in_place(|| self.journal.page()) {
             Ok(Page { ops, end }) if !ops.is_empty() => (Some(end), ops),
             Ok(_) => (None, self.kept.clone()),
             Err(error) => {
                 // Tried again: a disk may come back. Nothing goes past it.
                 tracing::error!("the journal cannot be read: {error}");
-                return Box::pin(async {
+                let later = async {
                     tokio::time::sleep(RETRY_MAX).await;
                     (None, Err(Failed::Away))
-                });
+                };
+                return (Box::pin(later), false);
             }
         };
+        let is_last = end.is_none_or(|end| self.kept.is_empty() && self.journal.ends_at(end));
         let (committer, lease) = (self.terms.committer.clone(), self.terms.lease);
-        Box::pin(async move {
+        let replay = async move {
             tokio::time::sleep(pause).await;
             (end, committer.replay(ops, lease).await)
-        })
+        };
+        (Box::pin(replay), is_last)
     }
 
     /// Takes note of what the books have now; `true` when that is all.

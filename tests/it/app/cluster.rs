@@ -96,7 +96,7 @@ impl Cluster {
         .await;
     }
 
-    /// Its files may not grow beyond so many bytes, as on a disk that is full; `None`: as they like.
+    /// Its files may not grow beyond so many bytes, as on a disk that is full; `None`: they may.
     pub fn limit_files(&self, bytes: Option<u64>) {
         let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
         for pid in self.pids() {

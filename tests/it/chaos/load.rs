@@ -1,8 +1,9 @@
 //! Clients as they are: many keys, plain and streamed, another replica when one does not answer.
 //!
 //! What is counted: a request succeeds when one of its attempts gives a whole answer. An attempt
-//! that gets no connection, a broken answer or a 5xx is followed by one to the next replica, after a
-//! moment, up to [`ATTEMPTS_MAX`]. Every attempt that failed is kept with its second, the fault in
+//! that gets no connection, a broken answer or a 5xx is followed by one to the next replica, after
+//! a moment; when all three have been asked, after the seconds of `Retry-After`; up to
+//! [`ATTEMPTS_MAX`]. Every attempt that failed is kept with its second, the fault in
 //! force and the reason, also where the request succeeded.
 
 use std::net::SocketAddr;
@@ -17,9 +18,12 @@ use crate::client::{Answered, Ask, Exchange};
 use crate::random::Random;
 use crate::upstream::model::generation_of;
 
-/// Two rounds of three replicas: what an SDK with a few retries does behind a load balancer.
-const ATTEMPTS_MAX: usize = 6;
-const PAUSE: Duration = Duration::from_millis(250);
+/// Three rounds of three replicas: an SDK's first try and its two retries, behind a load balancer
+/// that passes by who does not answer.
+const ATTEMPTS_MAX: usize = 9;
+const PAUSE: Duration = Duration::from_millis(100);
+/// As our own 503 says it.
+const ROUND_PAUSE: Duration = Duration::from_secs(2);
 /// An attempt that takes longer has failed.
 const ATTEMPT_WAIT: Duration = Duration::from_secs(15);
 
@@ -146,7 +150,8 @@ async fn request(shared: &Shared, random: &Random) {
                 last = Some(shared.failed(reason, generation));
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        let is_round = (attempt + 1) % shared.addresses.len() == 0;
+        tokio::time::sleep(if is_round { ROUND_PAUSE } else { PAUSE }).await;
     }
     shared.tally.lock().expect("no panic").failed.extend(last);
 }
