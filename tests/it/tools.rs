@@ -3,6 +3,12 @@
 
 use std::net::SocketAddr;
 
+use sqlx::{Connection, Executor, PgConnection};
+
+use crate::app::audit::deadlocks;
+use crate::app::books::Books;
+use crate::app::store::Database;
+use crate::app::{Store, eventually};
 use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::answer::Answer;
 use crate::upstream::script::{Gate, Script};
@@ -82,3 +88,27 @@ async fn a_gate_holds_the_bytes_back() {
     gate.open();
     assert_eq!(exchange.finish().await.ok(), "beforeafter");
 }
+
+/// Two transactions that wait for each other: PostgreSQL ends one of them, and keeps count.
+#[tokio::test]
+async fn a_deadlock_is_noticed() {
+    let database = Database::create(Store::Postgres, None).await;
+    let books = Books::open(&database);
+    books.tamper("CREATE TABLE pair AS SELECT 1 AS id UNION ALL SELECT 2").await;
+    assert_eq!(deadlocks(&books).await, None);
+    let mut one = PgConnection::connect(&database.url).await.expect("a connection");
+    let mut other = PgConnection::connect(&database.url).await.expect("a connection");
+    for (connection, lock) in [(&mut one, LOCK_1), (&mut other, LOCK_2)] {
+        connection.execute("BEGIN").await.expect("a transaction");
+        connection.execute(lock).await.expect("a row that is free");
+    }
+    let (first, second) = tokio::join!(one.execute(LOCK_2), other.execute(LOCK_1));
+    assert_ne!(first.is_ok(), second.is_ok(), "one of them has its way");
+    // What a connection has counted is told when it ends.
+    drop((one, other));
+    eventually("it is counted", async || deadlocks(&books).await).await;
+    database.drop_database().await;
+}
+
+const LOCK_1: &str = "UPDATE pair SET id = id WHERE id = 1";
+const LOCK_2: &str = "UPDATE pair SET id = id WHERE id = 2";

@@ -55,7 +55,7 @@ pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
 
 /// PostgreSQL ends one of two transactions that wait for each other. It is tried again, so that
 /// nobody would see it otherwise.
-async fn deadlocks(books: &Books) -> Option<String> {
+pub async fn deadlocks(books: &Books) -> Option<String> {
     let Books::Postgres(_) = books else { return None };
     let sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
     let count = books.rows(sql).await[0]["deadlocks"].as_i64().expect("a number");
