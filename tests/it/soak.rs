@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
+use crate::app::process::Process;
 use crate::app::{Setup, Store, TestApp, both_stores, question, streamed};
 use crate::client::{Ask, Exchange};
 use crate::random::Random;
@@ -33,12 +34,11 @@ struct Sample {
 }
 
 impl Sample {
-    fn of(pid: u32) -> Self {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
-        Self { kilobytes: kilobytes.expect("a Linux"), descriptors }
+    fn of(process: &Process) -> Self {
+        let kilobytes = process.resident_bytes() >> 10;
+        let folder = format!("/proc/{}/fd", process.id());
+        let descriptors = std::fs::read_dir(folder).expect("it lives").count();
+        Self { kilobytes, descriptors }
     }
 }
 
@@ -115,7 +115,7 @@ async fn sample(app: &TestApp) -> Vec<Sample> {
     let began = tokio::time::Instant::now();
     let mut samples = Vec::new();
     while began.elapsed() < Duration::from_secs(seconds()) {
-        samples.push(Sample::of(app.process.id()));
+        samples.push(Sample::of(&app.process));
         tokio::time::sleep(SAMPLE_EVERY).await;
     }
     samples
