@@ -196,7 +196,9 @@ impl Committer {
             Some(Err(Failed::Away)) => Err(Failed::Away),
             // Another failure is in the log, and the estimate stands.
             decided => {
-                decided.iter().for_each(|decided| self.measured.decided(&ops[0], decided, None));
+                if let Some(decided) = &decided {
+                    self.measured.decided(&ops[0], decided, None);
+                }
                 Ok(())
             }
         }

@@ -168,8 +168,8 @@ impl BookMetrics {
         }
     }
 
-    /// Counts what was committed; `None`: the operation was lost. `is_own`: of this process, and not
-    /// of one that died.
+    /// Counts what was committed; `None`: the operation was lost. `is_own`: of this process, and
+    /// not of one that died.
     pub fn committed(&self, op: &LedgerOp, outcome: Option<&Outcome>, is_own: bool) {
         match (op, outcome) {
             (LedgerOp::Settle(settlement), outcome) => {
@@ -346,9 +346,8 @@ impl HoldMetrics {
     fn changed(&self, op: &LedgerOp, outcome: Option<&Outcome>) {
         match (op, outcome) {
             (LedgerOp::Place(placement), Some(Outcome::Placed { .. })) => {
-                if self.open().insert(placement.hold.request_id) {
-                    self.placed.inc();
-                }
+                let is_new = self.open().insert(placement.hold.request_id);
+                self.placed.inc_by(u64::from(is_new));
             }
             (LedgerOp::Place(_), Some(Outcome::Limited(_))) => drop(self.limited.inc()),
             (LedgerOp::Place(_), Some(Outcome::Refused { by, .. })) => match by {
