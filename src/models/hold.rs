@@ -114,7 +114,8 @@ impl Hold {
             attempts: i64::try_from(self.tried.0.len()).unwrap_or(i64::MAX).saturating_add(1),
             started_at: self.placed_at,
             first_byte_at: None,
-            ended_at,
+            // A clock that was set back meanwhile.
+            ended_at: ended_at.max(self.placed_at),
             tried: self.tried.clone(),
         }
     }
