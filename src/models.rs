@@ -17,6 +17,7 @@ pub mod limits;
 pub mod money;
 pub mod openai;
 pub mod openrouter;
+pub mod overview;
 pub mod payment;
 pub mod price;
 pub mod reconcile;

@@ -19,6 +19,8 @@ pub mod ledger;
 mod ops;
 /// Billing events.
 pub mod outbox;
+/// What owners and operators look at.
+pub mod overview;
 /// What Stripe says.
 pub mod payments;
 pub mod postgres;
@@ -47,6 +49,7 @@ use exports::ExportStore;
 use ledger::LedgerStore;
 pub use ops::*;
 use outbox::OutboxStore;
+use overview::OverviewStore;
 use payments::PaymentStore;
 use prices::PriceStore;
 use reconcile::ReconcileStore;
@@ -116,6 +119,7 @@ pub trait Store:
     + RecordStore
     + Outbox
     + ReportStore
+    + OverviewStore
     + PaymentStore
     + ReconcileStore
     + VerifyStore

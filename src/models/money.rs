@@ -87,14 +87,20 @@ impl NanoUsd {
 impl fmt::Display for NanoUsd {
     /// Dollars as a decimal number without superfluous zeros: `0.00012`, `10`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let nano = i128::from(self.0);
-        let sign = if nano < 0 { "-" } else { "" };
-        let whole = nano.unsigned_abs() / 1_000_000_000;
-        let fraction = format!("{:09}", nano.unsigned_abs() % 1_000_000_000);
-        match fraction.trim_end_matches('0') {
-            "" => write!(f, "{sign}{whole}"),
-            digits => write!(f, "{sign}{whole}.{digits}"),
-        }
+        f.write_str(&decimal(self.0.into(), NANO_PER_USD_DIGITS))
+    }
+}
+
+/// An amount of 10^-`digits` as a decimal number without superfluous zeros.
+fn decimal(amount: i128, digits: u32) -> String {
+    let unit = 10_u128.pow(digits);
+    let sign = if amount < 0 { "-" } else { "" };
+    let whole = amount.unsigned_abs() / unit;
+    let width = usize::try_from(digits).unwrap_or_default();
+    let fraction = format!("{:0width$}", amount.unsigned_abs() % unit);
+    match fraction.trim_end_matches('0') {
+        "" => format!("{sign}{whole}"),
+        digits => format!("{sign}{whole}.{digits}"),
     }
 }
 
@@ -106,6 +112,18 @@ impl Serialize for Usd {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let number =
             RawValue::from_string(self.0.to_string()).map_err(serde::ser::Error::custom)?;
+        number.serialize(serializer)
+    }
+}
+
+/// A sum in pico-USD, as [`Usd`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsdOfPico(pub i128);
+
+impl Serialize for UsdOfPico {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let number = RawValue::from_string(decimal(self.0, PICO_PER_USD_DIGITS))
+            .map_err(serde::ser::Error::custom)?;
         number.serialize(serializer)
     }
 }
@@ -280,6 +298,9 @@ mod tests {
         assert_eq!(json(9_007_199_254_740_993), "9007199.254740993");
         assert_eq!(json(-1), "-0.000000001");
         assert_eq!(json(0), "0");
+        let json = |pico| serde_json::to_string(&UsdOfPico(pico)).unwrap();
+        assert_eq!(json(1), "0.000000000001");
+        assert_eq!(json(-20_000_000_000_000_000_000_000), "-20000000000");
     }
 
     #[test]

@@ -367,6 +367,25 @@ impl Principal {
         LimitsInForce { account: self.rates.or(plan.account), key }
     }
 
+    /// Decides over the account: its keys, how it pays. A key of an application may spend money;
+    /// it need not see invoices and cards, nor make other keys.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        match (&self.caller, self.role) {
+            (Caller::User(_), _) | (Caller::Key(_), Role::Admin | Role::Service) => true,
+            (Caller::Key(_), Role::User) => false,
+        }
+    }
+
+    /// Runs this service.
+    #[must_use]
+    pub fn is_operator(&self) -> bool {
+        match self.role {
+            Role::Admin | Role::Service => true,
+            Role::User => false,
+        }
+    }
+
     /// As the audit log names it.
     #[must_use]
     pub fn actor(&self) -> String {

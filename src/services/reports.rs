@@ -4,6 +4,8 @@
 //! never take the database from the requests that earn the money: few run at once, each is bounded
 //! in time and rows, and a caller who hangs up does not make room for another one.
 
+mod overview;
+
 use crate::error::Error;
 use crate::models::ids::{AccountId, ApiKeyId, RequestId, UserId};
 use crate::models::key::{ApiKey, KeyBudget};

@@ -9,6 +9,7 @@ mod directory;
 mod exports;
 mod ledger;
 mod outbox;
+mod overview;
 mod payments;
 mod pooler;
 mod prices;

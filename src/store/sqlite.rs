@@ -10,6 +10,7 @@ mod exports;
 mod ledger;
 mod native;
 mod outbox;
+mod overview;
 mod payments;
 mod prices;
 mod reconcile;

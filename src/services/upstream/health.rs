@@ -28,6 +28,12 @@ struct Troubles {
     models: HashMap<String, Breaker>,
 }
 
+/// How much may be sent to an upstream, and for models there where that is less than all.
+pub struct Seen {
+    pub whole: Leave,
+    pub models: Vec<(String, Leave)>,
+}
+
 const PATIENCE: Patience = Patience {
     failures_max: 3,
     pause_first: Duration::from_secs(1),
@@ -122,6 +128,14 @@ impl Health {
         }
     }
 
+    /// What is left alone now, in no order; models that are well are left out.
+    pub fn seen(&self, now: Instant) -> Seen {
+        let troubles = self.troubles();
+        let models = troubles.models.iter().map(|(model, own)| (model.clone(), own.leave(now)));
+        let models = models.filter(|(_, leave)| *leave != Leave::All).collect();
+        Seen { whole: troubles.whole.leave(now), models }
+    }
+
     /// Takes the one call that is let through; false when another request has it.
     pub fn probe(&self, model: &str, now: Instant) -> bool {
         let mut troubles = self.troubles();
@@ -163,6 +177,9 @@ mod tests {
         assert!(health.has_failed("a", &failed(503), now), "the third in a row");
         assert_eq!(health.leave("a", now), Leave::Nothing(PATIENCE.pause_first));
         assert_eq!(health.leave("b", now), Leave::All);
+        let seen = health.seen(now);
+        assert_eq!(seen.whole, Leave::All);
+        assert_eq!(seen.models, [("a".to_owned(), Leave::Nothing(PATIENCE.pause_first))]);
         health.is_well("b");
         assert_ne!(health.leave("a", now), Leave::All, "another model says nothing of it");
         health.is_well("a");

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-const DIALECT: Dialect = Dialect {
+pub(super) const DIALECT: Dialect = Dialect {
     day: |column| format!("to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD')"),
     time: |parameter| format!("{parameter}::timestamptz"),
     attempts: "jsonb_array_elements(u.tried::jsonb) AS a(value)",

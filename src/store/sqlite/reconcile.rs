@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use sqlx::AssertSqlSafe;
 
 /// Times are text of fixed width.
-const DIALECT: Dialect = Dialect {
+pub(super) const DIALECT: Dialect = Dialect {
     day: |column| format!("substr({column}, 1, 10)"),
     time: str::to_owned,
     attempts: "json_each(u.tried) a",

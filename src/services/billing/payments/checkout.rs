@@ -111,6 +111,12 @@ impl Payments {
         within(api.create("/v1/billing_portal/sessions", &form, &key)).await
     }
 
+    /// Whether people can be sent to Stripe.
+    #[must_use]
+    pub fn has_pages(&self) -> bool {
+        self.api_for_people().is_ok()
+    }
+
     fn api_for_people(&self) -> Result<&StripeApi, Error> {
         let api = self.api.as_deref().filter(|_| !self.config.return_urls.is_empty());
         api.ok_or(Error::NotConfigured("payment page"))
