@@ -18,7 +18,7 @@ pub use billing::{BillingConfig, OpenMeterConfig, StreamConfig, StripeConfig, We
 pub use billing::{OPENMETER, STRIPE, WEBHOOK};
 pub use database::{DatabaseConfig, DatabaseKind, OutageConfig};
 use hyper::Uri;
-pub use identity::{IdentityConfig, SignupConfig, TokenConfig};
+pub use identity::{IdentityConfig, SignInConfig, SignupConfig, TokenConfig};
 pub use log::{LogConfig, TraceConfig};
 pub use money::MoneyConfig;
 pub use payments::PaymentsConfig;

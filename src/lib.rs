@@ -25,7 +25,7 @@
 pub mod commands;
 /// Environment variables, each read once.
 pub mod config;
-/// HTTP in and out.
+/// HTTP in and out. The files that `controllers::console` serves are in `src/console`.
 pub mod controllers;
 /// An upstream for the first run.
 pub mod demo;

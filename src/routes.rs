@@ -1,8 +1,9 @@
 //! The one table of routes, and the layers around it in the order a request meets them.
 
 use crate::controllers::admin::{
-    accounts, credits as entries, events, keys, members, prices, records,
+    accounts, credits as entries, events, keys, members, overview, prices, records,
 };
+use crate::controllers::{account, console, keys as own_keys, latency};
 use crate::controllers::{
     billing, chat, credits, export, health, metrics, models, usage, webhooks,
 };
@@ -38,10 +39,15 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/credits", get(credits::credits).fallback(only(GET)))
         // our own
         .route("/v1/usage.csv", get(export::usage).fallback(only(GET)))
+        .route("/v1/latency", get(latency::latency).fallback(only(GET)))
+        .route("/v1/account", get(account::account).fallback(only(GET)))
+        .route("/v1/holds", get(account::holds).fallback(only(GET)))
         // for whoever watches this
         .route("/healthz", get(health::live).fallback(only(GET)))
         .route("/readyz", get(health::ready).fallback(only(GET)))
         .merge(payments())
+        .merge(owner())
+        .merge(console())
         .merge(admin());
     // Where they have a listener of their own, they are not here.
     let is_here = app.config.server.metrics_listen.is_none();
@@ -71,6 +77,27 @@ fn payments() -> Router<Arc<App>> {
         .route("/v1/billing/portal", post(billing::portal).fallback(only("POST")))
         .route("/webhooks/stripe", post(webhooks::stripe).fallback(only("POST")))
         .route_layer(from_fn(bounded))
+}
+
+/// An account's own keys.
+fn owner() -> Router<Arc<App>> {
+    Router::new()
+        .route(
+            "/v1/keys",
+            get(own_keys::list).post(own_keys::create).fallback(only("GET, HEAD, POST")),
+        )
+        .route("/v1/keys/{id}", delete(own_keys::revoke).fallback(only("DELETE")))
+        .route_layer(from_fn(bounded))
+}
+
+/// For people, in a browser.
+fn console() -> Router<Arc<App>> {
+    let assets = Arc::new(console::Assets::new());
+    let [page, files] = [assets.clone(), assets];
+    Router::new()
+        .route("/console", get(console::page(page)).fallback(only(GET)))
+        .route("/console/config.json", get(console::config).fallback(only(GET)))
+        .route("/console/{file}", get(console::file(files)).fallback(only(GET)))
 }
 
 /// The server reads a body that has a length and chunks by its chunks, and does not say that there
@@ -130,6 +157,10 @@ fn admin() -> Router<Arc<App>> {
         .route("/admin/v1/events/{id}/retry", post(events::retry).fallback(only("POST")))
         .route("/admin/v1/events/{id}/park", post(events::park).fallback(only("POST")))
         .route("/admin/v1/audit", get(records::audit).fallback(only(GET)))
+        .route("/admin/v1/margins", get(overview::margins).fallback(only(GET)))
+        .route("/admin/v1/drift", get(overview::drift).fallback(only(GET)))
+        .route("/admin/v1/sinks", get(overview::sinks).fallback(only(GET)))
+        .route("/admin/v1/health", get(overview::health).fallback(only(GET)))
         .route_layer(from_fn(bounded))
 }
 

@@ -7,6 +7,7 @@ use super::ConfigError;
 use super::is_safe;
 use super::reader::{Reader, listed};
 use crate::models::money::NanoUsd;
+use hyper::Uri;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use std::net::IpAddr;
@@ -16,6 +17,8 @@ use std::time::Duration;
 pub struct IdentityConfig {
     /// `None`: API keys only.
     pub tokens: Option<TokenConfig>,
+    /// Where users get their tokens, for the console. `None`: it asks for keys only.
+    pub sign_in: Option<SignInConfig>,
     pub signup: SignupConfig,
     /// How long a known caller goes on when the database cannot be asked.
     pub stale: Duration,
@@ -38,6 +41,17 @@ pub struct TokenConfig {
     pub anonymous: bool,
 }
 
+/// The auth server as a browser calls it.
+#[derive(Clone, Debug)]
+pub struct SignInConfig {
+    /// Scheme, host and port.
+    pub origin: String,
+    /// Below it, without a slash at its end.
+    pub url: String,
+    /// The project's public key. Supabase makes it for browsers.
+    pub anon_key: String,
+}
+
 /// What a user without an account gets.
 #[derive(Clone, Debug)]
 pub struct SignupConfig {
@@ -58,8 +72,12 @@ const SECRET_BYTES_MIN: usize = 32;
 
 impl IdentityConfig {
     pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
+        let project = env.optional("SUPABASE_URL");
+        let project = project.map(|url| checked("SUPABASE_URL", &url)).transpose()?;
+        let server = project.map(|url| format!("{url}{AUTH_PATH}"));
         Ok(Self {
-            tokens: TokenConfig::read(env)?,
+            sign_in: SignInConfig::read(env, server.as_deref())?,
+            tokens: TokenConfig::read(env, server)?,
             signup: SignupConfig::read(env)?,
             stale: env.seconds("TOLLGATE_STALE_IDENTITY_SECONDS", "600")?,
             failures_per_minute: env.parsed("TOLLGATE_AUTH_FAILURES_PER_MINUTE", "20")?,
@@ -69,10 +87,7 @@ impl IdentityConfig {
 }
 
 impl TokenConfig {
-    fn read(env: &mut Reader) -> Result<Option<Self>, ConfigError> {
-        let project = env.optional("SUPABASE_URL");
-        let project = project.map(|url| checked("SUPABASE_URL", &url)).transpose()?;
-        let server = project.map(|url| format!("{url}{AUTH_PATH}"));
+    fn read(env: &mut Reader, server: Option<String>) -> Result<Option<Self>, ConfigError> {
         let jwks_url = env.optional("SUPABASE_JWKS_URL");
         let jwks_url = jwks_url.map(|url| checked("SUPABASE_JWKS_URL", &url)).transpose()?;
         let jwks_url = jwks_url.or_else(|| Some(format!("{}{JWKS_PATH}", server.as_ref()?)));
@@ -100,6 +115,27 @@ impl TokenConfig {
             }
         }
     }
+}
+
+impl SignInConfig {
+    fn read(env: &mut Reader, server: Option<&str>) -> Result<Option<Self>, ConfigError> {
+        let Some(anon_key) = env.optional("SUPABASE_ANON_KEY") else { return Ok(None) };
+        let Some(url) = server else {
+            return Err(ConfigError("SUPABASE_ANON_KEY needs SUPABASE_URL".to_owned()));
+        };
+        let origin = origin(url).ok_or_else(|| {
+            ConfigError("SUPABASE_URL: a browser cannot be told to call this address".to_owned())
+        })?;
+        Ok(Some(Self { origin, url: url.to_owned(), anon_key }))
+    }
+}
+
+/// The part of an address that a content security policy names. Its own separators are not in it.
+fn origin(url: &str) -> Option<String> {
+    let uri: Uri = url.parse().ok()?;
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?.as_str());
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+    authority.bytes().all(is_plain).then(|| format!("{scheme}://{authority}"))
 }
 
 impl SignupConfig {
@@ -167,6 +203,15 @@ mod tests {
             "",
         ] {
             assert!(checked("X", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_origin_ends_before_the_path_and_separates_nothing() {
+        assert_eq!(origin("https://a.b:1/auth/v1").as_deref(), Some("https://a.b:1"));
+        assert_eq!(origin("http://[::1]:5/").as_deref(), Some("http://[::1]:5"));
+        for bad in ["https://a;script-src", "https://a,b", "https://u@a", "/auth", "https://a'b"] {
+            assert_eq!(origin(bad), None, "{bad}");
         }
     }
 

@@ -17,6 +17,8 @@ pub struct ServerConfig {
     pub drain: Duration,
     /// Between readiness going off and the listener closing: load balancers notice in this time.
     pub shutdown_delay: Duration,
+    /// Whether the web console is served.
+    pub console: bool,
 }
 
 impl ServerConfig {
@@ -36,6 +38,7 @@ impl ServerConfig {
             write: env.positive_seconds("TOLLGATE_WRITE_SECONDS", "60")?,
             drain: env.seconds("TOLLGATE_DRAIN_SECONDS", "30")?,
             shutdown_delay: env.seconds("TOLLGATE_SHUTDOWN_DELAY_SECONDS", "0")?,
+            console: env.switch("TOLLGATE_CONSOLE", "on")?,
         })
     }
 }

@@ -8,6 +8,7 @@ pub mod credits;
 pub mod events;
 pub mod keys;
 pub mod members;
+pub mod overview;
 pub mod prices;
 pub mod records;
 
@@ -36,7 +37,7 @@ const LIMIT_USUAL: usize = 20;
 const LIMIT_MAX: usize = 100;
 
 impl Page {
-    fn after<T: FromStr>(&self) -> Result<Option<T>, Error> {
+    pub(super) fn after<T: FromStr>(&self) -> Result<Option<T>, Error> {
         let after = self.after.as_deref();
         after.map(|text| text.parse().map_err(|_| unreadable("after"))).transpose()
     }
@@ -53,7 +54,7 @@ impl Page {
         self.told(rows, shown, id)
     }
 
-    fn told<T>(
+    pub(super) fn told<T>(
         &self,
         rows: &[T],
         tell: impl Fn(&T) -> Value,
@@ -74,7 +75,7 @@ impl Page {
 }
 
 /// An id in the path; what is none is nobody's.
-fn id<T: FromStr>(
+pub(super) fn id<T: FromStr>(
     path: Result<Path<String>, PathRejection>,
     what: &'static str,
 ) -> Result<T, Error> {

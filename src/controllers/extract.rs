@@ -5,10 +5,9 @@
 
 use crate::controllers::client;
 use crate::error::Error;
-use crate::models::identity::Role;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::Invalid;
-use crate::services::auth::{Caller, Principal};
+use crate::services::auth::Principal;
 use crate::services::trace::RequestTrace;
 use crate::state::App;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
@@ -30,7 +29,8 @@ pub struct JsonBody(pub Bytes);
 /// A body as it came, of whatever type it says it is.
 pub struct RawBody(pub Bytes);
 
-/// Who may decide how the account pays: its members, and whoever runs this service.
+/// Who decides over the account, its keys and how it pays: its members, and whoever runs this
+/// service.
 pub struct Owner(pub Principal);
 
 /// A body of this form.
@@ -90,10 +90,7 @@ impl FromRequestParts<Arc<App>> for Operator {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
         let principal = Principal::from_request_parts(parts, app).await?;
-        match principal.role {
-            Role::Admin | Role::Service => Ok(Self(principal)),
-            Role::User => Err(Error::Forbidden),
-        }
+        if principal.is_operator() { Ok(Self(principal)) } else { Err(Error::Forbidden) }
     }
 }
 
@@ -102,13 +99,7 @@ impl FromRequestParts<Arc<App>> for Owner {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
         let principal = Principal::from_request_parts(parts, app).await?;
-        // A key of an application may spend money; it need not see invoices and cards.
-        match (&principal.caller, principal.role) {
-            (Caller::User(_), _) | (Caller::Key(_), Role::Admin | Role::Service) => {
-                Ok(Self(principal))
-            }
-            (Caller::Key(_), Role::User) => Err(Error::Forbidden),
-        }
+        if principal.is_owner() { Ok(Self(principal)) } else { Err(Error::Forbidden) }
     }
 }
 

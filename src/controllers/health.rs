@@ -29,7 +29,8 @@ pub async fn ready(State(app): State<Arc<App>>) -> Response {
     (status, Json(json!({"status": says}))).into_response()
 }
 
-async fn readiness(app: &App) -> Result<(), &'static str> {
+/// Why there is no readiness, if so.
+pub async fn readiness(app: &App) -> Result<(), &'static str> {
     if app.leaving.is_cancelled() {
         return Err("shutting down");
     }

@@ -139,13 +139,13 @@ pub async fn costs(
 }
 
 /// The buckets of one page, and where the next page begins.
-struct Window {
-    buckets: Vec<Span>,
+pub(super) struct Window {
+    pub(super) buckets: Vec<Span>,
     next_page: Option<String>,
 }
 
 impl Window {
-    fn read(parameters: &Parameters, width: Width, limit: usize) -> Result<Self, Error> {
+    pub(super) fn read(parameters: &Parameters, width: Width, limit: usize) -> Result<Self, Error> {
         let start = parameters.seconds("start_time")?;
         let start = start
             .ok_or_else(|| invalid("start_time", "Missing required parameter: 'start_time'."))?;
@@ -169,7 +169,7 @@ impl Window {
     }
 
     /// The page, each result in its bucket.
-    fn page<T>(self, results: impl Iterator<Item = (usize, T)>) -> Page<T> {
+    pub(super) fn page<T>(self, results: impl Iterator<Item = (usize, T)>) -> Page<T> {
         let bucket = |span: &Span| Bucket {
             object: "bucket",
             start_time: span.from.unix_seconds(),

@@ -9,6 +9,7 @@ mod forms;
 mod isolation;
 mod keys;
 mod lists;
+mod overview;
 mod prices;
 mod replicas;
 

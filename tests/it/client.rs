@@ -292,7 +292,7 @@ impl Exchange {
         self.framing = Some(match length {
             Some(length) => Framing::Length(length),
             // «No content» has no body, and says nothing of one.
-            None if self.answer.status == 204 => Framing::Length(0),
+            None if [204, 304].contains(&self.answer.status) => Framing::Length(0),
             None if self.answer.header("transfer-encoding").is_some() => {
                 Framing::Chunked(Dechunker::default())
             }

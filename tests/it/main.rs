@@ -22,6 +22,7 @@ mod billing;
 mod books;
 mod chaos;
 mod commit_lost;
+mod console;
 mod cors;
 mod count;
 mod deploy;

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod export;
+mod own;
 mod sums;
 mod users;
 

@@ -153,7 +153,7 @@ pub async fn revoke(
     Ok(Json(shown_key(&key)).into_response())
 }
 
-fn with_secret(key: &OwnKey, secret: &str) -> Value {
+pub fn with_secret(key: &OwnKey, secret: &str) -> Value {
     let mut row = shown_key(key);
     row["secret"] = json!(secret);
     row

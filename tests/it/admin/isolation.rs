@@ -16,13 +16,16 @@ both_stores!(a_users_key_sees_its_own_account_only, nobody_without_a_key_gets_in
 
 /// An operation with the ids put into its path.
 fn ask_of((method, path): &Operation, account: &str, key: &str) -> Ask {
-    let first = if path.starts_with("/admin/v1/keys/") { key } else { account };
+    let is_key = path.starts_with("/admin/v1/keys/") || path.starts_with("/v1/keys/");
+    let first = if is_key { key } else { account };
     let first = if path.starts_with("/v1/models/") { MODEL } else { first };
     let path = path.replacen("{}", first, 1).replacen("{}", NOBODY, 1);
     // Views of usage want to know since when.
     let path = match path.as_str() {
         "/v1/usage.csv" => format!("{path}?start_time=0&end_time=86400"),
-        view if view.starts_with("/v1/organization/") => format!("{path}?start_time=0"),
+        view if view.starts_with("/v1/organization/") || view == "/v1/latency" => {
+            format!("{path}?start_time=0")
+        }
         _ => path,
     };
     let ask = Ask::new(&method.to_uppercase(), &path);
@@ -34,10 +37,12 @@ fn ask_of((method, path): &Operation, account: &str, key: &str) -> Ask {
     ask.header("Content-Type", "application/json").body(body.to_string())
 }
 
-/// But for what Stripe sends, which is believed by its signature and not by a key.
+/// But for what Stripe sends, which is believed by its signature and not by a key, and the
+/// console's files, which are everybody's.
 fn operations() -> Vec<Operation> {
     let operations = routed(&read("src/routes.rs")).into_iter();
-    let operations: Vec<_> = operations.filter(|(_, path)| path != "/webhooks/stripe").collect();
+    let has_key = |path: &str| path != "/webhooks/stripe" && !path.starts_with("/console");
+    let operations: Vec<_> = operations.filter(|(_, path)| has_key(path)).collect();
     let of_admins = operations.iter().filter(|(_, path)| path.starts_with("/admin/"));
     assert!(of_admins.count() >= 18, "the table of routes was not understood: {operations:?}");
     operations
@@ -60,7 +65,7 @@ async fn a_users_key_sees_its_own_account_only(store: Store) {
         let (method, path) = &operation;
         app.upstream.script(Answer::openrouter().plain());
         let got: Answered = app.ask(&ask_of(&operation, &victim, &key).bearer(&app.key)).await;
-        let kept = ["/admin/", "/v1/billing/", "/metrics"];
+        let kept = ["/admin/", "/v1/billing/", "/v1/keys", "/metrics"];
         let is_open = !kept.iter().any(|start| path.starts_with(start));
         if is_open {
             assert_eq!(got.status, 200, "{method} {path}: {}", got.text());

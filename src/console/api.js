@@ -1,0 +1,64 @@
+// Calls the JSON APIs of the server that this page came from, as whoever is signed in.
+
+import { reviver } from "./exact.js";
+import { forget, renew, session } from "./session.js";
+
+const WAIT_MS = 30_000;
+// Pages of one list that are followed; a longer list is cut, and says so.
+const PAGES_MAX = 20;
+
+let supabase = null;
+let ended = () => {};
+
+// Tells where users sign in, and whom to tell that a session is over.
+export function prepare(config, whenEnded) {
+  supabase = config.supabase;
+  ended = whenEnded;
+}
+
+// What the server says, as JSON. Throws what can be shown to a person.
+export async function call(path, { method = "GET", body } = {}) {
+  let answer = await send(path, method, body);
+  if (answer.status === 401 && await renew(supabase)) answer = await send(path, method, body);
+  const said = JSON.parse((await answer.text()) || "null", reviver);
+  if (answer.ok) return said;
+  const error = new Error(said?.error?.message ?? `The server answered ${answer.status}.`);
+  error.status = answer.status;
+  error.code = said?.error?.code;
+  if (answer.status === 401) {
+    error.isSessionOver = true;
+    forget();
+    ended(said?.error?.message);
+  }
+  throw error;
+}
+
+async function send(path, method, body) {
+  const headers = { Authorization: `Bearer ${session()?.token}` };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  try {
+    return await fetch(path, {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      cache: "no-store",
+      signal: AbortSignal.timeout(WAIT_MS),
+    });
+  } catch {
+    throw new Error("The server cannot be reached. Please try again.");
+  }
+}
+
+// All rows of a list that has pages, and whether it was cut.
+export async function all(path) {
+  const rows = [];
+  let after = "";
+  for (let page = 0; page < PAGES_MAX; page += 1) {
+    const joint = path.includes("?") ? "&" : "?";
+    const list = await call(`${path}${joint}limit=100${after}`);
+    rows.push(...list.data);
+    if (!list.has_more) return { rows, isCut: false };
+    after = `&after=${encodeURIComponent(list.last_id)}`;
+  }
+  return { rows, isCut: true };
+}
