@@ -46,9 +46,13 @@ class Page:
 
     def __init__(self, socket, url: str):
         self.socket, self.number, self.session = socket, 0, None
+        # What the page tells by itself: messages of the console, exceptions, requests.
+        self.events = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
+        for domain in ("Log", "Runtime", "Network"):
+            self.call(f"{domain}.enable")
         self.call("Page.navigate", url=url)
         self.wait("document.readyState", "complete")
 
@@ -60,12 +64,16 @@ class Page:
         self.socket.send(json.dumps(message))
         while True:
             answer = json.loads(self.socket.recv(timeout=WAIT_SECONDS))
+            if "id" not in answer:
+                self.events.append(answer)
             if answer.get("id") == self.number:
                 assert "error" not in answer, answer
                 return answer["result"]
 
     def value(self, expression: str):
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -77,14 +85,48 @@ class Page:
 
     def click(self, name: str) -> None:
         """As a hand does it: with the mouse, where the button is."""
+        self.click_at(f"document.getElementById('{name}')")
+
+    def click_at(self, element: str) -> None:
+        """The same with what an expression gives, which may have to be scrolled to."""
         box = self.value(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])"
-            f"(document.getElementById('{name}').getBoundingClientRect())"
+            f"(it => {{ it.scrollIntoView({{block: 'center'}});"
+            f" const {{x, y, width, height}} = it.getBoundingClientRect();"
+            f" return [x + width / 2, y + height / 2]; }})({element})"
         )
         for kind in ("mousePressed", "mouseReleased"):
             at = {"x": box[0], "y": box[1]}
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, code: int) -> None:
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            extra = text if kind == "keyDown" else {}
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key,
+                windowsVirtualKeyCode=code, **extra,
+            )
+
+    def told(self, method: str) -> list[dict]:
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def requested(self) -> list[str]:
+        """The addresses that it has asked for."""
+        sent = self.told("Network.requestWillBeSent")
+        return [event["request"]["url"] for event in sent]
+
+    def complaints(self) -> list[str]:
+        """What the browser's console has of errors: the page's own, and violations of its policy."""
+        logged = [event["entry"] for event in self.told("Log.entryAdded")]
+        # A refusal by the server is logged too; that is for the page to show.
+        found = [it["text"] for it in logged if it["level"] == "error" and it["source"] != "network"]
+        found += [str(event["exceptionDetails"]) for event in self.told("Runtime.exceptionThrown")]
+        said = self.told("Runtime.consoleAPICalled")
+        return found + [str(event["args"]) for event in said if event["type"] in ("error", "warning")]
 
 
 @contextmanager

@@ -78,6 +78,8 @@ UNICODE = Model(
     Decimal("0.000000123457"),
     Decimal("0.000000457013"),
 )
+# A name that would be a script, were it ever taken for markup.
+HOSTILE = Model("house/<script>alert(1)</script>\"><img src=x onerror=alert(2)>", PLAIN.text)
 LONG = Model(
     "house/long",
     " ".join(f"Paragraph {n}: the quick brown fox jumps over the lazy dog." for n in range(120)),
@@ -116,5 +118,6 @@ REJECTED = Model("faults/rejected", "litellm.ContextWindowExceededError")
 FAILING = Model("faults/failing", "litellm.InternalServerError")
 UNPRICED = Model("faults/unpriced", PLAIN.text, None, None)
 
-ALL = [PLAIN, UNICODE, LONG, TOOLS, FRAGMENTS, PARALLEL, PROBABLE, CITY, GATED, GATED_HEAD]
+ALL = [PLAIN, UNICODE, HOSTILE, LONG, TOOLS, FRAGMENTS, PARALLEL, PROBABLE, CITY]
+ALL += [GATED, GATED_HEAD]
 ALL += [BREAKS, LIMITED, REJECTED, FAILING, UNPRICED]
