@@ -169,8 +169,7 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
         instance,
         terms: HoldTerms::of(&config),
     };
-    let table = OperatorTable::in_force(store.as_ref(), config.money.prices.as_deref()).await?;
-    let signup = signup_terms(&config.identity.signup, &table)?;
+    let signup = first_signup_terms(&config, store.as_ref()).await?;
     let (wait, identity) = (config.database.wait, metrics.identity.clone());
     let auth = Auth::new(store.clone(), &config.identity, signup, wait, away, identity)?;
     let leaving = CancellationToken::new();
@@ -204,6 +203,16 @@ fn outage_terms(
     // Before the request gives up, so that it is still there to be served.
     let patience = database.wait / 4;
     Ok(Some(OutageTerms { exposure: outage.exposure, lease: database.lease, patience, journal }))
+}
+
+/// Those at the start. Without a plan the database is not asked: it may be away.
+async fn first_signup_terms(config: &Config, store: &dyn Store) -> anyhow::Result<SignupTerms> {
+    let signup = &config.identity.signup;
+    let table = match signup.plan {
+        Some(_) => OperatorTable::in_force(store, config.money.prices.as_deref()).await?,
+        None => OperatorTable::default(),
+    };
+    signup_terms(signup, &table)
 }
 
 /// What a first login gets, by the plan that is named for it.
