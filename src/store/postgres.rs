@@ -1,4 +1,4 @@
-//! PostgreSQL: for more than one machine. Batches go in as JSON arrays, one statement a table.
+//! PostgreSQL: for more than one machine. Rows go in as JSON arrays.
 //!
 //! Invariant: a batch locks its accounts in the order of their ids before it reads anything else,
 //! so two writers or replicas wait for each other and never deadlock.
@@ -17,6 +17,7 @@ mod reconcile;
 mod records;
 mod reports;
 mod rows;
+mod script;
 mod verify;
 mod watch;
 

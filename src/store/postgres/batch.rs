@@ -1,8 +1,9 @@
 //! A batch of the ledger on PostgreSQL: the rows it needs locked and loaded, and its changes
-//! written, one statement a table.
+//! written, nearly all of them as one statement.
 
 use super::PostgresStore;
 use super::rows::{classify, ids, one_reference, select, texts, write_rows};
+use super::script::Script;
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
@@ -26,8 +27,8 @@ use uuid::Uuid;
 /// The statements of a batch, made once.
 pub struct Sql {
     lock_accounts: Arc<str>,
-    load_budgets: Arc<str>,
-    load_holds: Arc<str>,
+    /// Budgets of keys, holds, and which of the requests are settled.
+    load: Arc<str>,
     load_idempotency: Arc<str>,
     load_windows: Arc<str>,
     update_accounts: Arc<str>,
@@ -49,12 +50,7 @@ impl Sql {
         Self {
             lock_accounts: sql::select(&ACCOUNTS, "WHERE id = ANY($1) ORDER BY id FOR UPDATE")
                 .into(),
-            load_budgets: sql::select(
-                &KEY_BUDGETS,
-                "WHERE api_key_id = ANY($1) ORDER BY api_key_id FOR UPDATE",
-            )
-            .into(),
-            load_holds: sql::select(&HOLDS, "WHERE request_id = ANY($1)").into(),
+            load: load().into(),
             // Their accounts are locked, and nobody comes to a window by another way. The clock is
             // read behind that lock: it never goes back between two batches.
             load_windows: "SELECT to_json(clock.at)::text, row_to_json(t)::text \
@@ -78,6 +74,22 @@ impl Sql {
     }
 }
 
+/// A statement of its own behind the lock of the accounts, so that it sees what others did to them
+/// before. `$1`: keys, `$2`: requests.
+fn load() -> String {
+    let budgets = "WHERE api_key_id = ANY($1) ORDER BY api_key_id FOR UPDATE";
+    format!(
+        "WITH budget (row) AS ({}) SELECT row, NULL::text, NULL::uuid FROM budget \
+         UNION ALL SELECT NULL, row, NULL FROM ({}) hold (row) \
+         UNION ALL SELECT NULL, NULL, id FROM usage_records WHERE id = ANY($2)",
+        sql::select(&KEY_BUDGETS, budgets),
+        sql::select(&HOLDS, "WHERE request_id = ANY($2)"),
+    )
+}
+
+/// A row of [`load`]: one of the three.
+type Loaded = (Option<String>, Option<String>, Option<Uuid>);
+
 impl PostgresStore {
     /// Loads what a batch needs, lets the books decide, and writes their changes.
     pub(super) async fn apply(
@@ -99,20 +111,29 @@ impl PostgresStore {
         let uuids = |ids: &BTreeSet<RequestId>| ids.iter().map(|id| id.0).collect::<Vec<_>>();
         let accounts: Vec<Uuid> = needs.accounts.iter().map(|id| id.0).collect();
         let keys: Vec<Uuid> = needs.keys.iter().map(|id| id.0).collect();
-        let requests = uuids(&needs.requests);
         let accounts: Vec<Account> = select(conn, &self.sql.lock_accounts, accounts).await?;
-        let budgets: Vec<KeyBudget> = select(conn, &self.sql.load_budgets, keys).await?;
-        let holds: Vec<Hold> = select(conn, &self.sql.load_holds, requests.clone()).await?;
-        let settled =
-            ids(conn, "SELECT id FROM usage_records WHERE id = ANY($1)", requests).await?;
+        let loaded: Vec<Loaded> = sqlx::query_as(AssertSqlSafe(self.sql.load.clone()))
+            .bind(keys)
+            .bind(uuids(&needs.requests))
+            .fetch_all(&mut *conn)
+            .await
+            .map_err(classify)?;
         let mut books = Books {
             accounts: accounts.into_iter().map(|row| (row.id, row)).collect(),
-            budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
-            holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
-            settled,
             events: self.events.clone(),
             ..Books::default()
         };
+        for (budget, hold, settled) in &loaded {
+            if let Some(budget) = budget {
+                let budget: KeyBudget = serde_json::from_str(budget)?;
+                books.budgets.insert(budget.api_key_id, budget);
+            }
+            if let Some(hold) = hold {
+                let hold: Hold = serde_json::from_str(hold)?;
+                books.holds.insert(hold.request_id, hold);
+            }
+            books.settled.extend(settled.map(RequestId));
+        }
         needs.add_windows_of(books.holds.values());
         if !needs.windows.is_empty() {
             self.load_windows(conn, &needs.windows, &mut books).await?;
@@ -190,32 +211,28 @@ impl PostgresStore {
 
     async fn write(&self, conn: &mut PgConnection, changes: Changes) -> Result<(), StoreError> {
         let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
-        let sql = &self.sql;
-        write_rows(conn, &sql.update_accounts, accounts.values()).await?;
-        write_rows(conn, &sql.update_budgets, budgets.values()).await?;
-        write_rows(conn, &sql.insert_holds, placed.values()).await?;
-        write_rows(conn, &sql.update_holds, changed.values()).await?;
-        if !closed.is_empty() {
-            let closed: Vec<Uuid> = closed.iter().map(|id| id.0).collect();
-            sqlx::query("DELETE FROM holds WHERE request_id = ANY($1)")
-                .bind(closed)
-                .execute(&mut *conn)
-                .await
-                .map_err(classify)?;
-        }
+        // Both forget rows and may write the same ones.
         if !idempotency.is_empty() {
             self.write_idempotency(conn, idempotency).await?;
         }
-        write_rows(conn, &sql.upsert_windows, changes.windows.values()).await?;
-        write_rows(conn, &sql.insert_lookups, changes.lookups.iter()).await?;
         if !changes.corrections.is_empty() {
             self.write_corrections(conn, &changes.corrections).await?;
         }
-        write_rows(conn, &sql.insert_usage, changes.usage_records.iter()).await?;
-        write_rows(conn, &sql.insert_ledger, changes.ledger_entries.iter())
-            .await
-            .map_err(one_reference)?;
-        write_rows(conn, &sql.insert_events, changes.billing_events.iter()).await?;
-        write_rows(conn, &sql.insert_audit, changes.audit.iter()).await
+        // A hold is placed, changed or closed, never two of it: the books see to that.
+        let (sql, mut script) = (&self.sql, Script::default());
+        script.rows(&sql.update_accounts, accounts.values())?;
+        script.rows(&sql.update_budgets, budgets.values())?;
+        script.rows(&sql.insert_holds, placed.values())?;
+        script.rows(&sql.update_holds, changed.values())?;
+        script.ids(CLOSE_HOLDS, closed.iter().map(|id| id.0).collect());
+        script.rows(&sql.upsert_windows, changes.windows.values())?;
+        script.rows(&sql.insert_lookups, changes.lookups.iter())?;
+        script.rows(&sql.insert_usage, changes.usage_records.iter())?;
+        script.rows(&sql.insert_ledger, changes.ledger_entries.iter())?;
+        script.rows(&sql.insert_events, changes.billing_events.iter())?;
+        script.rows(&sql.insert_audit, changes.audit.iter())?;
+        script.run(conn).await.map_err(one_reference)
     }
 }
+
+const CLOSE_HOLDS: &str = "DELETE FROM holds WHERE request_id = ANY($1)";
