@@ -1,0 +1,6 @@
+-- Open holds are few, and each is written, changed and deleted within seconds: reading all of them
+-- now and then (recovery, an operator's look) is cheaper than keeping two indexes with every
+-- request. Without the one on the lease, renewing leases changes no index at all.
+
+DROP INDEX holds_account;
+DROP INDEX holds_lease;
