@@ -17,7 +17,8 @@ WORKDIR /build
 # only when Cargo.toml or Cargo.lock change. The bench is named in Cargo.toml and has to be there.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
-    && echo 'fn main() {}' | tee src/main.rs benches/books.rs \
+    && echo 'fn main() {}' | tee src/main.rs benches/books.rs benches/compare.rs \
+        benches/ledger.rs benches/stream.rs \
     && touch src/lib.rs \
     && cargo build --release --locked \
     && rm -r src

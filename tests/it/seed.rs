@@ -70,16 +70,10 @@ pub async fn write_at(
         let mut places = Vec::new();
         let mut settles = Vec::new();
         for call in calls {
-            let (hold, settlement) = ops(price, call, request_id(call.at, number));
+            let (place, settle) = request(price, call, number);
             number += 1;
-            places.push(LedgerOp::Place(Placement {
-                hold,
-                floor_nusd: NanoUsd(0),
-                demand: None,
-                funds: None,
-                is_granted: false,
-            }));
-            settles.push(LedgerOp::Settle(Box::new(settlement)));
+            places.push(place);
+            settles.push(settle);
         }
         let placed = store.commit(&places, now).await.expect("the store takes holds");
         assert!(
@@ -92,7 +86,9 @@ pub async fn write_at(
     }
 }
 
-fn ops(price: &Price, call: &Call, request_id: RequestId) -> (Hold, Settlement) {
+/// What places a call's hold, and what settles it.
+pub fn request(price: &Price, call: &Call, number: u64) -> (LedgerOp, LedgerOp) {
+    let request_id = request_id(call.at, number);
     let mut hold = Hold {
         request_id,
         account_id: call.account,
@@ -124,5 +120,14 @@ fn ops(price: &Price, call: &Call, request_id: RequestId) -> (Hold, Settlement) 
     let mut record = hold.closed(Ending::Completed, UsageSource::Upstream, reported, ended_at);
     record.charge_nusd = pricing::charge(price, &record.used()).expect("a charge");
     (record.hold_nusd, hold.amount_nusd) = (record.charge_nusd, record.charge_nusd);
-    (hold, Settlement { record, look_up: None })
+    (
+        LedgerOp::Place(Placement {
+            hold,
+            floor_nusd: NanoUsd(0),
+            demand: None,
+            funds: None,
+            is_granted: false,
+        }),
+        LedgerOp::Settle(Box::new(Settlement { record, look_up: None })),
+    )
 }

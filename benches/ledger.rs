@@ -1,0 +1,159 @@
+//! What a decision costs, and what a row costs when it goes with others: the books alone, and each
+//! store's transactions of one, 32 and 256 operations.
+//!
+//! `cargo bench --bench ledger`; PostgreSQL is measured when `BENCH_DATABASE_URL` names a database.
+//! An element is one request, placed and settled; «row by row» is the batch of one.
+
+#![expect(clippy::expect_used, reason = "a bench fails loudly")]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tollgate::models::account::{Account, AccountKind, NewAccount};
+use tollgate::models::audit::AuditEntry;
+use tollgate::models::ids::AccountId;
+use tollgate::models::ledger::EntryKind;
+use tollgate::models::limits::RateLimits;
+use tollgate::models::money::{Markup, NanoUsd, PicoUsd};
+use tollgate::models::price::{Price, Rates, Rule, Terms};
+use tollgate::models::timestamp::Timestamp;
+use tollgate::services::tokens::{Vocabularies, count_prompt, estimate_prompt};
+use tollgate::store::books::Books;
+use tollgate::store::directory::Opening;
+use tollgate::store::{Entry, Outcome, Store};
+
+#[path = "../tests/it/seed.rs"]
+mod seed;
+
+const BATCHES: [usize; 3] = [1, 32, 256];
+const PLENTY: NanoUsd = NanoUsd(1_000_000_000_000_000);
+
+fn price() -> Price {
+    Price::new(Terms {
+        upstream: String::new(),
+        model: "bench/model".to_owned(),
+        plan: String::new(),
+        rule: Rule::CostPlus,
+        markup_ppm: Markup(1_200_000),
+        rates: Rates { prompt: PicoUsd(1), completion: PicoUsd(1), ..Rates::default() },
+        overrides: Vec::new(),
+    })
+}
+
+fn account(name: &str) -> Account {
+    let new = NewAccount {
+        name: name.to_owned(),
+        kind: AccountKind::Prepaid,
+        plan: None,
+        limit_nusd: None,
+        stripe_customer_id: None,
+        rates: RateLimits::default(),
+    };
+    Account::open(new, Timestamp::now())
+}
+
+fn call(account: AccountId) -> seed::Call {
+    seed::Call {
+        account,
+        key: None,
+        upstream: "openrouter",
+        generation_id: "gen-1764547200-a1b2c3d4e5f6".to_owned(),
+        prompt: 100,
+        completion: 50,
+        cost_pico: 1_234_567,
+        at: Timestamp::now(),
+        seconds: 1,
+    }
+}
+
+/// What is decided for one request in memory: its worst prompt, and whether its account can pay.
+fn admission(criterion: &mut Criterion) {
+    let tokenizer = Vocabularies::load().expect("vocabularies").for_model("gpt-4o-mini");
+    let text = "Summarise the attached minutes in five points. ".repeat(40);
+    let messages = serde_json::json!([{"role": "user", "content": text}]).to_string();
+    let account = account("bench");
+    let account = Account { balance_nusd: PLENTY, ..account };
+    let (place, _) = seed::request(&price(), &call(account.id), 1);
+    let books = || Books { accounts: [(account.id, account.clone())].into(), ..Books::default() };
+    let (outcomes, _) = books().apply(std::slice::from_ref(&place), Timestamp::now());
+    assert!(matches!(outcomes[..], [Outcome::Placed { .. }]), "{outcomes:?}");
+    let mut group = criterion.benchmark_group("admission");
+    group.bench_function("estimate of a 2 kB prompt", |bencher| {
+        bencher.iter(|| estimate_prompt(black_box(&messages), None));
+    });
+    group.bench_function("tiktoken on the same prompt", |bencher| {
+        bencher.iter(|| count_prompt(&tokenizer, black_box(&messages), None));
+    });
+    let now = Timestamp::now();
+    group.bench_function("decision of the books", |bencher| {
+        bencher.iter_batched(
+            books,
+            |books| books.apply(black_box(std::slice::from_ref(&place)), now),
+            criterion::BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+/// A store with an account that never runs dry.
+async fn filled(url: &str, name: &str) -> (Box<dyn Store>, AccountId) {
+    let store = seed::open(url, &[]).await;
+    store.migrate().await.expect("tables");
+    let (account, now) = (account(name), Timestamp::now());
+    let id = account.id;
+    let credit = Entry {
+        account_id: id,
+        kind: EntryKind::Credit,
+        amount_nusd: PLENTY,
+        reason: "bench".to_owned(),
+        reference: None,
+        audit: None,
+    };
+    let audit = AuditEntry::new("bench", "account.create", &id, now);
+    let opening = Opening { account, audit, member: None, credit: Some(credit) };
+    store.open_account(&opening).await.expect("an account");
+    (store, id)
+}
+
+fn batches(criterion: &mut Criterion, url: &str, kind: &str) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let name = format!("bench {}", Timestamp::now());
+    let (store, account) = runtime.block_on(filled(url, &name));
+    let price = price();
+    let mut number = 0;
+    let mut group = criterion.benchmark_group(format!("place and settle, {kind}"));
+    group.sample_size(10).measurement_time(Duration::from_secs(3));
+    for size in BATCHES {
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_function(format!("{size} at once"), |bencher| {
+            bencher.iter_custom(|rounds| {
+                let mut took = Duration::ZERO;
+                for _ in 0..rounds {
+                    let calls = vec![call(account); size];
+                    let first = number;
+                    number += calls.len() as u64;
+                    let began = Instant::now();
+                    runtime.block_on(seed::write(store.as_ref(), &price, &calls, first));
+                    took += began.elapsed();
+                }
+                took
+            });
+        });
+    }
+    group.finish();
+}
+
+fn stores(criterion: &mut Criterion) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = format!("sqlite://{}", folder.path().join("bench.db").display());
+    batches(criterion, &file, "SQLite");
+    if let Ok(url) = std::env::var("BENCH_DATABASE_URL") {
+        batches(criterion, &url, "PostgreSQL");
+    } else {
+        eprintln!("PostgreSQL is not measured: BENCH_DATABASE_URL is not set");
+    }
+}
+
+criterion_group!(benches, admission, stores);
+criterion_main!(benches);
