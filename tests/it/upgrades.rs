@@ -57,7 +57,7 @@ fn of_history(schema: i64) -> (usize, usize) {
     (count("accounts"), count("usage_records"))
 }
 
-/// While a new version is rolled out the one before writes and reads its own columns, and no others.
+/// While a new version is rolled out the one before writes and reads its own columns and no others.
 async fn the_version_before_works_beside(store: Store) {
     let versions: Vec<i64> =
         history::migrations(store).await.iter().map(|migration| migration.version).collect();
