@@ -6,7 +6,11 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
-use tollgate::models::money::Markup;
+use tollgate::models::attempt::Attempts;
+use tollgate::models::hold::Hold;
+use tollgate::models::ids::{AccountId, InstanceId, RequestId};
+use tollgate::models::limits::Counted;
+use tollgate::models::money::{Markup, NanoUsd, Tokens};
 use tollgate::models::price::{Price, Rates, Rule, Terms};
 use tollgate::models::timestamp::Timestamp;
 use tollgate::services::reading::Reading;
@@ -18,6 +22,7 @@ static TOKENIZER: LazyLock<Tokenizer> =
 
 fn price() -> Arc<Price> {
     let terms = Terms {
+        upstream: String::new(),
         model: "m".to_owned(),
         plan: String::new(),
         rule: Rule::CostPlus,
@@ -28,10 +33,35 @@ fn price() -> Arc<Price> {
     Arc::new(Price { id: String::new(), terms })
 }
 
+fn hold() -> Hold {
+    let now = Timestamp::now();
+    Hold {
+        request_id: RequestId::generate(),
+        account_id: AccountId::generate(),
+        api_key_id: None,
+        user_id: None,
+        amount_nusd: NanoUsd(0),
+        owner: InstanceId::generate(),
+        lease_expires_at: now,
+        upstream: "u".to_owned(),
+        model: "m".to_owned(),
+        price_id: String::new(),
+        prompt_tokens_estimate: Tokens(0),
+        input_images: None,
+        completion_tokens_seen: Tokens(0),
+        generation_id: None,
+        idempotency_key: None,
+        streamed: true,
+        placed_at: now,
+        counted: Counted::default(),
+        tried: Attempts::default(),
+    }
+}
+
 /// What leaves for these frames, and what was read of them.
 fn run(frames: &[&[u8]], shows_usage: bool) -> (Vec<String>, String) {
     let reading = Reading::new(TOKENIZER.clone());
-    let mut tap = Tap::new(reading, price(), Timestamp::now(), shows_usage);
+    let mut tap = Tap::new(reading, price(), &hold(), shows_usage);
     let mut out = VecDeque::new();
     for frame in frames {
         if tap.frame(&Bytes::copy_from_slice(frame), &mut out).is_err() {

@@ -77,6 +77,8 @@ async fn nor_does_one_whose_calls_had_moved_on(store: Store) {
     let recovered = moved.iter().filter(|it| it.ending == "killed" && it.upstream == "answers");
     println!("{} calls had moved on, {} of them recovered", moved.len(), recovered.count());
     assert!(!moved.is_empty(), "no call had to move on, so that nothing was shown");
+    // The failing upstream was called for some whose hold died before it was committed.
+    app.drops_calls = true;
     app.finish().await;
 }
 

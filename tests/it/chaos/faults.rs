@@ -126,11 +126,14 @@ impl World {
         }
     }
 
-    /// Forward, back and to and fro: minutes, the most that a webhook's receiver stands for.
+    /// Forward, back and to and fro: in a long run by minutes, the most that a webhook's receiver
+    /// stands for. What was put off by such a clock waits as long afterwards.
     async fn jump(&self, span: Duration, random: &Random) {
         let clock = self.folder.join(CLOCK_FILE);
+        let most = usize::try_from(2 * span.as_secs()).expect("few").clamp(10, 240);
         for _ in 0..4 {
-            let off = i64::try_from(random.below(480)).expect("few") - 240;
+            let off = i64::try_from(random.below(2 * most)).expect("few");
+            let off = off - i64::try_from(most).expect("few");
             set_clock(&clock, off);
             self.pass(span / 4).await;
         }
