@@ -6,6 +6,7 @@
 
 use crate::config::{UpstreamConfig, UpstreamsConfig};
 use crate::error::Error;
+use crate::services::breaker::Leave;
 use crate::services::metrics::UpstreamMetrics;
 use crate::services::upstream::Upstream;
 use std::collections::VecDeque;
@@ -42,8 +43,8 @@ impl Upstreams {
     pub fn measure(&self) {
         let now = Instant::now();
         for upstream in self.all().iter() {
-            let (is_up, models_out) = upstream.health.stands(now);
-            upstream.measured.stands(is_up, models_out);
+            let seen = upstream.health.seen(now);
+            upstream.measured.stands(seen.whole == Leave::All, seen.models.len());
         }
     }
 

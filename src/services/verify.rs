@@ -90,7 +90,9 @@ pub async fn verify_settled(
     for id in requests {
         report.check(found.contains(id), || format!("usage record {id}: it is not there"));
     }
-    records::check_kept(store, &due, &records, &mut report).await?;
+    // What has just been committed is in no archive.
+    let archived = Archived::default();
+    records::check_kept(store, &due, &archived, records, &mut report).await?;
     Ok(report.differences)
 }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
+use tollgate::models::price::Price;
 use tollgate::models::timestamp::Timestamp;
 
 use crate::app::process::Ended;
@@ -93,6 +94,30 @@ fn calls(prefix: &str, count: usize, users: &[(String, String)], random: &Random
     (0..count).map(of_number).collect()
 }
 
+/// The version that is in force of an offered model.
+async fn price_of(app: &TestApp, store: &dyn tollgate::store::Store, model: &str) -> Price {
+    let prices = app.books.rows(&format!("SELECT id FROM prices WHERE model = '{model}'")).await;
+    let id = prices[0]["id"].as_str().expect("an id");
+    store.price(id).await.expect("a store").expect("a price")
+}
+
+/// What was listed of one model, as it goes into the books.
+fn calls_of(listed: &[Listed], model: &str, upstream: &'static str) -> Vec<Call> {
+    let of_model = listed.iter().filter(|row| row.model == model);
+    let call = |row: &Listed| Call {
+        key: None,
+        account: row.user.parse().expect("an id"),
+        upstream,
+        generation_id: row.id.clone(),
+        prompt: row.prompt,
+        completion: row.completion,
+        cost_pico: row.cost_pico,
+        at: timestamp(row.at),
+        seconds: 4,
+    };
+    of_model.map(call).collect()
+}
+
 impl World {
     async fn start(store: Store, random: &Random) -> Self {
         let customers = ACCOUNTS.map(|name| format!("cus_{name}"));
@@ -125,24 +150,8 @@ impl World {
     async fn record(&self, upstream: &'static str, listed: &[Listed], first: u64) {
         let store = seed::open(&self.app.database_url(), &["stripe", "openmeter"]).await;
         for (index, model) in (0_u64..).zip(MODELS) {
-            let sql = format!("SELECT id FROM prices WHERE model = '{model}'");
-            let prices = self.app.books.rows(&sql).await;
-            let id = prices[0]["id"].as_str().expect("an id").to_string();
-            let price = store.price(&id).await.expect("a store").expect("a price");
-            let of_model = listed.iter().filter(|row| row.model == model);
-            let calls: Vec<Call> = of_model
-                .map(|row| Call {
-                    key: None,
-                    account: row.user.parse().expect("an id"),
-                    upstream,
-                    generation_id: row.id.clone(),
-                    prompt: row.prompt,
-                    completion: row.completion,
-                    cost_pico: row.cost_pico,
-                    at: timestamp(row.at),
-                    seconds: 4,
-                })
-                .collect();
+            let price = price_of(&self.app, store.as_ref(), model).await;
+            let calls = calls_of(listed, model, upstream);
             seed::write(store.as_ref(), &price, &calls, first + index * 100_000).await;
         }
     }

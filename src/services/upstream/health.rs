@@ -102,17 +102,6 @@ impl Health {
         opened
     }
 
-    /// Whether it is not left alone as a whole, and how many models are.
-    pub fn stands(&self, now: Instant) -> (bool, usize) {
-        if !self.is_troubled.load(Ordering::Acquire) {
-            return (true, 0);
-        }
-        let troubles = self.troubles();
-        let is_out = |breaker: &Breaker| breaker.leave(now) != Leave::All;
-        let models = troubles.models.values().filter(|model| is_out(model)).count();
-        (!is_out(&troubles.whole), models)
-    }
-
     /// How much may be sent there.
     pub fn leave(&self, model: &str, now: Instant) -> Leave {
         if !self.is_troubled.load(Ordering::Acquire) {

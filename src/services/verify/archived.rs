@@ -9,6 +9,7 @@ use crate::models::timestamp::Timestamp;
 use crate::store::{Store, StoreError};
 use std::collections::HashMap;
 
+#[derive(Default)]
 pub struct Archived {
     archives: Archives,
     entered: HashMap<Month, Entered>,

@@ -4,13 +4,13 @@
 use super::Report;
 use super::archived::Archived;
 use super::rows::{CHARGE, CORRECTION, Rows};
-use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Export, SinkWindow};
+use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Export, Lane, SinkWindow};
 use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord};
 use crate::store::outbox::EventFilter;
 use crate::store::{Store, StoreError};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Events of one sink: together they are its usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,7 +153,7 @@ async fn check_exports(
     archived: &Archived,
     report: &mut Report,
 ) -> Result<(), StoreError> {
-    let mut rest: HashMap<(String, String), i64> = HashMap::new();
+    let mut carried = Carried::load(store).await?;
     let mut after = String::new();
     loop {
         let exports = store.exports_after(&after).await?;
@@ -170,20 +170,56 @@ async fn check_exports(
             report.check(!is_told || members == export.amount, || {
                 format!("export {}: {} but its members sum to {members}", export.id, export.amount)
             });
-            let rest = rest.entry((export.sink.clone(), export.customer.clone())).or_default();
-            let sent = export.value.saturating_mul(export.unit);
-            *rest = rest.saturating_add(export.amount).saturating_sub(sent);
+            carried.count(export);
         }
     }
-    for lane in store.lanes().await? {
-        let rest = rest.remove(&(lane.sink.clone(), lane.customer.clone())).unwrap_or_default();
-        report.check(rest == lane.carried_nusd, || {
-            let carried = lane.carried_nusd;
-            format!("customer {}: carries {carried} but its exports leave {rest}", lane.customer)
-        });
+    carried.check(store, report).await
+}
+
+/// What each customer's lane says that it carries, and what its exports leave. The lanes are read
+/// first, and of the exports those count that were planned by then: a busy server plans others.
+struct Carried {
+    lanes: HashMap<(String, String), (Lane, i64)>,
+    strangers: BTreeSet<(String, String)>,
+}
+
+impl Carried {
+    async fn load(store: &dyn Store) -> Result<Self, StoreError> {
+        let lanes = store.lanes().await?.into_iter();
+        let lanes = lanes.map(|lane| ((lane.sink.clone(), lane.customer.clone()), (lane, 0)));
+        Ok(Self { lanes: lanes.collect(), strangers: BTreeSet::new() })
     }
-    for ((_, customer), rest) in rest {
-        report.check(false, || format!("customer {customer}: {rest} is carried nowhere"));
+
+    fn count(&mut self, export: &Export) {
+        let of = (export.sink.clone(), export.customer.clone());
+        match self.lanes.get_mut(&of) {
+            Some((lane, rest)) if export.seq <= lane.seq => {
+                let sent = export.value.saturating_mul(export.unit);
+                *rest = rest.saturating_add(export.amount).saturating_sub(sent);
+            }
+            Some(_) => {}
+            None => {
+                self.strangers.insert(of);
+            }
+        }
     }
-    Ok(())
+
+    async fn check(mut self, store: &dyn Store, report: &mut Report) -> Result<(), StoreError> {
+        for (Lane { customer, carried_nusd, .. }, rest) in self.lanes.values() {
+            report.check(rest == carried_nusd, || {
+                format!("customer {customer}: carries {carried_nusd} but its exports leave {rest}")
+            });
+        }
+        if self.strangers.is_empty() {
+            return Ok(());
+        }
+        // A lane is made with its first export, perhaps just now.
+        for lane in store.lanes().await? {
+            self.strangers.remove(&(lane.sink, lane.customer));
+        }
+        for (_, customer) in self.strangers {
+            report.check(false, || format!("customer {customer}: its exports are of no lane"));
+        }
+        Ok(())
+    }
 }

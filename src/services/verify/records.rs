@@ -36,26 +36,24 @@ pub async fn check(
             }
             check_record(record, prices.get(&record.price_id).and_then(Option::as_ref), report);
         }
-        // Of a month that is being archived the events may have gone first.
-        let is_leaving = |record: &UsageRecord| archived.has(record.id);
-        let (leaving, stay): (Vec<_>, Vec<_>) = records.into_iter().partition(is_leaving);
-        let leaving: Vec<RequestId> = leaving.iter().map(|record| record.id).collect();
-        check_entered(store, EntryKind::Charge, &leaving, report).await?;
-        check_kept(store, due, &stay, report).await?;
+        check_kept(store, due, archived, records, report).await?;
     }
     check_corrections(store, due, archived, report).await
 }
 
-/// Each of these is in the ledger, and with every sink of its time or on its way there.
+/// Each of these is in the ledger, and with every sink of its time or on its way there; of a month
+/// that is being archived the events may have gone first.
 pub async fn check_kept(
     store: &dyn Store,
     due: &Due,
-    records: &[UsageRecord],
+    archived: &Archived,
+    records: Vec<UsageRecord>,
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let ids: Vec<RequestId> = records.iter().map(|record| record.id).collect();
     check_entered(store, EntryKind::Charge, &ids, report).await?;
-    due.check_records(store, records, report).await
+    let stay = records.into_iter().filter(|record| !archived.has(record.id));
+    due.check_records(store, &stay.collect::<Vec<_>>(), report).await
 }
 
 async fn check_corrections(

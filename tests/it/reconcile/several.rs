@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Said, calls, reconcile, timestamp};
+use super::{Said, calls, calls_of, price_of, reconcile};
 use crate::app::{Setup, Store, TestApp};
 use crate::random::Random;
-use crate::seed::{self, Call};
+use crate::seed;
 use crate::upstream::Upstream;
 use crate::upstream::catalog;
 use crate::upstream::listed::{Listed, MANAGEMENT_KEY};
@@ -46,24 +46,9 @@ impl Entry {
         let store = seed::open(&app.database_url(), &[]).await;
         let models: BTreeSet<&str> = rows.iter().map(|row| row.model.as_str()).collect();
         for (index, model) in (0_u64..).zip(models) {
-            let sql = format!("SELECT id FROM prices WHERE model = '{}{model}'", self.prefix);
-            let prices = app.books.rows(&sql).await;
-            let id = prices[0]["id"].as_str().expect("an id").to_string();
-            let price = store.price(&id).await.expect("a store").expect("a price");
-            let of_model = rows.iter().filter(|row| row.model == model);
-            let calls: Vec<Call> = of_model
-                .map(|row| Call {
-                    key: None,
-                    account: row.user.parse().expect("an id"),
-                    upstream: self.name,
-                    generation_id: row.id.clone(),
-                    prompt: row.prompt,
-                    completion: row.completion,
-                    cost_pico: row.cost_pico,
-                    at: timestamp(row.at),
-                    seconds: 4,
-                })
-                .collect();
+            let offered = format!("{}{model}", self.prefix);
+            let price = price_of(app, store.as_ref(), &offered).await;
+            let calls = calls_of(rows, model, self.name);
             seed::write(store.as_ref(), &price, &calls, first + index * 10_000).await;
         }
     }
