@@ -21,6 +21,7 @@ mod warnings;
 
 both_stores!(
     every_sink_gets_what_the_ledger_charged,
+    an_export_planned_while_verify_reads_is_no_difference,
     a_late_truth_reaches_every_sink,
     an_account_without_a_customer_is_sent_when_it_has_one,
     what_stripe_refuses_is_parked_and_tried_again,
@@ -132,6 +133,40 @@ async fn every_sink_gets_what_the_ledger_charged(store: Store) {
     assert_eq!(told, ledger(&app).await[&app.account]);
     let verified = app.cli(&["verify"]).await;
     assert!(verified.contains("stripe: 5 exported, 0 waiting, 0 parked"), "{verified}");
+    app.finish().await;
+}
+
+async fn an_export_planned_while_verify_reads_is_no_difference(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    let app = with_stripe(Setup::new(store), &stripe).start().await;
+    known_to_stripe(&app).await;
+    let lane = async || app.books.rows("SELECT seq, carried_nusd FROM export_lanes").await;
+    let mut seen = Vec::new();
+    for (calls, tokens) in [(1, 1), (2, 3)] {
+        one(&app, tokens).await;
+        app.records(calls).await;
+        all(&app, "exported").await;
+        seen.push(lane().await[0].clone());
+    }
+    let set = async |row: &Value| {
+        let sql = format!(
+            "UPDATE export_lanes SET seq = {}, carried_nusd = {}",
+            row["seq"], row["carried_nusd"]
+        );
+        app.books.tamper(&sql).await;
+    };
+    // The lane was read before the second was planned, and the exports after.
+    set(&seen[0]).await;
+    app.cli(&["verify"]).await;
+    set(&json!({ "seq": seen[1]["seq"], "carried_nusd": seen[0]["carried_nusd"] })).await;
+    let verified = app.try_cli(&["verify"]).await;
+    assert!(verified.stdout.contains("DIFFERS  customer cus_test: carries"), "{}", verified.stdout);
+    app.books.tamper("UPDATE export_lanes SET customer = 'cus_other'").await;
+    let verified = app.try_cli(&["verify"]).await;
+    let stranger = "DIFFERS  customer cus_test: its exports are of no lane";
+    assert!(verified.stdout.contains(stranger), "{}", verified.stdout);
+    app.books.tamper("UPDATE export_lanes SET customer = 'cus_test'").await;
+    set(&seen[1]).await;
     app.finish().await;
 }
 
