@@ -30,6 +30,7 @@ mod disconnect_table;
 mod endings;
 mod env_example;
 mod faults;
+mod fuzzed;
 mod growth;
 mod hostile;
 mod images;
