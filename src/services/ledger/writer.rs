@@ -10,11 +10,16 @@ use crate::models::ids::{AccountId, ApiKeyId};
 use crate::models::money::NanoUsd;
 use crate::store::{Funds, LedgerOp, Outcome};
 use moka::sync::Cache;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Operations of one transaction. Larger batches gain nothing and answer later.
 pub const BATCH_OPS_MAX: usize = 256;
+/// What nobody waits for goes with the next operation that somebody does, or after this: a commit
+/// of its own would be half of all commits. Should the process die meanwhile, recovery settles.
+const COMPANY_WAIT: Duration = Duration::from_millis(10);
+/// Who waits is not kept waiting longer for others.
+const GATHER_MAX: Duration = Duration::from_millis(5);
 /// Accounts and keys whose money is remembered for an outage.
 const LAST_MAX: u64 = 100_000;
 
@@ -25,6 +30,15 @@ pub struct Writer {
     away: Away,
     /// `None`: the database is waited for, however long.
     outage: Option<Outage>,
+    last: Last,
+}
+
+/// The last commit.
+#[derive(Default)]
+struct Last {
+    took: Duration,
+    /// Its operations that somebody waited for.
+    awaited: usize,
 }
 
 /// What the books said last.
@@ -48,13 +62,14 @@ impl Writer {
         let memory = Memory { snapshots, last: Cache::new(LAST_MAX), keys: Cache::new(LAST_MAX) };
         let outage =
             terms.map(|terms| Outage::new(terms, committer.clone(), memory.clone(), away.clone()));
-        Self { committer, receiver, memory, away, outage }
+        Self { committer, receiver, memory, away, outage, last: Last::default() }
     }
 
     /// Runs until every way to it is gone and all that was sent is written down.
     pub async fn run(mut self) {
         let mut queued = Vec::with_capacity(BATCH_OPS_MAX);
         while self.receiver.recv_many(&mut queued, BATCH_OPS_MAX).await > 0 {
+            self.gather(&mut queued).await;
             let deadline = Deadline::after(self.away.patience());
             let sent: Vec<Instant> = queued.iter().map(|queued| queued.sent_at).collect();
             let (ops, answers): (Vec<_>, Vec<_>) =
@@ -63,6 +78,8 @@ impl Writer {
             let busy = measured.busy().await;
             let began = Instant::now();
             let outcomes = self.committer.commit(&ops, deadline).await;
+            let awaited = answers.iter().flatten().count();
+            self.last = Last { took: began.elapsed(), awaited };
             measured.batch(&sent, began);
             let mut undecided = Vec::new();
             let all = ops.into_iter().zip(answers).zip(sent).zip(outcomes);
@@ -78,6 +95,32 @@ impl Writer {
         if let Some(outage) = self.outage {
             outage.end();
         }
+    }
+
+    /// Waits for what belongs into the same transaction. While others are in flight who may have
+    /// something to write, and who did so together just now, it is worth waiting as long as a commit
+    /// takes: nobody is then later than twice that.
+    async fn gather(&mut self, queued: &mut Vec<Queued>) {
+        let began = tokio::time::Instant::now();
+        loop {
+            let awaited = queued.iter().filter(|queued| queued.answer.is_some()).count();
+            let room = BATCH_OPS_MAX.saturating_sub(queued.len());
+            if room == 0 || awaited > 0 && awaited >= self.company() {
+                return;
+            }
+            let wait = if awaited > 0 { self.last.took.min(GATHER_MAX) } else { COMPANY_WAIT };
+            let more = self.receiver.recv_many(queued, room);
+            match tokio::time::timeout_at(began + wait, more).await {
+                Ok(received) if received > 0 => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Who may be about to write, with who does: each has a place reserved for its settlement.
+    fn company(&self) -> usize {
+        let in_flight = self.receiver.max_capacity() - self.receiver.capacity();
+        if self.last.awaited > 1 { in_flight } else { 0 }
     }
 
     /// Answers what is decided; gives back what is to be decided again.

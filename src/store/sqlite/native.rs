@@ -22,7 +22,8 @@ use sqlx::{AssertSqlSafe, Either, Sqlite, SqliteConnection};
 use std::sync::Arc;
 
 /// Rows of one statement at most: 37 columns of 32 rows are far from SQLite's 32,766 parameters.
-/// Texts are made for the powers of two up to it, so that each is prepared once.
+/// Texts are made for the powers of two up to it, so that each is prepared once; rows that are
+/// missing to that are NULL, and left out.
 const ROWS_MAX: usize = 32;
 
 /// A statement for many rows of the same columns.
@@ -34,13 +35,13 @@ pub struct ManyRows {
 
 impl ManyRows {
     pub fn insert(table: &Table) -> Self {
-        Self::new(table.columns.to_vec(), |values| insert(table, values))
+        Self::new(table.columns.to_vec(), |rows| insert(table, rows))
     }
 
     /// Inserts; rows whose `key` is there already get `columns`.
     pub fn upsert(table: &Table, key: &str, columns: &[&str]) -> Self {
         let conflict = on_conflict(key, columns);
-        Self::new(table.columns.to_vec(), |values| format!("{} {conflict}", insert(table, values)))
+        Self::new(table.columns.to_vec(), |rows| format!("{} {conflict}", insert(table, rows)))
     }
 
     /// Sets `columns` of the rows with the same `key`.
@@ -48,25 +49,28 @@ impl ManyRows {
         let set: Vec<String> = columns.iter().map(|name| format!("{name} = r.{name}")).collect();
         let (name, set) = (table.name, set.join(", "));
         let columns: Vec<_> = std::iter::once(key).chain(columns.iter().copied()).collect();
-        let named = columns.join(", ");
-        Self::new(columns, |values| {
-            format!(
-                "WITH r ({named}) AS (VALUES {values}) \
-                 UPDATE {name} SET {set} FROM r WHERE {name}.{key} = r.{key}"
-            )
+        Self::new(columns, |rows| {
+            format!("{rows} UPDATE {name} SET {set} FROM r WHERE {name}.{key} = r.{key}")
         })
     }
 
+    /// `text` makes a statement of the rows, which are called `r` in it. The first column is never
+    /// NULL in a row.
     fn new(columns: Vec<&'static str>, text: impl Fn(&str) -> String) -> Self {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
+        let named = columns.join(", ");
         let sizes = (0..=ROWS_MAX.ilog2()).map(|power| 1 << power);
-        let texts = sizes.map(|rows| text(&vec![row.as_str(); rows].join(", ")).into()).collect();
+        let of =
+            |rows| format!("WITH r ({named}) AS (VALUES {})", vec![row.as_str(); rows].join(", "));
+        let texts = sizes.map(|rows| text(&of(rows)).into()).collect();
         Self { columns, texts }
     }
 }
 
-fn insert(table: &Table, values: &str) -> String {
-    format!("INSERT INTO {} ({}) VALUES {values}", table.name, table.columns.join(", "))
+fn insert(table: &Table, rows: &str) -> String {
+    let Table { name, columns } = table;
+    let (named, key) = (columns.join(", "), columns[0]);
+    format!("{rows} INSERT INTO {name} ({named}) SELECT * FROM r WHERE {key} IS NOT NULL")
 }
 
 // === Writing ===
@@ -79,10 +83,10 @@ pub struct Script {
 
 /// Scripts of so few values go as one text: there are not many different ones, so they stay
 /// prepared.
-const JOINED_VALUES_MAX: usize = 512;
+const JOINED_VALUES_MAX: usize = 2_048;
 
 impl Script {
-    /// Adds the rows, as as many statements as their number has ones in binary.
+    /// Adds the rows.
     ///
     /// # Errors
     /// When a row has a member that no column can hold.
@@ -92,15 +96,14 @@ impl Script {
         rows: impl Iterator<Item = &'a T>,
     ) -> Result<(), StoreError> {
         let rows: Vec<&T> = rows.collect();
-        let mut left = &rows[..];
-        while let Some(power) = left.len().min(ROWS_MAX).checked_ilog2() {
-            let (now, later) = left.split_at(1 << power);
-            let mut values = Vec::with_capacity(now.len() * statement.columns.len());
-            for row in now {
+        for rows in rows.chunks(ROWS_MAX) {
+            let size = rows.len().next_power_of_two();
+            let mut values = Vec::with_capacity(size * statement.columns.len());
+            for row in rows {
                 encode::row(row, &statement.columns, &mut values)?;
             }
-            self.steps.push((statement.texts[power as usize].clone(), values));
-            left = later;
+            values.resize(size * statement.columns.len(), Value::Null);
+            self.steps.push((statement.texts[size.ilog2() as usize].clone(), values));
         }
         Ok(())
     }
