@@ -2,6 +2,7 @@
 
 use super::{Output, print};
 use crate::config::Config;
+use crate::models::archive::Archives;
 use crate::models::reconcile::Day;
 use crate::models::timestamp::Timestamp;
 use crate::services::metrics::Metrics;
@@ -40,8 +41,10 @@ pub async fn run(
     let now = Timestamp::now();
     // The clock is random enough for which calls are looked at.
     let seed = seed.unwrap_or(now.unix_micros().unsigned_abs());
-    let terms =
-        Terms::new(day, now, usize::try_from(samples)?, seed).map_err(|why| anyhow!(why))?;
+    let archives = Archives::new(store.archives().await?);
+    let terms = Terms::new(day, now, usize::try_from(samples)?, seed)
+        .and_then(|terms| terms.told(&archives))
+        .map_err(|why| anyhow!(why))?;
     let configured = Some(&config.upstreams).filter(|upstreams| !upstreams.list.is_empty());
     // Nobody reads what a command measures.
     let measured = Metrics::new();

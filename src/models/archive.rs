@@ -177,7 +177,8 @@ impl Archives {
         !self.0.is_empty() && self.0.contains_key(&Month::of_request(request))
     }
 
-    /// Whether what is of this time may be about requests whose records are gone.
+    /// Whether what is of this time may be about requests whose records are gone; what nobody was
+    /// there to end in time is not thought of.
     #[must_use]
     pub fn reach(&self, at: Timestamp) -> bool {
         self.0.last_key_value().is_some_and(|(last, _)| at < last.next().start().plus(TAIL))

@@ -12,6 +12,7 @@ mod upstream;
 
 use crate::config::{BillingConfig, STRIPE};
 use crate::error::Error;
+use crate::models::archive::Archives;
 use crate::models::reconcile::Day;
 use crate::models::report::Span;
 use crate::models::timestamp::Timestamp;
@@ -32,6 +33,8 @@ const FAILURES_MAX: u32 = 3;
 pub struct Terms {
     /// One after the other, the oldest first; never none.
     pub days: Vec<Day>,
+    /// Days before those of which records may be in files.
+    pub archived: Vec<Day>,
     pub now: Timestamp,
     /// Calls that the upstream is asked about one by one.
     pub samples: usize,
@@ -60,7 +63,20 @@ impl Terms {
             Some(day) => vec![day],
             None => (1..=DAYS_MAX).rev().map(|days| today.back(days)).collect(),
         };
-        Ok(Self { days, now, samples, seed })
+        Ok(Self { days, archived: vec![], now, samples, seed })
+    }
+
+    /// Without the days of which records, or events of them, may be in files and no more here.
+    ///
+    /// # Errors
+    /// When no day is left.
+    pub fn told(mut self, archives: &Archives) -> Result<Self, String> {
+        (self.archived, self.days) =
+            self.days.into_iter().partition(|day| archives.reach(day.start()));
+        match (self.archived.last(), self.days.is_empty()) {
+            (Some(day), true) => Err(format!("records of {day} are archived")),
+            _ => Ok(self),
+        }
     }
 
     fn is_over(&self, day: Day) -> bool {
@@ -96,6 +112,10 @@ pub struct Sources<'a> {
 pub async fn run(store: &dyn Store, sources: Sources<'_>, terms: &Terms) -> Result<Report, Error> {
     let Sources { upstreams, management_key, sinks } = sources;
     let mut report = Report::default();
+    for day in &terms.archived {
+        let because = "records of it are archived: it is not compared".to_owned();
+        report.add(Finding { day: Some(*day), ..Finding::new(Kind::Note, "archive", because) });
+    }
     match upstreams {
         Some(all) => upstream::check(store, all, management_key, terms, &mut report).await?,
         None => report.note("demo", "the demo keeps no list of its calls"),

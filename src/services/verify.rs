@@ -43,10 +43,10 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
     let mut archived = Archived::load(store).await?;
     let due = events::Due::load(store).await?;
     records::check(store, &due, &archived, &mut report).await?;
-    events::check(store, &archived, &mut report).await?;
+    events::check(store, &mut report).await?;
     let mut held = holds::sum(store, &mut report).await?;
     holds::check_windows(store, &mut held, &mut report).await?;
-    let mut spending = keys::Spending::load(store, &archived).await?;
+    let mut spending = keys::Spending::load(store).await?;
     let mut entered = payments::Entered::default();
     let mut after = None;
     loop {
@@ -68,8 +68,9 @@ pub async fn verify(store: &dyn Store) -> Result<Report, StoreError> {
             });
         }
     }
-    spending.check(&held, &mut report);
+    spending.check(&held, &archived, &mut report);
     archived.check(&mut report);
+    events::check_exports(store, &archived, &mut report).await?;
     entered.check(store, &mut report).await?;
     Ok(report)
 }

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod books;
+pub mod clock;
 pub mod cluster;
 pub mod history;
 pub mod pgbouncer;

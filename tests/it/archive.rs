@@ -4,18 +4,29 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Value, json};
+use tollgate::models::ids::ApiKeyId;
 use tollgate::models::timestamp::Timestamp;
 
+use crate::app::books::Books;
 use crate::app::{Setup, Store, TestApp, both_stores, question};
 use crate::seed::{self, Call};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
+
+mod corrections;
+mod reconciled;
+
+use corrections::{corrections_go_with_their_records, what_ended_weeks_later_is_no_difference};
+use reconciled::archived_days_are_not_compared;
 
 both_stores!(
     months_go_to_files_and_the_books_stay_right,
     what_is_not_over_stays,
     an_interrupted_archive_is_gone_on_with,
     an_archive_that_does_not_fit_is_noticed,
+    corrections_go_with_their_records,
+    what_ended_weeks_later_is_no_difference,
+    archived_days_are_not_compared,
 );
 
 const MONTHS: [&str; 3] = ["2026-07", "2026-08", "2026-09"];
@@ -29,6 +40,19 @@ const CHARGE_NUSD: i64 = 6_000;
 struct Past {
     app: TestApp,
     to: tempfile::TempDir,
+    /// Those that were configured then.
+    sinks: &'static [&'static str],
+}
+
+/// Whose calls, and when.
+#[derive(Clone, Copy)]
+struct Calls<'a> {
+    account: &'a str,
+    key: ApiKeyId,
+    began: Timestamp,
+    seconds: u64,
+    /// Of the first one.
+    number: u64,
 }
 
 fn at(text: &str) -> Timestamp {
@@ -37,9 +61,17 @@ fn at(text: &str) -> Timestamp {
 
 impl Past {
     async fn start(store: Store) -> Self {
-        let app = Setup::new(store).start().await;
+        let past = Self::of(Setup::new(store).start().await, &[]).await;
+        for (index, month) in MONTHS.iter().enumerate() {
+            past.write(&past.of_test(month, u64::try_from(index).expect("few") * 100).await).await;
+        }
+        past
+    }
+
+    /// Before anything was called.
+    async fn of(app: TestApp, sinks: &'static [&'static str]) -> Self {
         // Account and key are as old as their first call, and months have their partitions.
-        if store == Store::Postgres {
+        if matches!(app.books, Books::Postgres(_)) {
             app.books.tamper("SELECT tollgate_ensure_partitions('2026-07-15T00:00:00Z')").await;
         }
         app.books.tamper("UPDATE accounts SET period_start = '2026-07-01T00:00:00.000000Z'").await;
@@ -47,36 +79,47 @@ impl Past {
                       week_start = '2026-06-29T00:00:00.000000Z', \
                       month_start = '2026-07-01T00:00:00.000000Z'";
         app.books.tamper(starts).await;
-        let past = Self { app, to: tempfile::tempdir().expect("a temporary folder") };
-        for (index, month) in MONTHS.iter().enumerate() {
-            past.write(month, u64::try_from(index).expect("few") * 100).await;
-        }
-        past
+        Self { app, to: tempfile::tempdir().expect("a temporary folder"), sinks }
     }
 
-    async fn write(&self, month: &str, first: u64) {
-        let store = seed::open(&self.app.database_url(), &[]).await;
+    /// On the second of a month, by the only key.
+    async fn of_test(&self, month: &str, number: u64) -> Calls<'_> {
+        let key = self.key_of(&self.app.account).await;
+        let began = at(&format!("{month}-02T10:00:00Z"));
+        Calls { account: &self.app.account, key, began, seconds: 2, number }
+    }
+
+    async fn key_of(&self, account: &str) -> ApiKeyId {
+        let query = format!("SELECT id FROM api_keys WHERE account_id = '{account}'");
+        let key = self.app.books.rows(&query).await.remove(0);
+        key["id"].as_str().expect("an id").parse().expect("an id")
+    }
+
+    async fn store(&self) -> Box<dyn tollgate::store::Store> {
+        seed::open(&self.app.database_url(), self.sinks).await
+    }
+
+    /// Each is settled a second after its end.
+    async fn write(&self, calls: &Calls<'_>) {
+        let store = self.store().await;
         let query = format!("SELECT id FROM prices WHERE model = '{MODEL}'");
         let price = self.app.books.rows(&query).await.remove(0);
         let price = store.price(price["id"].as_str().expect("an id")).await;
         let price = price.expect("a store").expect("a price");
-        let began = at(&format!("{month}-02T10:00:00Z"));
-        let key = self.app.books.rows("SELECT id FROM api_keys").await.remove(0);
-        let key = key["id"].as_str().expect("an id").parse().expect("an id");
         let call = |number: u64| Call {
-            account: self.app.account.parse().expect("an id"),
-            key: Some(key),
+            account: calls.account.parse().expect("an id"),
+            key: Some(calls.key),
             upstream: "openrouter",
-            generation_id: format!("gen-{month}-{number}"),
+            generation_id: format!("gen-{}-{number}", calls.number),
             prompt: 10,
             completion: 5,
             cost_pico: COST_PICO,
-            at: began,
-            seconds: 2,
+            at: calls.began,
+            seconds: calls.seconds,
         };
-        let calls: Vec<Call> = (0..CALLS).map(call).collect();
-        let entered = began.plus(std::time::Duration::from_secs(3));
-        seed::write_at(store.as_ref(), &price, &calls, first, entered).await;
+        let entered = calls.began.plus(std::time::Duration::from_secs(calls.seconds + 1));
+        let rows: Vec<Call> = (0..CALLS).map(call).collect();
+        seed::write_at(store.as_ref(), &price, &rows, calls.number, entered).await;
     }
 
     fn folder(&self) -> &str {

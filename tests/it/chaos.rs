@@ -12,6 +12,7 @@ mod replicas;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::app::clock::Clock;
 use crate::app::cluster::Cluster;
 use crate::app::proxy::Proxy;
 use crate::app::store::server_of;
@@ -58,12 +59,12 @@ async fn world() -> (TestApp, World) {
         .await;
     let standby = Cluster::standby_of(&primary).await;
     app.kill9();
+    let clock = Clock::new(app.folder());
     let mut replicas = Vec::new();
-    for number in 0..3 {
-        replicas.push(Replica::start(&app.environment, app.folder(), number == 2).await);
+    for clock in [None, None, Some(&clock)] {
+        replicas.push(Replica::start(&app.environment, app.folder(), clock).await);
     }
-    let folder = app.folder().to_owned();
-    let world = World { primary, standby, proxy, replicas, model, openmeter, webhook, folder };
+    let world = World { primary, standby, proxy, replicas, model, openmeter, webhook, clock };
     world.all_ready().await;
     (app, world)
 }

@@ -13,6 +13,9 @@ use std::collections::HashMap;
 pub struct Archived {
     archives: Archives,
     entered: HashMap<Month, Entered>,
+    /// When the newest entry of an archived request was made: weeks after its month, where nobody
+    /// was there to settle or to correct it before.
+    until: Option<Timestamp>,
 }
 
 /// What the entries of a month's requests come to.
@@ -26,7 +29,7 @@ struct Entered {
 
 impl Archived {
     pub async fn load(store: &dyn Store) -> Result<Self, StoreError> {
-        Ok(Self { archives: Archives::new(store.archives().await?), entered: HashMap::new() })
+        Ok(Self { archives: Archives::new(store.archives().await?), ..Self::default() })
     }
 
     /// Whether the request's record may be gone.
@@ -34,13 +37,15 @@ impl Archived {
         self.archives.has(request)
     }
 
-    /// Whether what is of this time may be about requests whose records are gone.
+    /// Whether what is of this time may be about requests whose records are gone, once all entries
+    /// are counted.
     pub fn reach(&self, at: Timestamp) -> bool {
-        self.archives.reach(at)
+        self.until.is_some_and(|until| at <= until)
     }
 
     /// Counts an entry of an archived request.
     pub fn count(&mut self, request: RequestId, entry: &LedgerEntry) {
+        self.until = self.until.max(Some(entry.created_at));
         let entered = self.entered.entry(Month::of_request(request)).or_default();
         let amount = entry.amount_nusd.0;
         match entry.kind {

@@ -7,6 +7,7 @@ use crate::models::ids::ApiKeyId;
 use crate::models::key::KeyBudget;
 use crate::models::ledger::{EntryKind, LedgerEntry};
 use crate::models::money::NanoUsd;
+use crate::models::timestamp::Timestamp;
 use crate::store::{Store, StoreError};
 use std::collections::HashMap;
 
@@ -19,8 +20,6 @@ struct Key {
     stored: KeyBudget,
     /// Day, week, month, total.
     spent: [i64; 4],
-    /// A window may have requests in it whose records are gone: it cannot be told.
-    has_archived: [bool; 3],
     /// What is given back of an older window is cut off at zero in this one: the windows of such a
     /// key cannot be told from the entries alone.
     has_corrections: bool,
@@ -28,8 +27,8 @@ struct Key {
 
 impl Spending {
     /// What they had spent in archived months is counted.
-    pub async fn load(store: &dyn Store, archived: &Archived) -> Result<Self, StoreError> {
-        let mut keys = Self::of_budgets(store, archived).await?;
+    pub async fn load(store: &dyn Store) -> Result<Self, StoreError> {
+        let mut keys = Self::of_budgets(store).await?;
         for past in store.archived_spending().await? {
             let Some(key) = keys.get_mut(&past.api_key_id) else { continue };
             let [.., total] = &mut key.spent;
@@ -39,10 +38,7 @@ impl Spending {
         Ok(Self { keys })
     }
 
-    async fn of_budgets(
-        store: &dyn Store,
-        archived: &Archived,
-    ) -> Result<HashMap<ApiKeyId, Key>, StoreError> {
+    async fn of_budgets(store: &dyn Store) -> Result<HashMap<ApiKeyId, Key>, StoreError> {
         let mut keys = HashMap::new();
         let mut after = None;
         loop {
@@ -50,9 +46,7 @@ impl Spending {
             let Some(last) = budgets.last() else { return Ok(keys) };
             after = Some(last.api_key_id);
             for stored in budgets {
-                let starts = [stored.day_start, stored.week_start, stored.month_start];
-                let has_archived = starts.map(|start| archived.reach(start));
-                let key = Key { spent: [0; 4], has_archived, has_corrections: false, stored };
+                let key = Key { spent: [0; 4], has_corrections: false, stored };
                 keys.insert(key.stored.api_key_id, key);
             }
         }
@@ -62,7 +56,7 @@ impl Spending {
     pub fn count(&mut self, key: ApiKeyId, entry: &LedgerEntry) {
         let Some(key) = self.keys.get_mut(&key) else { return };
         key.has_corrections |= entry.kind == EntryKind::Correction;
-        let starts = [key.stored.day_start, key.stored.week_start, key.stored.month_start];
+        let starts = key.starts();
         let [windows @ .., total] = &mut key.spent;
         for (spent, start) in windows.iter_mut().zip(starts) {
             if entry.created_at >= start {
@@ -72,8 +66,8 @@ impl Spending {
         *total = total.saturating_sub(entry.amount_nusd.0);
     }
 
-    /// Compares.
-    pub fn check(&self, held: &Held, report: &mut Report) {
+    /// Compares. A window may have requests in it whose records are gone: it cannot be told.
+    pub fn check(&self, held: &Held, archived: &Archived, report: &mut Report) {
         for (id, key) in &self.keys {
             let KeyBudget { held_nusd, day_nusd, week_nusd, month_nusd, total_nusd, .. } =
                 key.stored;
@@ -83,7 +77,7 @@ impl Spending {
             });
             let stored = [day_nusd, week_nusd, month_nusd, total_nusd];
             let names = ["this day", "this week", "this month", "in all"];
-            let [day, week, month] = key.has_archived;
+            let [day, week, month] = key.starts().map(|start| archived.reach(start));
             let untold = [day, week, month, false].into_iter();
             let sums = stored.into_iter().zip(key.spent).zip(names).zip(untold);
             for (((stored, spent), name), is_untold) in sums {
@@ -96,5 +90,12 @@ impl Spending {
                 });
             }
         }
+    }
+}
+
+impl Key {
+    /// Of the day, the week and the month that the budget is in.
+    fn starts(&self) -> [Timestamp; 3] {
+        [self.stored.day_start, self.stored.week_start, self.stored.month_start]
     }
 }

@@ -1,10 +1,10 @@
 //! What goes wrong: each fault for a while, and put right after it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::load::Load;
-use super::replicas::{CLOCK_FILE, Replica, set_clock};
+use super::replicas::Replica;
+use crate::app::clock::Clock;
 use crate::app::cluster::Cluster;
 use crate::app::proxy::Proxy;
 use crate::app::store::server_of;
@@ -37,7 +37,8 @@ pub struct World {
     pub model: Model,
     pub openmeter: OpenMeter,
     pub webhook: Webhook,
-    pub folder: PathBuf,
+    /// Of one of the replicas.
+    pub clock: Clock,
 }
 
 impl World {
@@ -129,15 +130,14 @@ impl World {
     /// Forward, back and to and fro: in a long run by minutes, the most that a webhook's receiver
     /// stands for. What was put off by such a clock waits as long afterwards.
     async fn jump(&self, span: Duration, random: &Random) {
-        let clock = self.folder.join(CLOCK_FILE);
         let most = usize::try_from(2 * span.as_secs()).expect("few").clamp(10, 240);
         for _ in 0..4 {
             let off = i64::try_from(random.below(2 * most)).expect("few");
             let off = off - i64::try_from(most).expect("few");
-            set_clock(&clock, off);
+            self.clock.set(off);
             self.pass(span / 4).await;
         }
-        set_clock(&clock, 0);
+        self.clock.set(0);
     }
 
     /// Time goes by, in which a supervisor does its work.

@@ -3,12 +3,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
+use crate::app::clock::Clock;
 use crate::app::process::{Environment, Process};
 use crate::app::programs::free_port;
 use crate::client::{Ask, Exchange};
@@ -22,37 +22,16 @@ pub struct Replica {
     is_down: AtomicBool,
 }
 
-/// Of the replica whose clock can be set: the file that says by how much it is off.
-pub const CLOCK_FILE: &str = "clock";
-
-/// libfaketime, wherever the system keeps it.
-fn faketime() -> PathBuf {
-    let listed = Command::new("dpkg").args(["-L", "libfaketime"]).output();
-    let listed = listed.expect("Debian's package faketime: tests/run.sh installs it").stdout;
-    let listed = String::from_utf8_lossy(&listed).into_owned();
-    let found = listed.lines().find(|path| path.ends_with("/libfaketimeMT.so.1"));
-    PathBuf::from(found.expect("libfaketime: tests/run.sh installs it"))
-}
-
 impl Replica {
-    /// `has_clock`: it lives by a clock of its own.
-    pub async fn start(environment: &Environment, folder: &Path, has_clock: bool) -> Self {
+    /// By a clock of its own, where it has one.
+    pub async fn start(environment: &Environment, folder: &Path, clock: Option<&Clock>) -> Self {
         let mut environment = environment.clone();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         environment.insert("TOLLGATE_LISTEN".to_owned(), address.to_string());
         // The supervisor starts them while the database is away, too.
         environment.insert("TOLLGATE_MIGRATE".to_owned(), "off".to_owned());
-        if has_clock {
-            let file = folder.join(CLOCK_FILE);
-            set_clock(&file, 0);
-            for (name, value) in [
-                ("LD_PRELOAD", faketime().display().to_string()),
-                ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
-                ("FAKETIME_NO_CACHE", "1".to_owned()),
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-            ] {
-                environment.insert(name.to_owned(), value);
-            }
+        if let Some(clock) = clock {
+            environment = clock.of(&environment);
         }
         let mut process = Process::serve(&environment, folder);
         process.base_url().await;
@@ -106,12 +85,4 @@ impl Replica {
     pub async fn stderr(&self) -> String {
         self.process.lock().await.stderr()
     }
-}
-
-/// Sets the clock off by so many seconds.
-pub fn set_clock(file: &Path, seconds: i64) {
-    // Whole at once: the program reads it at every look at the clock.
-    let whole = file.with_extension("new");
-    std::fs::write(&whole, format!("{seconds:+}\n")).expect("the test's own folder");
-    std::fs::rename(&whole, file).expect("the test's own folder");
 }
