@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use crate::app::books::UsageRecord;
 use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
@@ -153,13 +154,8 @@ async fn kill_once(app: &mut TestApp, model: &Model, random: &Random) -> Tally {
     let records = app.books.records().await;
     let recorded: BTreeSet<String> = records.into_iter().map(|record| record.id).collect();
     model.behave(manner(random));
-    let bodies = [streamed(OLD_MODEL), question(OLD_MODEL)];
     let instant = Duration::from_millis(u64::try_from(20 + random.below(600)).expect("few"));
-    let clients = (0..CLIENTS).map(|number| {
-        let body = bodies[usize::from(number % 6 == 0)].clone();
-        call_until_killed(app.address(), app.chat_ask(&body).bytes())
-    });
-    let clients = tokio::spawn(join_all(clients));
+    let clients = until_killed(app, CLIENTS);
     // Some kills may come before any call has got far, most must not, however slow the machine.
     if random.below(4) > 0 {
         eventually("a call is under way", async || {
@@ -180,8 +176,17 @@ async fn kill_once(app: &mut TestApp, model: &Model, random: &Random) -> Tally {
     check(&records, &answers, &truths, &format!("{random}"))
 }
 
+/// So many clients, until the program is killed.
+pub fn until_killed(app: &TestApp, clients: usize) -> JoinHandle<Vec<Vec<Answered>>> {
+    let calls = (0..clients).map(|number| {
+        let body = if number % 6 == 0 { question(OLD_MODEL) } else { streamed(OLD_MODEL) };
+        call_until_killed(app.address(), app.chat_ask(&body).bytes())
+    });
+    tokio::spawn(join_all(calls))
+}
+
 /// Calls again and again, and keeps what it got of each.
-pub async fn call_until_killed(address: std::net::SocketAddr, request: Vec<u8>) -> Vec<Answered> {
+async fn call_until_killed(address: std::net::SocketAddr, request: Vec<u8>) -> Vec<Answered> {
     let mut answers = Vec::new();
     while let Ok(exchange) = Exchange::try_open(address, &request).await {
         let got = exchange.finish().await;

@@ -3,7 +3,7 @@
 
 mod checks;
 mod prometheus;
-mod scrape;
+pub mod scrape;
 
 use serde_json::json;
 

@@ -6,20 +6,27 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use futures::future::join_all;
 use serde_json::json;
 
 use crate::app::books::UsageRecord;
 use crate::app::cluster::Cluster;
-use crate::app::{Kind, Setup, Store, TestApp, address_of, eventually, question, streamed};
+use crate::app::process::Process;
+use crate::app::{Kind, Setup, Store, TestApp, address_of, both_stores, eventually, streamed};
 use crate::client::{Answered, Exchange};
 use crate::commit_lost::{Load, check, goes_on, loaded, manner};
-use crate::kill_matrix::call_until_killed;
+use crate::kill_matrix::until_killed;
+use crate::metrics::scrape::{scrape, scrape_of, watched};
 use crate::random::Random;
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{MODEL, OLD_MODEL};
 use crate::upstream::model::{Manner, Model, Stall};
 use crate::upstream::script::Gate;
+
+mod measured;
+
+use measured::{Sums, a_settlement_that_is_refused_is_counted_as_lost, holds};
+
+both_stores!(a_settlement_that_is_refused_is_counted_as_lost);
 
 /// More than any of these tests spends.
 const PLENTY: &str = "1000";
@@ -86,11 +93,7 @@ async fn what_a_killed_process_journalled_is_replayed() {
     let mut app = loaded(exposed(&cluster, PLENTY), &model).await;
     let mut answers = Vec::new();
     for round in 0..2 {
-        let calls = (0..16).map(|number| {
-            let body = if number % 6 == 0 { question(OLD_MODEL) } else { streamed(OLD_MODEL) };
-            call_until_killed(app.address(), app.chat_ask(&body).bytes())
-        });
-        let clients = tokio::spawn(join_all(calls));
+        let clients = until_killed(&app, 16);
         goes_on(&app).await;
         cluster.kill9().await;
         let said = model.generations().len();
@@ -242,10 +245,10 @@ async fn a_replica_that_was_cut_off_corrects_what_was_settled_for_it() {
          completion_usd_per_mtok = \"60\"\n",
     );
     let setup = setup.env("UPSTREAM_BASE_URL", &model.url()).env("TOLLGATE_LEASE_SECONDS", "3");
-    let app = setup.start().await;
+    let app = watched(setup).start().await;
     let mut environment = app.environment.clone();
     environment.insert("DATABASE_URL".to_owned(), app.database_url());
-    let mut replica = crate::app::process::Process::serve(&environment, app.folder());
+    let mut replica = Process::serve(&environment, app.folder());
     replica.base_url().await;
     let mut running = app.begin_chat(&streamed(OLD_MODEL)).await;
     running.until("data: ").await;
@@ -276,8 +279,25 @@ async fn a_replica_that_was_cut_off_corrects_what_was_settled_for_it() {
     let charges = app.books.entries().await;
     let spent: i64 = charges.iter().filter(|it| it.kind != "credit").map(|it| it.amount_nusd).sum();
     assert_eq!(-spent, 2 * (12 * 30_000 + 40 * 60_000));
+    taken_over_and_corrected(&app, &replica).await;
     replica.kill();
     app.finish().await;
+}
+
+/// Each has counted what it has put into the books.
+async fn taken_over_and_corrected(app: &TestApp, replica: &Process) {
+    let (told, other) = (scrape(app).await, scrape_of(replica).await);
+    let sums = Sums::told(&told).plus(Sums::told(&other));
+    assert_eq!(sums, Sums::recorded(&app.books.records().await));
+    let states = ["placed", "settled", "taken_over", "recovered", "lost"];
+    assert_eq!(states.map(|state| holds(&told, state)), [2, 1, 1, 0, 0]);
+    assert_eq!(states.map(|state| holds(&other, state)), [0, 0, 0, 1, 0]);
+    let of = |name: &str| told.sum(&format!("tollgate_corrections{name}_total"), &[]);
+    let taken = of("_taken_nusd") - of("_given_back_nusd");
+    let entries = app.books.entries().await;
+    let entered = entries.iter().filter(|entry| entry.kind == "correction");
+    assert_eq!(taken, -entered.map(|entry| entry.amount_nusd).sum::<i64>());
+    assert_eq!((of(""), other.sum("tollgate_corrections_total", &[])), (1, 0));
 }
 
 /// The first megabyte of a journal is there from the start; the disk ends behind it.

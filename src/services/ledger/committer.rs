@@ -25,8 +25,6 @@ pub type Decided = Result<Outcome, Failed>;
 
 /// A batch that takes longer is given up and tried again: the database is not there.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
-/// A record that cannot be had in this time is counted as another process's.
-const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 pub const RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -52,18 +50,6 @@ impl Committer {
 
     pub fn measured(&self) -> &Measured {
         &self.measured
-    }
-
-    /// Counts what is decided for good. Where the answer to a commit was lost, what it wrote is
-    /// looked up.
-    pub async fn count(&self, op: &LedgerOp, decided: &Decided) {
-        let mut found = None;
-        if let (LedgerOp::Settle(settlement), Ok(Outcome::AlreadySettled)) = (op, decided) {
-            let asked = self.store.usage_record(settlement.record.id);
-            let asked = tokio::time::timeout(COUNT_TIMEOUT, asked).await;
-            found = asked.ok().and_then(Result::ok).flatten();
-        }
-        self.measured.decided(op, decided, found.as_ref());
     }
 
     /// Commits a batch. Halves those that the database refuses; the depth is bounded by the size.
@@ -133,13 +119,14 @@ impl Committer {
         }
     }
 
-    /// What follows from what was decided. [`Failed::Away`]: the operation is to be decided again.
+    /// What follows from what was decided; gives the record that was there already, where there was
+    /// one. [`Failed::Away`]: the operation is to be decided again.
     pub async fn follow_up(
         &self,
         op: &LedgerOp,
         decided: &Decided,
         deadline: Deadline,
-    ) -> Result<(), Failed> {
+    ) -> Result<Option<UsageRecord>, Failed> {
         match (op, decided) {
             (LedgerOp::Settle(lost), Err(Failed::Refused)) => self.abandon(lost.record.id).await,
             (LedgerOp::Abandon(request), Ok(_)) => self.abandon(*request).await,
@@ -148,7 +135,7 @@ impl Committer {
             }
             _ => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     /// A hold whose settlement was lost must not be kept alive by our renewing its lease.
@@ -164,18 +151,21 @@ impl Committer {
         &self,
         settlement: &Settlement,
         deadline: Deadline,
-    ) -> Result<(), Failed> {
+    ) -> Result<Option<UsageRecord>, Failed> {
         let truth = &settlement.record;
         let settled = tokio::time::timeout(deadline.left(), self.store.usage_record(truth.id));
         let settled = match settled.await {
             Ok(Ok(settled)) => settled,
-            Ok(Err(error)) if !error.is_transient() => return Ok(()),
+            Ok(Err(error)) if !error.is_transient() => return Ok(None),
             Ok(Err(_)) | Err(_) => return Err(Failed::Away),
         };
         let is_estimate = |settled: &UsageRecord| {
             settled.ending == Ending::Killed && settled.source == UsageSource::Estimated
         };
-        let Some(settled) = settled.filter(is_estimate) else { return Ok(()) };
+        let settled = match settled {
+            Some(settled) if is_estimate(&settled) => settled,
+            other => return Ok(other),
+        };
         let correction = Correction {
             api_key_id: truth.api_key_id,
             charged_nusd: settled.charge_nusd,
@@ -199,7 +189,7 @@ impl Committer {
                 if let Some(decided) = &decided {
                     self.measured.decided(&ops[0], decided, None);
                 }
-                Ok(())
+                Ok(Some(settled))
             }
         }
     }
@@ -223,14 +213,15 @@ impl Committer {
         }
         let busy = self.measured.busy().await;
         let decided = self.commit(&ops, deadline).await;
+        let mut found = Vec::with_capacity(ops.len());
         for (op, decided) in ops.iter().zip(&decided) {
             if *decided == Err(Failed::Away) {
                 return Err(Failed::Away);
             }
-            self.follow_up(op, decided, deadline).await?;
+            found.push(self.follow_up(op, decided, deadline).await?);
         }
-        for (op, decided) in ops.iter().zip(&decided) {
-            self.count(op, decided).await;
+        for ((op, decided), found) in ops.iter().zip(&decided).zip(&found) {
+            self.measured.decided(op, decided, found.as_ref());
         }
         drop(busy);
         Ok(ops.into_iter().zip(decided).collect())

@@ -3,7 +3,9 @@
 //! Invariants: what [`Journal::append`] has returned from is on the disk, whole and in order, and
 //! is read back so by whoever opens the file after a crash; what was being written is not read.
 //! Room is taken before it is needed, so that what must be written down finds a place on a full
-//! disk. The file is locked for as long as its process lives. Knows nothing of money.
+//! disk. The file is locked for as long as its process lives. How far it is replayed is marked in
+//! it, so that the heir of a process that dies begins there: it may count what is replayed. Knows
+//! nothing of money.
 
 use crate::models::ids::InstanceId;
 use crate::store::LedgerOp;
@@ -22,6 +24,16 @@ pub struct Journal {
     replayed: u64,
     /// Bytes of the file that are on the disk, written or not.
     allocated: u64,
+    form: Form,
+}
+
+/// How the file begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Of an earlier version, whose process has died: with the first operation.
+    Unmarked,
+    /// With the mark.
+    Marked,
 }
 
 /// Operations that are to be replayed, and where they end.
@@ -30,7 +42,11 @@ pub struct Page {
     pub end: u64,
 }
 
-const MAGIC: &[u8] = b"tollgate journal 1\n";
+const UNMARKED: &[u8; MAGIC_BYTES] = b"tollgate journal 1\n";
+const MARKED: &[u8; MAGIC_BYTES] = b"tollgate journal 2\n";
+const MAGIC_BYTES: usize = 19;
+/// The place up to which all is replayed, and its checksum. Zeros are no mark.
+const MARK_BYTES: usize = 8 + SUM_BYTES;
 /// Length and checksum before each operation.
 const HEAD_BYTES: usize = 4 + SUM_BYTES;
 const SUM_BYTES: usize = 8;
@@ -75,6 +91,18 @@ fn decode(head: &[u8; HEAD_BYTES], payload: &[u8]) -> Option<LedgerOp> {
     (checksum(payload) == head[4..]).then(|| serde_json::from_slice(payload).ok()).flatten()
 }
 
+// === impl Form ===
+
+impl Form {
+    /// Where the first operation stands.
+    fn start(self) -> u64 {
+        match self {
+            Self::Unmarked => MAGIC_BYTES as u64,
+            Self::Marked => (MAGIC_BYTES + MARK_BYTES) as u64,
+        }
+    }
+}
+
 // === impl Journal ===
 
 impl Journal {
@@ -89,10 +117,12 @@ impl Journal {
         let path = folder.join(format!("{instance}.{EXTENSION}"));
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&making)?;
         file.lock()?;
-        file.write_all_at(MAGIC, 0)?;
-        let start = MAGIC.len() as u64;
-        let mut journal = Self { file, path, written: start, replayed: start, allocated: start };
-        journal.allocate(start + STEP_BYTES)?;
+        file.write_all_at(MARKED, 0)?;
+        let form = Form::Marked;
+        let start = form.start();
+        let allocated = MAGIC_BYTES as u64;
+        let mut journal = Self { file, path, written: start, replayed: start, allocated, form };
+        journal.allocate(allocated + STEP_BYTES)?;
         fs::rename(&making, &journal.path)?;
         File::open(folder)?.sync_all()?;
         Ok(journal)
@@ -109,18 +139,24 @@ impl Journal {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        let mut magic = [0; MAGIC.len()];
-        let start = MAGIC.len() as u64;
-        match file.read_exact_at(&mut magic, 0) {
-            Ok(()) if magic == MAGIC => {}
+        let mut magic = [0; MAGIC_BYTES];
+        let form = match file.read_exact_at(&mut magic, 0) {
+            Ok(()) if magic == *MARKED => Form::Marked,
+            Ok(()) if magic == *UNMARKED => Form::Unmarked,
             Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(error),
             _ => return Err(ErrorKind::InvalidData.into()),
-        }
-        let allocated = file.metadata()?.len();
-        let mut journal =
-            Self { file, path: path.to_owned(), written: start, replayed: start, allocated };
+        };
+        let (start, allocated) = (form.start(), file.metadata()?.len());
+        let path = path.to_owned();
+        let mut journal = Self { file, path, written: start, replayed: start, allocated, form };
+        let mark = journal.mark();
         while let Some((_, end)) = journal.read_at(journal.written, allocated)? {
             journal.written = end;
+            // Believed only where an operation ends: what is replayed again changes nothing, and
+            // what is passed over is lost.
+            if mark == Some(end) {
+                journal.replayed = end;
+            }
         }
         Ok(Some(journal))
     }
@@ -221,13 +257,33 @@ impl Journal {
     pub fn replayed(&mut self, end: u64) -> io::Result<()> {
         self.replayed = end;
         if !self.is_empty() {
+            return self.set_mark(end);
+        }
+        let start = self.form.start();
+        // The mark goes with what it was about.
+        self.file.set_len(MAGIC_BYTES as u64)?;
+        self.file.sync_all()?;
+        (self.written, self.replayed, self.allocated) = (start, start, MAGIC_BYTES as u64);
+        self.allocate(self.allocated + STEP_BYTES)
+    }
+
+    /// Not synced: a process that is killed leaves it, and after a machine that died all is
+    /// replayed once more.
+    fn set_mark(&self, end: u64) -> io::Result<()> {
+        if self.form == Form::Unmarked {
             return Ok(());
         }
-        let start = MAGIC.len() as u64;
-        self.file.set_len(start)?;
-        self.file.sync_all()?;
-        (self.written, self.replayed, self.allocated) = (start, start, start);
-        self.allocate(start + STEP_BYTES)
+        let place = end.to_le_bytes();
+        self.file.write_all_at(&[place, checksum(&place)].concat(), MAGIC_BYTES as u64)
+    }
+
+    fn mark(&self) -> Option<u64> {
+        let (mut place, mut sum) = ([0; 8], [0; SUM_BYTES]);
+        let at = MAGIC_BYTES as u64;
+        self.file.read_exact_at(&mut place, at).ok()?;
+        self.file.read_exact_at(&mut sum, at + place.len() as u64).ok()?;
+        let is_mark = self.form == Form::Marked && sum == checksum(&place);
+        is_mark.then(|| u64::from_le_bytes(place))
     }
 
     /// Nothing is written behind this place.

@@ -130,13 +130,14 @@ impl Writer {
         }
         let Queued { op, answer, sent_at } = queued;
         let deadline = || Deadline::after(self.away.patience());
-        while self.committer.follow_up(&op, &outcome, deadline()).await.is_err() {
-            if self.outage.is_some() {
-                return Some(Queued { op, answer, sent_at });
+        let found = loop {
+            match self.committer.follow_up(&op, &outcome, deadline()).await {
+                Ok(found) => break found,
+                Err(_) if self.outage.is_some() => return Some(Queued { op, answer, sent_at }),
+                Err(_) => tokio::time::sleep(RETRY_MAX).await,
             }
-            tokio::time::sleep(RETRY_MAX).await;
-        }
-        self.committer.count(&op, &outcome).await;
+        };
+        self.committer.measured().decided(&op, &outcome, found.as_ref());
         self.memory.remember(&op, &outcome, &self.away);
         report(&op, &outcome);
         if let Some(answer) = answer {

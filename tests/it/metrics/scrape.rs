@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::app::process::Process;
 use crate::app::{Setup, TestApp, eventually};
 use crate::client::{Ask, Exchange};
 
@@ -17,8 +18,12 @@ pub fn watched(setup: Setup) -> Setup {
 
 /// Where metrics are, as the program says in its log.
 pub async fn address(app: &TestApp) -> SocketAddr {
+    address_of(&app.process).await
+}
+
+async fn address_of(process: &Process) -> SocketAddr {
     eventually("metrics have a port", async || {
-        let log = app.process.stderr();
+        let log = process.stderr();
         let rest = log.split("metrics on http://").nth(1)?;
         rest.split("/metrics").next()?.parse().ok()
     })
@@ -26,8 +31,12 @@ pub async fn address(app: &TestApp) -> SocketAddr {
 }
 
 pub async fn scrape(app: &TestApp) -> Scrape {
+    scrape_of(&app.process).await
+}
+
+pub async fn scrape_of(process: &Process) -> Scrape {
     let bytes = Ask::get("/metrics").bytes();
-    let got = Exchange::open(address(app).await, &bytes).await.finish().await;
+    let got = Exchange::open(address_of(process).await, &bytes).await.finish().await;
     assert_eq!(got.status, 200, "{}", got.text());
     Scrape { text: got.text() }
 }

@@ -66,7 +66,7 @@ fn what_was_being_written_when_it_died_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let (path, written) = left(folder.path());
     let whole = fs::read(&path).unwrap();
-    let start = MAGIC.len() as u64;
+    let start = Form::Marked.start();
     let each = (written - start) / 3;
     for length in start..written {
         // Cut off there, or still the zeros that were there before.
@@ -94,7 +94,7 @@ fn a_flipped_byte_ends_it_there() {
     let folder = tempfile::tempdir().unwrap();
     let (path, written) = left(folder.path());
     let whole = fs::read(&path).unwrap();
-    let start = MAGIC.len() as u64;
+    let start = Form::Marked.start();
     for at in start..written {
         let mut flipped = whole.clone();
         flipped[usize::try_from(at).unwrap()] ^= 1;
@@ -114,4 +114,52 @@ fn it_has_a_bound() {
     assert!(journal.reserve(JOURNAL_BYTES_MAX).is_err());
     assert!(journal.reserve(3 * STEP_BYTES).is_ok());
     assert!(fs::metadata(&journal.path).unwrap().len() > 3 * STEP_BYTES);
+}
+
+#[test]
+fn its_heir_begins_where_it_was_replayed_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = journal(folder.path());
+    append(&mut journal, 0..300);
+    let Page { end, .. } = journal.page().unwrap();
+    journal.replayed(end).unwrap();
+    append(&mut journal, 300..310);
+    let path = journal.path.clone();
+    drop(journal);
+    let rest: Vec<_> = (256..310).collect();
+    assert_eq!(numbers(&adopted(&path)), rest);
+    // A mark that was half written, or stands where no operation ends, is none.
+    let whole = fs::read(&path).unwrap();
+    let odd = (end - 1).to_le_bytes();
+    let odd = [odd, checksum(&odd)].concat();
+    for mark in [&[1; MARK_BYTES][..], &odd[..], &whole[MAGIC_BYTES..MAGIC_BYTES + 8]] {
+        let mut file = whole.clone();
+        file[MAGIC_BYTES..MAGIC_BYTES + MARK_BYTES].fill(0);
+        file[MAGIC_BYTES..MAGIC_BYTES + mark.len()].copy_from_slice(mark);
+        fs::write(&path, &file).unwrap();
+        assert_eq!(numbers(&adopted(&path)).first(), Some(&0), "{mark:?}");
+    }
+    // That of an earlier life is no mark of this one.
+    fs::write(&path, &whole).unwrap();
+    let mut journal = adopted(&path);
+    journal.replayed(journal.written).unwrap();
+    append(&mut journal, 0..300);
+    drop(journal);
+    assert_eq!(numbers(&adopted(&path)).first(), Some(&0));
+}
+
+#[test]
+fn one_of_an_earlier_version_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, written) = left(folder.path());
+    let whole = fs::read(&path).unwrap();
+    let frames = &whole[usize::try_from(Form::Marked.start()).unwrap()..];
+    fs::write(&path, [&UNMARKED[..], frames].concat()).unwrap();
+    let mut journal = adopted(&path);
+    assert_eq!(numbers(&journal), [1, 2, 3]);
+    let first = UNMARKED.len() as u64 + (written - Form::Marked.start()) / 3;
+    journal.replayed(first).unwrap();
+    assert_eq!(numbers(&journal), [2, 3]);
+    drop(journal);
+    assert_eq!(numbers(&adopted(&path)), [1, 2, 3], "it has no mark");
 }
