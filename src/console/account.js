@@ -4,7 +4,7 @@
 import { call } from "./api.js";
 import { chart } from "./charts.js";
 import { age, ask, choice, day, daysAgo, el, field, section, table, time } from "./dom.js";
-import { centsTyped, height, pico, sum, usd, whole } from "./exact.js";
+import { centsTyped, height, pico, picoOfCents, sum, usd, whole } from "./exact.js";
 
 const RANGES = [["7", "7 days"], ["30", "30 days"]];
 // Models that have a colour of their own; the others are one.
@@ -58,22 +58,27 @@ function money(own, config) {
       tile("month", "This month", amount(own.charged_this_month_usd),
         isPostpaid ? `of ${limit}` : "charged so far")),
   ];
-  if (!config.has_payments) return parts.filter(Boolean);
+  if (!config.topup_cents) return parts.filter(Boolean);
   if (!own.caller.is_owner) {
     const how = "Only the account's owner can pay. Sign in as one to top up.";
     return [...parts.filter(Boolean), el("p", { class: "empty" }, how)];
   }
   return [...parts.filter(Boolean), el("p", { class: "actions" },
-    isPostpaid ? null : el("button", { type: "button", class: "primary", click: topUp }, "Top up"),
+    isPostpaid ? null : el("button", { type: "button", class: "primary",
+      click: () => topUp(config.topup_cents) }, "Top up"),
     el("button", { type: "button", click: () => portal() }, "Invoices and cards"))];
 }
 
-function topUp() {
-  const hint = "In US dollars. The payment page is Stripe's; taxes may come on top.";
+function topUp({ least, most }) {
+  const range = `from ${usd(picoOfCents(least))} to ${usd(picoOfCents(most))}`;
+  const hint = `In US dollars, ${range}. The payment page is Stripe's; taxes may come on top.`;
   ask("Top up", field("Amount", { name: "amount", required: true, inputmode: "decimal" }, hint),
     "To the payment page", async (data) => {
       const amount_cents = centsTyped(data.get("amount"));
       if (amount_cents === undefined) throw new Error("Please give an amount like 25 or 25.50.");
+      if (amount_cents < least || amount_cents > most) {
+        throw new Error(`Please give an amount ${range}.`);
+      }
       go(await call("/v1/billing/checkout", { method: "POST", body: { amount_cents } }));
     });
 }

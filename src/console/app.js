@@ -25,7 +25,7 @@ const VIEWS = [
   ["health", "Health", health, (me) => me.caller.is_operator],
 ];
 
-let config = { supabase: null, has_payments: false };
+let config = { supabase: null, topup_cents: null };
 let me = null;
 // Ends what a view does by itself, such as asking again.
 let leave = new AbortController();

@@ -26,6 +26,8 @@ export function pico(amount) {
 // Pico-USD of nano-USD, which the admin API has.
 export const picoOfNano = (nano) => BigInt(nano) * 1000n;
 
+export const picoOfCents = (cents) => BigInt(cents) * (ONE / 100n);
+
 export const sum = (amounts) => amounts.reduce((one, other) => one + other, 0n);
 
 // Dollars, all digits that are not superfluous, at least two of them behind the point.

@@ -127,7 +127,9 @@ pub async fn config(State(app): State<Arc<App>>) -> Result<Response, Error> {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let sign_in = app.config.identity.sign_in.as_ref();
     let sign_in = sign_in.map(|it| json!({ "url": it.url, "anon_key": it.anon_key }));
-    let body = json!({ "supabase": sign_in, "has_payments": app.payments.has_pages() });
+    let cents = app.payments.topup_cents();
+    let cents = cents.map(|cents| json!({ "least": cents.start(), "most": cents.end() }));
+    let body = json!({ "supabase": sign_in, "topup_cents": cents });
     Ok((headers, Json(body)).into_response())
 }
 

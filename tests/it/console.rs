@@ -49,7 +49,7 @@ async fn the_files_come_with_a_strict_policy_and_are_cached() {
         assert_eq!(other.status, 200, "{path}");
     }
     let config = app.ask(&Ask::get("/console/config.json")).await;
-    assert_eq!(config.json(), json!({"supabase": null, "has_payments": false}));
+    assert_eq!(config.json(), json!({"supabase": null, "topup_cents": null}));
     for path in ["/console/nothing.js", "/console/..%2fcontrollers.rs", "/console/", "/console/a/b"]
     {
         let got = app.ask(&Ask::get(path)).await;

@@ -41,6 +41,10 @@ class Chromium(Server):
         return f"ws://127.0.0.1:{port}{path}"
 
 
+class Navigated(Exception):
+    """The page that was asked has gone."""
+
+
 class Page:
     """A tab."""
 
@@ -67,6 +71,8 @@ class Page:
             if "id" not in answer:
                 self.events.append(answer)
             if answer.get("id") == self.number:
+                if "Inspected target navigated" in str(answer.get("error")):
+                    raise Navigated
                 assert "error" not in answer, answer
                 return answer["result"]
 
@@ -78,8 +84,15 @@ class Page:
         return result["result"].get("value")
 
     def wait(self, expression: str, wanted) -> None:
+        """Also on a page that is being left for another one."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while (value := self.value(expression)) != wanted:
+        while True:
+            try:
+                value = self.value(expression)
+            except Navigated:
+                continue
+            if value == wanted:
+                return
             assert time.monotonic() < deadline, f"{expression} is {value!r}, not {wanted!r}"
             time.sleep(0.02)
 

@@ -13,6 +13,7 @@ import openai
 import provider
 import pytest
 from books import Books, Postgres, Sqlite
+from browser import Chromium
 from provider import Scripted
 from servers import LiteLlm, Tollgate
 
@@ -73,6 +74,13 @@ class Customer:
 def folder():
     with tempfile.TemporaryDirectory(prefix="tollgate-sdk.") as path:
         yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def chromium(folder):
+    browser = Chromium(folder)
+    yield browser
+    browser.stop()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from urllib.parse import urlencode
 
 import pytest
-from browser import Chromium, open_page, origin
+from browser import open_page, origin
 from conftest import EACH_UPSTREAM
 from models import GATED, UNICODE
 from test_hang_up import check_gone, settle_after_gate, whole_usage
@@ -11,13 +11,6 @@ from test_hang_up import check_gone, settle_after_gate, whole_usage
 pytestmark = EACH_UPSTREAM
 STATE = "document.getElementById('state').textContent"
 ANSWER = "document.getElementById('answer').textContent"
-
-
-@pytest.fixture(scope="session")
-def chromium(folder):
-    browser = Chromium(folder)
-    yield browser
-    browser.stop()
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,6 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
 from uuid import uuid4
 
 import openai
@@ -16,14 +14,13 @@ import stripe
 from books import Books, Postgres, Sqlite
 from conftest import BINARY, POSTGRES, messages
 from models import PLAIN
+from paying import SECONDS, post_event, sign
 from servers import MASTER_KEY, Tollgate
 from standardwebhooks import Webhook, WebhookVerificationError
 
 # Two of them, as while one is rolled.
 STRIPE_SECRETS = ["whsec_tollgate_sdk_tests_new", "whsec_tollgate_sdk_tests_old"]
 WEBHOOK_SECRET = "whsec_dG9sbGdhdGUtc2RrLXRlc3RzLTAxMjM0NTY3ODk="
-SECONDS = 20
-DIRECT = build_opener(ProxyHandler({}))
 
 
 @contextmanager
@@ -60,16 +57,7 @@ class Paid:
 
     def send(self, payload: str, header: str | None) -> tuple[int, dict]:
         """As Stripe posts it; status and body."""
-        headers = {"Content-Type": "application/json; charset=utf-8"}
-        if header is not None:
-            headers["Stripe-Signature"] = header
-        url = self.base_url.removesuffix("/v1") + "/webhooks/stripe"
-        request = Request(url, payload.encode(), headers)
-        try:
-            with DIRECT.open(request, timeout=SECONDS) as answer:
-                return answer.status, json.load(answer)
-        except HTTPError as error:
-            return error.code, json.load(error)
+        return post_event(self.base_url.removesuffix("/v1"), payload, header)
 
     def balance(self) -> int:
         return self.books.account_row()["balance_nusd"]
@@ -119,10 +107,6 @@ def completed(account: str, cents: int = 1_500) -> dict:
         "livemode": False,
         "data": {"object": session},
     }
-
-
-def sign(payload: str, secret: str, timestamp: int | None = None) -> str:
-    return stripe.WebhookSignature.generate_signature_header(payload, secret, timestamp)
 
 
 def believes(payload: str, header: str | None, secret: str) -> bool:

@@ -16,6 +16,7 @@ use crate::models::payment::NANO_PER_CENT;
 use crate::services::billing::stripe::api::StripeApi;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 
 /// What somebody wants to pay.
 #[derive(Debug, Deserialize)]
@@ -111,10 +112,10 @@ impl Payments {
         within(api.create("/v1/billing_portal/sessions", &form, &key)).await
     }
 
-    /// Whether people can be sent to Stripe.
+    /// How many cents can be paid at once, where people can be sent to Stripe.
     #[must_use]
-    pub fn has_pages(&self) -> bool {
-        self.api_for_people().is_ok()
+    pub fn topup_cents(&self) -> Option<&RangeInclusive<i64>> {
+        self.api_for_people().is_ok().then_some(&self.config.topup_cents)
     }
 
     fn api_for_people(&self) -> Result<&StripeApi, Error> {
