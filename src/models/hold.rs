@@ -22,6 +22,8 @@ pub struct Hold {
     pub user_id: Option<UserId>,
     pub amount_nusd: NanoUsd,
     pub owner: InstanceId,
+    /// Written, it is as far from `placed_at` as the lease is long; a store that processes share
+    /// counts that from its own clock.
     pub lease_expires_at: Timestamp,
     /// Name of the one that the request is at.
     pub upstream: String,

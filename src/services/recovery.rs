@@ -80,7 +80,7 @@ impl Recovery {
 
     async fn round(&self, reached: &mut Reached, one: &Arc<Semaphore>) -> Result<(), StoreError> {
         let now = Timestamp::now();
-        self.store.renew_leases(self.instance, now.plus(self.lease)).await?;
+        self.store.renew_leases(self.instance, now, self.lease).await?;
         let may_claim = reached.for_a_lease(self.lease) || self.is_alone;
         // The last round's orphans first: each may take as long as a look-up.
         let permit = may_claim.then(|| one.clone().try_acquire_owned().ok()).flatten();
@@ -88,9 +88,9 @@ impl Recovery {
         // Claimed under an id of their own, whose lease nobody renews: what is not settled by then
         // is found again. Long enough for the look-ups.
         let claim = InstanceId::generate();
-        let until = now.plus(self.lease + self.settler.upstreams.lookup_wait());
+        let lease = self.lease + self.settler.upstreams.lookup_wait();
         let orphans =
-            self.store.claim_orphans(claim, self.instance, now, until, ORPHANS_MAX).await?;
+            self.store.claim_orphans(claim, self.instance, now, lease, ORPHANS_MAX).await?;
         if orphans.is_empty() {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! What changes the books, and who answers for an open hold.
 //!
-//! Invariant: one call is one transaction; a batch is decided by `books`.
+//! Invariants: one call is one transaction; a batch is decided by `books`. Where processes share a
+//! store, leases go by its clock and by none of theirs.
 
 use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
@@ -9,6 +10,7 @@ use crate::models::timestamp::Timestamp;
 use crate::models::window::RateWindow;
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+use std::time::Duration;
 
 #[async_trait]
 pub trait LedgerStore: Send + Sync {
@@ -17,7 +19,12 @@ pub trait LedgerStore: Send + Sync {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError>;
 
     /// Extends the lease of all holds of `owner`.
-    async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError>;
+    async fn renew_leases(
+        &self,
+        owner: InstanceId,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<(), StoreError>;
 
     /// Takes over holds whose lease has expired, at most `limit` of them; none of `except`, whose
     /// leases are only late.
@@ -26,7 +33,7 @@ pub trait LedgerStore: Send + Sync {
         owner: InstanceId,
         except: InstanceId,
         now: Timestamp,
-        until: Timestamp,
+        lease: Duration,
         limit: i64,
     ) -> Result<Vec<Hold>, StoreError>;
 

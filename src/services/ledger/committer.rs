@@ -207,8 +207,9 @@ impl Committer {
         }
         for op in &mut ops {
             if let LedgerOp::Place(placement) = op {
-                // Nobody is to take it for a dead process's before its settlement is replayed too.
-                placement.hold.lease_expires_at = Timestamp::now().plus(lease);
+                // Nobody is to take it for a dead process's before its settlement is replayed too:
+                // it is leased from when it is written.
+                placement.hold.lease_expires_at = placement.hold.placed_at.plus(lease);
             }
         }
         let busy = self.measured.busy().await;

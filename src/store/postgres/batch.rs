@@ -64,7 +64,7 @@ impl Sql {
             insert_lookups: sql::insert(&LOOKUPS).into(),
             insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
             update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
-            insert_holds: sql::insert(&HOLDS).into(),
+            insert_holds: insert_holds().into(),
             update_holds: sql::update(&HOLDS, "request_id", HOLD_CHANGES).into(),
             insert_usage: sql::insert(&USAGE_RECORDS).into(),
             insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
@@ -85,6 +85,15 @@ fn load() -> String {
         sql::select(&KEY_BUDGETS, budgets),
         sql::select(&HOLDS, "WHERE request_id = ANY($2)"),
     )
+}
+
+/// A lease is counted from the clock that all processes share: by that of one that is wrong, others
+/// would take a living hold for a dead one, or leave it.
+fn insert_holds() -> String {
+    let leased = "clock_timestamp() + (lease_expires_at - placed_at)";
+    let values = HOLDS.columns.iter();
+    let values = values.map(|name| if *name == "lease_expires_at" { leased } else { *name });
+    sql::insert_as(&HOLDS, &values.collect::<Vec<_>>().join(", "))
 }
 
 /// A row of [`load`]: one of the three.

@@ -11,6 +11,15 @@ use crate::store::postgres::rows::classify;
 use crate::store::table::{HOLDS, RATE_WINDOWS, parse};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+use sqlx::AssertSqlSafe;
+use std::time::Duration;
+
+/// So many microseconds, `$2`, from now on: by the database's clock, which is the same for all.
+const IN_TIME: &str = "now() + $2 * interval '1 microsecond'";
+
+fn micros(lease: Duration) -> i64 {
+    i64::try_from(lease.as_micros()).unwrap_or(i64::MAX)
+}
 
 #[async_trait]
 impl LedgerStore for PostgresStore {
@@ -21,10 +30,16 @@ impl LedgerStore for PostgresStore {
         Ok(outcomes)
     }
 
-    async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError> {
-        sqlx::query("UPDATE holds SET lease_expires_at = $2::timestamptz WHERE owner = $1")
+    async fn renew_leases(
+        &self,
+        owner: InstanceId,
+        _: Timestamp,
+        lease: Duration,
+    ) -> Result<(), StoreError> {
+        let statement = format!("UPDATE holds SET lease_expires_at = {IN_TIME} WHERE owner = $1");
+        sqlx::query(AssertSqlSafe(statement))
             .bind(owner.0)
-            .bind(until.to_string())
+            .bind(micros(lease))
             .execute(&self.pool)
             .await
             .map_err(classify)?;
@@ -35,24 +50,23 @@ impl LedgerStore for PostgresStore {
         &self,
         owner: InstanceId,
         except: InstanceId,
-        now: Timestamp,
-        until: Timestamp,
+        _: Timestamp,
+        lease: Duration,
         limit: i64,
     ) -> Result<Vec<Hold>, StoreError> {
-        let rows: Vec<String> = sqlx::query_scalar(
-            "UPDATE holds t SET owner = $1, lease_expires_at = $3::timestamptz WHERE request_id IN \
-             (SELECT request_id FROM holds \
-              WHERE lease_expires_at < $2::timestamptz AND owner <> $5 \
-              ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
-        )
-        .bind(owner.0)
-        .bind(now.to_string())
-        .bind(until.to_string())
-        .bind(limit)
-        .bind(except.0)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(classify)?;
+        let statement = format!(
+            "UPDATE holds t SET owner = $1, lease_expires_at = {IN_TIME} WHERE request_id IN \
+             (SELECT request_id FROM holds WHERE lease_expires_at < now() AND owner <> $3 \
+              ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text"
+        );
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(owner.0)
+            .bind(micros(lease))
+            .bind(except.0)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(classify)?;
         parse(&rows)
     }
 

@@ -11,6 +11,7 @@ use crate::store::sqlite::{SqliteStore, native, text};
 use crate::store::table::{HOLDS, RATE_WINDOWS};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
+use std::time::Duration;
 
 #[async_trait]
 impl LedgerStore for SqliteStore {
@@ -21,10 +22,15 @@ impl LedgerStore for SqliteStore {
         Ok(outcomes)
     }
 
-    async fn renew_leases(&self, owner: InstanceId, until: Timestamp) -> Result<(), StoreError> {
+    async fn renew_leases(
+        &self,
+        owner: InstanceId,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<(), StoreError> {
         sqlx::query("UPDATE holds SET lease_expires_at = ?2 WHERE owner = ?1")
             .bind(owner.to_string())
-            .bind(until.to_string())
+            .bind(now.plus(lease).to_string())
             .execute(&self.writer)
             .await
             .map_err(classify)?;
@@ -36,7 +42,7 @@ impl LedgerStore for SqliteStore {
         owner: InstanceId,
         except: InstanceId,
         now: Timestamp,
-        until: Timestamp,
+        lease: Duration,
         limit: i64,
     ) -> Result<Vec<Hold>, StoreError> {
         let claimed: Vec<String> = sqlx::query_scalar(
@@ -46,7 +52,7 @@ impl LedgerStore for SqliteStore {
         )
         .bind(owner.to_string())
         .bind(now.to_string())
-        .bind(until.to_string())
+        .bind(now.plus(lease).to_string())
         .bind(limit)
         .bind(except.to_string())
         .fetch_all(&self.writer)

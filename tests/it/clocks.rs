@@ -1,0 +1,83 @@
+//! Replicas whose clocks are wrong: who lives keeps its holds, and who has died leaves none, for
+//! leases go by the database's clock.
+//!
+//! PostgreSQL only: a SQLite file has one server.
+
+use std::collections::BTreeMap;
+
+use crate::app::clock::Clock;
+use crate::app::process::Process;
+use crate::app::{Setup, Store, TestApp, address_of, eventually, streamed};
+use crate::client::Exchange;
+use crate::upstream::catalog::OLD_MODEL;
+use crate::upstream::model::{Manner, Model, Stall};
+use crate::upstream::script::Gate;
+
+/// Longer than any lease here, and than a test waits for anything.
+const WRONG_SECONDS: i64 = 45;
+/// Rounds of recovery; the first ones do not take over anything.
+const ROUNDS: usize = 8;
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_takes_no_hold_that_lives() {
+    beside(WRONG_SECONDS).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_behind_loses_no_hold_that_lives() {
+    beside(-WRONG_SECONDS).await;
+}
+
+async fn beside(seconds: i64) {
+    let gate = Gate::new();
+    let stall = Some((Stall::Tokens(3), gate.clone()));
+    let model = Model::start(Manner { tokens: 20, stall, ..Manner::obedient() }).await;
+    let setup = Setup::new(Store::Postgres).env("TOLLGATE_LEASE_SECONDS", "2");
+    let app = setup.env("UPSTREAM_BASE_URL", &model.url()).start().await;
+    let clock = Clock::new(app.folder());
+    clock.set(seconds);
+    let mut other = Process::serve(&clock.of(&app.environment), app.folder());
+    let other_url = other.base_url().await;
+    let mut own = app.begin_chat(&streamed(OLD_MODEL)).await;
+    own.until("data: ").await;
+    let bytes = app.chat_ask(&streamed(OLD_MODEL)).bytes();
+    let mut theirs = Exchange::open(address_of(&other_url), &bytes).await;
+    theirs.until("data: ").await;
+
+    renewed(&app).await;
+    let records = app.books.records().await;
+    assert!(records.is_empty(), "a hold that lives was taken for a dead one's: {records:#?}");
+    // And when it has died, its hold is found within a lease.
+    other.kill();
+    let record =
+        eventually("the hold of the dead one is settled", async || app.books.records().await.pop())
+            .await;
+    assert_eq!(
+        (record.ending.as_str(), &record.id),
+        ("killed", &theirs.finish().await.request_id())
+    );
+    gate.open();
+    let got = own.finish().await;
+    got.ok();
+    assert_eq!(app.record_of(&got).await.ending, "completed");
+    app.finish().await;
+}
+
+/// Every process has been at the holds so often that it would have taken over what it takes for
+/// dead: a lease is renewed, and then others' are looked at.
+async fn renewed(app: &TestApp) {
+    let mut leases: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    eventually("leases are renewed", async || {
+        for row in app.books.rows("SELECT request_id, lease_expires_at FROM holds").await {
+            let text = |name: &str| row[name].as_str().expect("a text").to_owned();
+            let seen = leases.entry(text("request_id")).or_default();
+            if seen.last() != Some(&text("lease_expires_at")) {
+                seen.push(text("lease_expires_at"));
+            }
+        }
+        let is_done = leases.len() == 2 && leases.values().all(|seen| seen.len() > ROUNDS);
+        // A hold that was taken over is renewed no more.
+        (is_done || !app.books.records().await.is_empty()).then_some(())
+    })
+    .await;
+}
