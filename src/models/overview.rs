@@ -1,12 +1,11 @@
 //! What owners and operators look at beside the sums of usage: how fast answers came, what the
-//! operator earned on them, how well tokens were counted, and what waits for a sink.
+//! operator earned on them, and how well tokens were counted.
 //!
 //! Invariant: sums of what the operator pays are kept in two parts, so that no sum of pico-USD has
 //! to fit into 64 bits.
 
 use super::money::{NanoUsd, Tokens};
 use super::report::Span;
-use super::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// How long answers took in one bucket, of one kind of time.
@@ -104,13 +103,4 @@ pub struct DriftSum {
     /// Within `completion_tokens`: not seen, so not counted.
     pub reasoning_tokens: Tokens,
     pub counted_completion_tokens: Tokens,
-}
-
-/// Events of a sink that are not where they belong yet.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Backlog {
-    pub sink: String,
-    pub state: String,
-    pub events: i64,
-    pub oldest_at: Timestamp,
 }

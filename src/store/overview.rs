@@ -1,13 +1,11 @@
-//! What owners and operators look at: times, margins, drift, open holds, what waits for a sink.
+//! What owners and operators look at: times, margins, drift, open holds.
 //!
 //! Invariants: reads only; sums are made in the database, and every answer is bounded in rows and
 //! in time. Nothing that a caller wrote is part of a statement.
 
 use crate::models::hold::Hold;
 use crate::models::ids::AccountId;
-use crate::models::overview::{
-    Backlog, Dimension, DriftSum, LatencySum, MarginQuestion, MarginSum,
-};
+use crate::models::overview::{Dimension, DriftSum, LatencySum, MarginQuestion, MarginSum};
 use crate::models::report::Span;
 use crate::store::StoreError;
 use crate::store::reconcile;
@@ -164,20 +162,8 @@ pub(super) fn drift(dialect: &Dialect) -> Statement {
     (statement, columns)
 }
 
-/// Literals, so that the indexes of what waits and of what is parked are used.
-pub(super) fn backlogs() -> Statement {
-    let of = |state: &str| {
-        format!(
-            "SELECT sink, state, COUNT(*) AS events, MIN(created_at) AS oldest_at \
-             FROM billing_events WHERE state = '{state}' GROUP BY sink, state"
-        )
-    };
-    let statement = format!("{} UNION ALL {}", of("waiting"), of("parked"));
-    (statement, &["sink", "state", "events", "oldest_at"])
-}
-
 /// Of account `$1`, the oldest first.
-pub(super) fn open_holds() -> String {
+pub(super) fn holds_of() -> String {
     format!("WHERE t.account_id = $1 ORDER BY t.placed_at, t.request_id LIMIT {}", HOLDS_MAX + 1)
 }
 
@@ -199,7 +185,4 @@ pub trait OverviewStore: Send + Sync {
 
     /// The upstream's tokens and ours, by model and upstream, those that differ most often first.
     async fn drift(&self, span: Span) -> Result<Vec<DriftSum>, StoreError>;
-
-    /// What waits or is parked, by sink.
-    async fn backlogs(&self) -> Result<Vec<Backlog>, StoreError>;
 }

@@ -40,6 +40,7 @@ pub struct Backlog {
     pub oldest_merged: Option<Timestamp>,
     /// For somebody to look at.
     pub parked: i64,
+    pub oldest_parked: Option<Timestamp>,
     /// Parked until their accounts have a customer at the sink: of many accounts that is normal.
     pub without_customer: i64,
 }
@@ -78,7 +79,7 @@ pub(super) fn backlog() -> Statement {
     let max = EVENTS_COUNTED_MAX;
     let statement = format!(
         "SELECT w.waiting, w.oldest_waiting, m.merged, m.oldest_merged, p.parked, \
-          c.without_customer FROM \
+          p.oldest_parked, c.without_customer FROM \
          (SELECT COUNT(*) AS waiting, MIN(created_at) AS oldest_waiting FROM \
           (SELECT created_at FROM billing_events WHERE sink = $1 AND state = 'waiting' \
            AND export_group IS NULL ORDER BY next_attempt_at LIMIT {max}) e) w CROSS JOIN \
@@ -86,23 +87,32 @@ pub(super) fn backlog() -> Statement {
            MIN(used_at) AS oldest_merged FROM \
           (SELECT members, used_at FROM exports WHERE sink = $1 AND state = 'waiting' \
            AND unit <> 1 LIMIT {max}) x) m CROSS JOIN \
-         (SELECT COUNT(*) AS parked FROM ({below} UNION ALL {above} UNION ALL {bare}) q) p \
+         (SELECT COUNT(*) AS parked, MIN(created_at) AS oldest_parked FROM \
+          ({below} UNION ALL {above} UNION ALL {bare}) q) p \
          CROSS JOIN (SELECT COUNT(*) AS without_customer FROM ({missing}) q) c",
-        below = parked("reason < 'no_customer'"),
-        above = parked("reason > 'no_customer'"),
-        bare = parked("reason IS NULL"),
-        missing = parked("reason = 'no_customer'"),
+        below = parked("created_at", "reason < 'no_customer'"),
+        above = parked("created_at", "reason > 'no_customer'"),
+        bare = parked("created_at", "reason IS NULL"),
+        // Of these there may be many, and the index alone tells their number.
+        missing = parked("1", "reason = 'no_customer'"),
     );
     (statement, BACKLOG)
 }
 
-const BACKLOG: &[&str] =
-    &["waiting", "oldest_waiting", "merged", "oldest_merged", "parked", "without_customer"];
+const BACKLOG: &[&str] = &[
+    "waiting",
+    "oldest_waiting",
+    "merged",
+    "oldest_merged",
+    "parked",
+    "oldest_parked",
+    "without_customer",
+];
 
 /// A range of the index of what is parked.
-fn parked(range: &str) -> String {
+fn parked(column: &str, range: &str) -> String {
     format!(
-        "SELECT one FROM (SELECT 1 AS one FROM billing_events WHERE sink = $1 \
+        "SELECT * FROM (SELECT {column} FROM billing_events WHERE sink = $1 \
           AND state = 'parked' AND {range} LIMIT {EVENTS_COUNTED_MAX}) r"
     )
 }

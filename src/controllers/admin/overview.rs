@@ -9,7 +9,7 @@ use crate::controllers::health::readiness;
 use crate::controllers::parameters::{Parameters, invalid, not_among};
 use crate::error::Error;
 use crate::models::money::{Usd, UsdOfPico};
-use crate::models::overview::{Backlog, Dimension, MarginQuestion, MarginSum};
+use crate::models::overview::{Dimension, MarginQuestion, MarginSum};
 use crate::models::report::{Span, Width};
 use crate::models::timestamp::Timestamp;
 use crate::services::breaker::Leave;
@@ -105,23 +105,16 @@ pub async fn sinks(
     parameters: Parameters,
 ) -> Result<Response, Error> {
     parameters.only(&[])?;
-    let (sinks, backlogs) = app.reports.sinks().await?;
-    let rows = sinks.into_iter().map(|sink| {
-        let of = |state: &str| {
-            let is_its = |it: &&Backlog| it.sink == sink.name && it.state == state;
-            let found = backlogs.iter().find(is_its);
-            (found.map_or(0, |it| it.events), found.map(|it| it.oldest_at))
-        };
-        let ((waiting, oldest_waiting_at), (parked, oldest_parked_at)) =
-            (of("waiting"), of("parked"));
+    let rows = app.reports.sinks().await?.into_iter().map(|(sink, backlog)| {
         json!({
             "name": sink.name,
             "since": sink.since,
             "until": sink.until,
-            "waiting": waiting,
-            "oldest_waiting_at": oldest_waiting_at,
-            "parked": parked,
-            "oldest_parked_at": oldest_parked_at,
+            "waiting": backlog.waiting.saturating_add(backlog.merged),
+            "oldest_waiting_at": backlog.oldest(),
+            "parked": backlog.parked.saturating_add(backlog.without_customer),
+            "without_customer": backlog.without_customer,
+            "oldest_parked_at": backlog.oldest_parked,
         })
     });
     Ok(listed(rows))

@@ -9,9 +9,10 @@ use crate::models::account::Account;
 use crate::models::billing::SinkWindow;
 use crate::models::hold::Hold;
 use crate::models::ids::AccountId;
-use crate::models::overview::{Backlog, DriftSum, LatencySum, MarginQuestion, MarginSum};
+use crate::models::overview::{DriftSum, LatencySum, MarginQuestion, MarginSum};
 use crate::models::report::Span;
 use crate::store::reports::GROUPS_MAX;
+use crate::store::watch::Backlog;
 
 impl Reports {
     /// # Errors
@@ -64,13 +65,20 @@ impl Reports {
         if sums.len() > GROUPS_MAX { Err(too_many_groups()) } else { Ok(sums) }
     }
 
-    /// The sinks that there are or were, and what has not reached them.
+    /// The sinks that there are or were, each with what has not reached it.
     ///
     /// # Errors
     /// As [`Reports::usage`].
-    pub async fn sinks(&self) -> Result<(Vec<SinkWindow>, Vec<Backlog>), Error> {
+    pub async fn sinks(&self) -> Result<Vec<(SinkWindow, Backlog)>, Error> {
         let store = self.store.clone();
-        let asking = async move { Ok((store.sinks().await?, store.backlogs().await?)) };
+        let asking = async move {
+            let mut found = Vec::new();
+            for sink in store.sinks().await? {
+                let backlog = store.backlog(&sink.name).await?;
+                found.push((sink, backlog));
+            }
+            Ok(found)
+        };
         run(&self.sums, asking).await
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::models::hold::Hold;
 use crate::models::ids::AccountId;
-use crate::models::overview::{Backlog, DriftSum, LatencySum, MarginQuestion, MarginSum};
+use crate::models::overview::{DriftSum, LatencySum, MarginQuestion, MarginSum};
 use crate::models::report::Span;
 use crate::store::StoreError;
 use crate::store::overview::{
-    Dialect, OverviewStore, Statement, backlogs, drift, latencies, margins, open_holds, parameter,
+    Dialect, OverviewStore, Statement, drift, holds_of, latencies, margins, parameter,
 };
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::{reconcile, rows::classify};
@@ -37,7 +37,7 @@ impl OverviewStore for PostgresStore {
     }
 
     async fn holds_of(&self, account: AccountId) -> Result<Vec<Hold>, StoreError> {
-        let statement = sql::select(&HOLDS, &open_holds());
+        let statement = sql::select(&HOLDS, &holds_of());
         let mut tx = self.bounded(STATEMENT_WAIT).await?;
         let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
             .bind(account.0)
@@ -54,10 +54,6 @@ impl OverviewStore for PostgresStore {
 
     async fn drift(&self, span: Span) -> Result<Vec<DriftSum>, StoreError> {
         self.seen(drift(&DIALECT), Some(&[span]), None).await
-    }
-
-    async fn backlogs(&self) -> Result<Vec<Backlog>, StoreError> {
-        self.seen(backlogs(), None, None).await
     }
 }
 

@@ -2,11 +2,11 @@
 
 use crate::models::hold::Hold;
 use crate::models::ids::AccountId;
-use crate::models::overview::{Backlog, DriftSum, LatencySum, MarginQuestion, MarginSum};
+use crate::models::overview::{DriftSum, LatencySum, MarginQuestion, MarginSum};
 use crate::models::report::Span;
 use crate::store::StoreError;
 use crate::store::overview::{
-    Dialect, OverviewStore, Statement, backlogs, drift, latencies, margins, open_holds, parameter,
+    Dialect, OverviewStore, Statement, drift, holds_of, latencies, margins, parameter,
 };
 use crate::store::reports::STATEMENT_WAIT;
 use crate::store::sqlite::reports::object;
@@ -42,7 +42,7 @@ impl OverviewStore for SqliteStore {
     }
 
     async fn holds_of(&self, account: AccountId) -> Result<Vec<Hold>, StoreError> {
-        let statement = sql::select(&HOLDS, &open_holds());
+        let statement = sql::select(&HOLDS, &holds_of());
         let mut conn = self.readers.acquire().await.map_err(classify)?;
         select(&mut conn, &statement.into(), account.to_string()).await
     }
@@ -54,10 +54,6 @@ impl OverviewStore for SqliteStore {
 
     async fn drift(&self, span: Span) -> Result<Vec<DriftSum>, StoreError> {
         self.seen(drift(&DIALECT), Some(&[span]), None).await
-    }
-
-    async fn backlogs(&self) -> Result<Vec<Backlog>, StoreError> {
-        self.seen(backlogs(), None, None).await
     }
 }
 
