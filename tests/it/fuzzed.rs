@@ -1,5 +1,5 @@
-//! What the fuzz targets ask of any input, asked of their seeds: so that the targets keep up with the
-//! program, and what a fuzzer once found stays found. The fuzzing itself is not done here.
+//! What the fuzz targets ask of any input, asked of their seeds: so that the targets keep up with
+//! the program, and what a fuzzer once found stays found. The fuzzing itself is not done here.
 
 use std::fs;
 
@@ -23,15 +23,21 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn the_seeds_of_the_tap_hold() {
-    seeds("tap").iter().for_each(|seed| tap::case(seed));
+    for seed in seeds("tap") {
+        tap::case(&seed);
+    }
 }
 
 #[test]
 fn the_seeds_of_requests_hold() {
-    seeds("request").iter().for_each(|seed| request::case(seed));
+    for seed in seeds("request") {
+        request::case(&seed);
+    }
 }
 
 #[test]
 fn the_seeds_of_tokens_hold() {
-    seeds("token").iter().for_each(|seed| token::case(seed));
+    for seed in seeds("token") {
+        token::case(&seed);
+    }
 }

@@ -1,7 +1,8 @@
 //! PostgreSQL is away, and those who are known are served all the same: within the exposure, by a
 //! journal that is replayed. In the end the books are the upstream's truth.
 //!
-//! `TEST_SEED` gives the instants. SQLite is never away; a disk that is full is another matter.
+//! `TEST_SEED` gives the instants, `TOLLGATE_TEST_OUTAGE_SECONDS` how long an outage is that nobody
+//! is to notice. SQLite is never away; a disk that is full is another matter.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,15 +39,21 @@ fn exposed(cluster: &Cluster, exposure: &str) -> Setup {
         .env("TOLLGATE_DATABASE_SECONDS", "2")
 }
 
+fn outage() -> Duration {
+    let given = std::env::var("TOLLGATE_TEST_OUTAGE_SECONDS").ok();
+    let seconds = given.map_or(4, |text| text.parse().expect("a number of seconds"));
+    Duration::from_secs(seconds)
+}
+
 async fn paused(cluster: &mut Cluster) {
     cluster.pause();
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(outage()).await;
     cluster.resume();
 }
 
 async fn killed(cluster: &mut Cluster) {
     cluster.kill9().await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(outage()).await;
     cluster.start_again().await;
 }
 

@@ -98,8 +98,8 @@ impl Writer {
     }
 
     /// Waits for what belongs into the same transaction. While others are in flight who may have
-    /// something to write, and who did so together just now, it is worth waiting as long as a commit
-    /// takes: nobody is then later than twice that.
+    /// something to write, and who did so together just now, it is worth waiting as long as a
+    /// commit takes: nobody is then later than twice that.
     async fn gather(&mut self, queued: &mut Vec<Queued>) {
         let began = tokio::time::Instant::now();
         loop {

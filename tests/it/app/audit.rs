@@ -1,6 +1,8 @@
 //! The invariants of the books, checked after every test. Independent of the program's own
 //! `verify`: it shares no code with it.
 
+use std::collections::{HashMap, HashSet};
+
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -25,10 +27,12 @@ pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
         let own: Vec<_> = entries.iter().filter(|entry| entry.account_id == account.id).collect();
         found.extend(chain(account, &own));
     }
+    let (charges, told) = (charges(&entries), told(&events));
     for record in &records {
+        let of = record.id.as_str();
         found.extend(sane(record));
-        found.extend(charged_once(record, &entries));
-        found.extend(sent_once(record, &events, sinks));
+        found.extend(charged_once(record, charges.get(of).map_or(&[], Vec::as_slice)));
+        found.extend(sent_once(record, told.get(of).map_or(&[], Vec::as_slice), sinks));
     }
     let archived: Vec<String> = books
         .rows("SELECT month FROM archives")
@@ -39,14 +43,16 @@ pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
     let is_archived = |entry: &&LedgerEntry| {
         entry.request_id.as_deref().is_some_and(|id| archived.contains(&month(id)))
     };
+    let known: HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+    let is_known = |id: &str| known.contains(id);
     let charges = entries.iter().filter(|entry| entry.kind == "charge");
     for entry in charges.filter(|entry| !is_archived(entry)) {
-        if !records.iter().any(|record| Some(&record.id) == entry.request_id.as_ref()) {
+        if !entry.request_id.as_deref().is_some_and(is_known) {
             found.push(format!("a charge without a usage record: {entry:?}"));
         }
     }
     for event in &events {
-        if !records.iter().any(|record| record.id == event.request_id) {
+        if !is_known(&event.request_id) {
             found.push(format!("a billing event without a usage record: {event:?}"));
         }
     }
@@ -121,13 +127,28 @@ fn sane(record: &UsageRecord) -> Vec<String> {
     failed.map(|(_, what)| format!("{what}: {record:?}")).collect()
 }
 
-fn charged_once(record: &UsageRecord, entries: &[LedgerEntry]) -> Option<String> {
-    let charges: Vec<i64> = entries
-        .iter()
-        .filter(|entry| entry.kind == "charge" && entry.request_id.as_ref() == Some(&record.id))
-        .map(|entry| entry.amount_nusd)
-        .collect();
-    let right = match charges[..] {
+/// What was charged, by request.
+fn charges(entries: &[LedgerEntry]) -> HashMap<&str, Vec<i64>> {
+    let mut charges: HashMap<&str, Vec<i64>> = HashMap::new();
+    for entry in entries.iter().filter(|entry| entry.kind == "charge") {
+        let request = entry.request_id.as_deref().unwrap_or_default();
+        charges.entry(request).or_default().push(entry.amount_nusd);
+    }
+    charges
+}
+
+/// The events of usage, by request. One more may tell of a correction, and one that an event was
+/// parked.
+fn told(events: &[BillingEvent]) -> HashMap<&str, Vec<&BillingEvent>> {
+    let mut told: HashMap<&str, Vec<&BillingEvent>> = HashMap::new();
+    for event in events.iter().filter(|event| event.kind == "usage") {
+        told.entry(&event.request_id).or_default().push(event);
+    }
+    told
+}
+
+fn charged_once(record: &UsageRecord, charges: &[i64]) -> Option<String> {
+    let right = match *charges {
         [] => record.charge_nusd == 0,
         [amount] => amount == -record.charge_nusd,
         _ => false,
@@ -135,11 +156,8 @@ fn charged_once(record: &UsageRecord, entries: &[LedgerEntry]) -> Option<String>
     (!right).then(|| format!("charged {charges:?} in the ledger: {record:?}"))
 }
 
-fn sent_once(record: &UsageRecord, events: &[BillingEvent], sinks: &[&str]) -> Vec<String> {
+fn sent_once(record: &UsageRecord, own: &[&BillingEvent], sinks: &[&str]) -> Vec<String> {
     let used = record.charge_nusd + record.prompt_tokens + record.completion_tokens > 0;
-    let own = events.iter().filter(|event| event.request_id == record.id);
-    // One more may tell of a correction, and one that an event was parked.
-    let own: Vec<_> = own.filter(|event| event.kind == "usage").collect();
     let mut found = Vec::new();
     for sink in sinks {
         let count = own.iter().filter(|event| event.sink == *sink).count();
