@@ -4,7 +4,7 @@
 //! PostgreSQL only: SQLite is in the process, and `kill_matrix` kills that. `TEST_SEED` gives the
 //! instants, `TOLLGATE_TEST_COMMIT_ROUNDS` their number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -83,14 +83,19 @@ pub fn check(
     truths: &BTreeMap<String, Generation>,
     seed: &Random,
 ) {
+    let (mut of, mut times) = (HashMap::new(), HashMap::new());
+    for record in records {
+        of.entry(record.id.clone()).or_insert_with(Vec::new).push(record);
+        *times.entry(record.generation_id.as_deref()).or_insert(0) += 1;
+    }
     let mut wrong = Vec::new();
     let seen = answers.iter().filter(|got| got.status == 200 && !got.body.is_empty());
     let mut whole = 0;
     for got in seen {
         whole += usize::from(got.complete);
         let request = got.request_id();
-        let own: Vec<_> = records.iter().filter(|record| record.id == request).collect();
-        let [record] = own[..] else {
+        let own = of.get(&request).map_or(&[][..], Vec::as_slice);
+        let [record] = own else {
             wrong.push(format!("{} records of {request}", own.len()));
             continue;
         };
@@ -100,8 +105,7 @@ pub fn check(
         }
     }
     for id in truths.keys() {
-        let own = records.iter().filter(|record| record.generation_id.as_ref() == Some(id));
-        let count = own.count();
+        let count = times.get(&Some(id.as_str())).copied().unwrap_or(0);
         if count > 1 {
             wrong.push(format!("{id} is recorded {count} times"));
         }

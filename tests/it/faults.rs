@@ -54,6 +54,8 @@ async fn all_seen(store: Store) -> Vec<[Seen; 2]> {
 async fn seen(store: Store, kind: Kind, waits: bool) -> Vec<(usize, Seen)> {
     let mut setup = Setup::new(store).kind(kind).env("TOLLGATE_LOG_FORMAT", "json");
     setup = setup.env("TOLLGATE_LOG", "tollgate=debug,warn");
+    // Every look-up has its answer, if only late on a loaded machine.
+    setup = setup.env("TOLLGATE_LOOKUP_SECONDS", "30");
     if waits {
         for limit in ["UPSTREAM_HEAD", "UPSTREAM_IDLE"] {
             setup = setup.env(&format!("TOLLGATE_{limit}_SECONDS"), "1");
