@@ -46,6 +46,7 @@ class Customer:
     account: str
     key: str
     books: Books
+    others: set[str]
     attempts: list = field(default_factory=list)
     open_clients: ExitStack = field(default_factory=ExitStack)
 
@@ -59,8 +60,8 @@ class Customer:
         return openai.AsyncOpenAI(**self._options(options))
 
     def wait_until_gone(self) -> None:
-        """Until Tollgate has noticed that its only client has hung up."""
-        self.stack.tollgate.wait_until_alone(self.stack.base_url)
+        """Until Tollgate has noticed that this test's only client has hung up."""
+        self.stack.tollgate.wait_until_alone(self.stack.base_url, self.others)
 
     def asked(self) -> list[dict]:
         """What reached the upstream for this account."""
@@ -141,7 +142,8 @@ def make_customer(stack):
         grant = ("--credit", credit) if credit else ()
         account = run("account", "create", "--name", f"test-{uuid4().hex[:12]}", *grant)
         key = run("key", "create", "--account", account, *key_options)
-        customer = Customer(stack, account, key, Books(stack.database, account))
+        others = stack.tollgate.connections(stack.base_url)
+        customer = Customer(stack, account, key, Books(stack.database, account), others)
         made.append(customer)
         return customer
 

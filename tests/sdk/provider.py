@@ -19,7 +19,8 @@ from counting import count
 
 KEY = "sk-scripted-upstream"
 EVENTS_BEFORE = 4
-GATE_WAIT_SECONDS = 60
+# Longer than a connection that a browser keeps to itself is idle.
+GATE_WAIT_SECONDS = 150
 # Frames end where they end: within an event, and within a letter.
 FRAME_BYTES = 211
 BY_NAME = {model.name: model for model in models.ALL}

@@ -137,18 +137,20 @@ class Tollgate(Server):
         assert line.startswith(says), line
         return line.removeprefix(says)
 
-    def wait_until_alone(self, base_url: str) -> None:
-        """Until it has closed every connection: then it knows of a client that has gone."""
+    def connections(self, base_url: str) -> set[str]:
+        """The other ends of those that it has not closed."""
         local = f"0100007F:{urllib.parse.urlsplit(base_url).port:04X}"
         # Established, or closed by the client only.
         open_states = {"01", "08"}
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return {row[2] for row in rows if row[1] == local and row[3] in open_states}
 
-        def none_open():
-            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-            is_open = any(row[1] == local and row[3] in open_states for row in rows)
-            return None if is_open else True
-
-        self.poll("end of its connections", none_open)
+    def wait_until_alone(self, base_url: str, others: set[str]) -> None:
+        """Until it has closed every connection: then it knows of a client that has gone. Those of
+        clients of earlier tests, which may be kept for as long as they like, do not count."""
+        self.poll(
+            "end of its connections", lambda: None if self.connections(base_url) - others else True
+        )
 
     def run(self, *arguments: str) -> str:
         """A command beside the running server; what it prints."""
