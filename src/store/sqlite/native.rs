@@ -235,6 +235,14 @@ mod tests {
         }
     }
 
+    /// Such a row would be left out without a word, as those are that fill up a statement.
+    #[test]
+    fn a_row_without_its_key_is_refused() {
+        let rows = [json!({ "model": "m" })];
+        let added = Script::default().rows(&ManyRows::insert(&HOLDS), rows.iter());
+        assert!(matches!(added, Err(StoreError::Inconsistent(_))), "{added:?}");
+    }
+
     async fn write(conn: &mut SqliteConnection, statement: &ManyRows, holds: &[Hold]) {
         let mut script = Script::default();
         script.rows(statement, holds.iter()).unwrap();
