@@ -14,15 +14,11 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use eventsource_stream::Eventsource;
 use futures::StreamExt;
-use tollgate::models::attempt::Attempts;
-use tollgate::models::hold::Hold;
-use tollgate::models::ids::{AccountId, InstanceId, RequestId};
-use tollgate::models::limits::Counted;
-use tollgate::models::money::{Markup, NanoUsd, PicoUsd, Tokens};
+use tollgate::models::money::{Markup, PicoUsd};
 use tollgate::models::price::{Price, Rates, Rule, Terms};
 use tollgate::models::timestamp::Timestamp;
 use tollgate::services::reading::Reading;
-use tollgate::services::tap::Tap;
+use tollgate::services::tap::{Asked, Tap};
 use tollgate::services::tokens::{Field, Lane, StreamCounter, Tokenizer, Vocabularies};
 
 const EVENTS: usize = 100;
@@ -68,33 +64,10 @@ fn price() -> Arc<Price> {
     }))
 }
 
-fn hold() -> Hold {
-    Hold {
-        request_id: RequestId::generate(),
-        account_id: AccountId::generate(),
-        api_key_id: None,
-        user_id: None,
-        amount_nusd: NanoUsd(0),
-        owner: InstanceId::generate(),
-        lease_expires_at: Timestamp::now(),
-        upstream: "openrouter".to_owned(),
-        model: "openai/gpt-4o-mini".to_owned(),
-        price_id: String::new(),
-        prompt_tokens_estimate: Tokens(100),
-        input_images: None,
-        completion_tokens_seen: Tokens(0),
-        generation_id: None,
-        idempotency_key: None,
-        streamed: true,
-        placed_at: Timestamp::now(),
-        counted: Counted::default(),
-        tried: Attempts::default(),
-    }
-}
-
 /// All that the path does with a stream's bytes: split, read, counted, rewritten.
-fn tap(frames: &[Bytes], tokenizer: &Tokenizer, price: &Arc<Price>, hold: &Hold) -> i64 {
-    let mut tap = Tap::new(Reading::new(tokenizer.clone()), price.clone(), hold, true);
+fn tap(frames: &[Bytes], tokenizer: &Tokenizer, price: &Arc<Price>) -> i64 {
+    let asked = Asked { placed_at: Timestamp::now(), images: 0, shows_usage: true };
+    let mut tap = Tap::new(Reading::new(tokenizer.clone()), price.clone(), asked);
     let mut out = VecDeque::new();
     for frame in frames {
         tap.frame(frame, &mut out).expect("events of a common length");
@@ -120,13 +93,13 @@ fn decode(frames: &[Bytes], tokenizer: &Tokenizer) -> i64 {
 
 fn taps(criterion: &mut Criterion) {
     let tokenizer = Vocabularies::load().expect("vocabularies").for_model("gpt-4o-mini");
-    let (frames, price, hold) = (frames(), price(), hold());
-    let ours = tap(&frames, &tokenizer, &price, &hold);
+    let (frames, price) = (frames(), price());
+    let ours = tap(&frames, &tokenizer, &price);
     assert_eq!(ours, decode(&frames, &tokenizer), "both count the same");
     let mut group = criterion.benchmark_group("stream of 100 events");
     group.throughput(Throughput::Elements(EVENTS as u64));
     group.bench_function("tap", |bencher| {
-        bencher.iter(|| tap(black_box(&frames), &tokenizer, &price, &hold));
+        bencher.iter(|| tap(black_box(&frames), &tokenizer, &price));
     });
     group.bench_function("eventsource-stream, serde_json::Value, tiktoken", |bencher| {
         bencher.iter(|| decode(black_box(&frames), &tokenizer));

@@ -1,17 +1,14 @@
 //! The tap: any bytes, cut anywhere. It must not panic; how the bytes were cut must not matter; an
 //! answer ends with `[DONE]` or with an error.
+
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
-use tollgate::models::attempt::Attempts;
-use tollgate::models::hold::Hold;
-use tollgate::models::ids::{AccountId, InstanceId, RequestId};
-use tollgate::models::limits::Counted;
-use tollgate::models::money::{Markup, NanoUsd, Tokens};
+use tollgate::models::money::Markup;
 use tollgate::models::price::{Price, Rates, Rule, Terms};
 use tollgate::models::timestamp::Timestamp;
 use tollgate::services::reading::Reading;
-use tollgate::services::tap::{Finish, Tap};
+use tollgate::services::tap::{Asked, Finish, Tap};
 use tollgate::services::tokens::{Tokenizer, Vocabularies};
 
 static TOKENIZER: LazyLock<Tokenizer> =
@@ -30,35 +27,11 @@ fn price() -> Arc<Price> {
     Arc::new(Price { id: String::new(), terms })
 }
 
-fn hold() -> Hold {
-    let now = Timestamp::now();
-    Hold {
-        request_id: RequestId::generate(),
-        account_id: AccountId::generate(),
-        api_key_id: None,
-        user_id: None,
-        amount_nusd: NanoUsd(0),
-        owner: InstanceId::generate(),
-        lease_expires_at: now,
-        upstream: "u".to_owned(),
-        model: "m".to_owned(),
-        price_id: String::new(),
-        prompt_tokens_estimate: Tokens(0),
-        input_images: None,
-        completion_tokens_seen: Tokens(0),
-        generation_id: None,
-        idempotency_key: None,
-        streamed: true,
-        placed_at: now,
-        counted: Counted::default(),
-        tried: Attempts::default(),
-    }
-}
-
 /// What leaves for these frames, and what was read of them.
 fn run(frames: &[&[u8]], shows_usage: bool) -> (Vec<String>, String) {
     let reading = Reading::new(TOKENIZER.clone());
-    let mut tap = Tap::new(reading, price(), &hold(), shows_usage);
+    let asked = Asked { placed_at: Timestamp::now(), images: 0, shows_usage };
+    let mut tap = Tap::new(reading, price(), asked);
     let mut out = VecDeque::new();
     for frame in frames {
         if tap.frame(&Bytes::copy_from_slice(frame), &mut out).is_err() {

@@ -17,7 +17,7 @@ use crate::services::allowance::Allowance;
 use crate::services::ledger;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
-use crate::services::tap::{Finish, Tap, not_a_completion};
+use crate::services::tap::{Asked, Finish, Tap, not_a_completion};
 use crate::services::upstream::{AnswerBody, Call, cost_header, generation_id};
 use crate::store::Extension;
 pub use attempts::Trip;
@@ -89,7 +89,12 @@ impl Exchange {
     pub fn new(open: OpenHold, request: &ChatRequest<'_>) -> Self {
         let reading = Reading::new(open.tokenizer.clone());
         let hold = &open.hold;
-        let tap = Tap::new(reading, open.price.clone(), hold, request.include_usage);
+        let asked = Asked {
+            placed_at: hold.placed_at,
+            images: hold.input_images.unwrap_or_default(),
+            shows_usage: request.include_usage,
+        };
+        let tap = Tap::new(reading, open.price.clone(), asked);
         let mut allowance = Allowance::new(open.price.clone(), hold, request.choices);
         if let Some(cap) = request.completion_tokens_max {
             allowance.cap(cap);

@@ -9,7 +9,6 @@ mod rewrite;
 mod template;
 
 use crate::error::Error;
-use crate::models::hold::Hold;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::{self, Answer, Reported};
 use crate::models::price::Price;
@@ -53,11 +52,12 @@ pub struct Judge {
 
 /// What of the request counts for its answer, whoever gives it.
 #[derive(Clone, Copy)]
-struct Asked {
-    placed_at: Timestamp,
-    images: i64,
+pub struct Asked {
+    pub placed_at: Timestamp,
+    /// In the prompt, where each has a fee.
+    pub images: i64,
     /// The client asked for the usage chunk.
-    shows_usage: bool,
+    pub shows_usage: bool,
 }
 
 /// How a body that ended had ended.
@@ -72,12 +72,7 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 
 impl Tap {
     #[must_use]
-    pub fn new(reading: Reading, price: Arc<Price>, hold: &Hold, shows_usage: bool) -> Self {
-        let (placed_at, images) = (hold.placed_at, hold.input_images.unwrap_or_default());
-        Self::begin(reading, price, Asked { placed_at, images, shows_usage })
-    }
-
-    fn begin(reading: Reading, price: Arc<Price>, asked: Asked) -> Self {
+    pub fn new(reading: Reading, price: Arc<Price>, asked: Asked) -> Self {
         let judge = Judge {
             reading,
             price,
@@ -96,7 +91,7 @@ impl Tap {
     /// For another upstream's answer to the same client: nothing is kept of this one's.
     #[must_use]
     pub fn anew(&self, tokenizer: Tokenizer, price: Arc<Price>) -> Self {
-        Self::begin(Reading::new(tokenizer), price, self.judge.asked)
+        Self::new(Reading::new(tokenizer), price, self.judge.asked)
     }
 
     /// Reads a frame and puts out what the client gets for it.
