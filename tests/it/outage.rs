@@ -57,6 +57,13 @@ async fn killed(cluster: &mut Cluster) {
     cluster.start_again().await;
 }
 
+/// Calls go on: so many more.
+async fn more_calls(model: &Model, calls: usize) {
+    let said = model.generations().len();
+    let has_more = async || (model.generations().len() > said + calls).then_some(());
+    eventually("calls of the outage", has_more).await;
+}
+
 fn journals(app: &TestApp) -> Vec<PathBuf> {
     let folder = std::fs::read_dir(app.folder().join("tollgate-journal")).expect("a folder");
     folder.map(|entry| entry.expect("an entry").path()).collect()
@@ -103,11 +110,7 @@ async fn what_a_killed_process_journalled_is_replayed() {
         let clients = until_killed(&app, 16);
         goes_on(&app).await;
         cluster.kill9().await;
-        let said = model.generations().len();
-        eventually("calls of the outage", async || {
-            (model.generations().len() > said + 60).then_some(())
-        })
-        .await;
+        more_calls(&model, 60).await;
         app.kill9();
         answers.extend(clients.await.expect("no client panics").into_iter().flatten());
         assert_eq!(journals(&app).len(), 1, "it is left behind");

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use super::wait::eventually;
+use super::wait::{eventually, in_its_time};
 
 pub type Environment = BTreeMap<String, String>;
 
@@ -126,7 +126,7 @@ impl Process {
 
     /// The base URL that the server prints when it is ready.
     pub async fn base_url(&mut self) -> String {
-        eventually("the program listens", async || {
+        in_its_time("the program listens", async || {
             let said = self.stdout();
             let line = said.lines().find_map(|line| line.strip_prefix("Tollgate listening on "));
             if line.is_none()
@@ -150,7 +150,7 @@ impl Process {
     }
 
     pub async fn end(mut self) -> Ended {
-        let status = self.wait().await;
+        let status = in_its_time("the command ends", async || self.status()).await;
         Ended { status, stdout: self.stdout.whole(), stderr: self.stderr.whole() }
     }
 

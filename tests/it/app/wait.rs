@@ -5,16 +5,27 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Longer than anything takes that is going to happen at all, on a loaded machine too.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// A program that starts, and a command that runs to its end: it may have an hour's books to read.
+const PATIENCE_FOR_PROGRAMS: Duration = Duration::from_secs(60);
 
 /// Asks until there is an answer, and fails the test when none comes in time.
-pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, check).await
+}
+
+/// The same, with the patience that a program of its own needs.
+pub async fn in_its_time<T>(what: &str, check: impl AsyncFnMut() -> Option<T>) -> T {
+    within(PATIENCE_FOR_PROGRAMS, what, check).await
+}
+
+async fn within<T>(patience: Duration, what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = check().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain: {what}");
         tokio::time::sleep(Duration::from_millis(15)).await;
     }
 }

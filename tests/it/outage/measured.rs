@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{PLENTY, exposed, journals};
+use super::{PLENTY, exposed, journals, more_calls};
 use crate::app::books::UsageRecord;
 use crate::app::cluster::Cluster;
 use crate::app::proxy::Proxy;
@@ -108,11 +108,7 @@ async fn an_outage_is_counted_once() {
     })
     .await;
     cluster.kill9().await;
-    let said = model.generations().len();
-    eventually("calls of the outage", async || {
-        (model.generations().len() > said + 60).then_some(())
-    })
-    .await;
+    more_calls(&model, 60).await;
     // So that a slow machine has nothing to do but to replay.
     let answers = load.end().await;
     cluster.start_again().await;
@@ -134,11 +130,7 @@ async fn what_is_replayed_for_a_killed_process_is_counted_once() {
     let load = crate::kill_matrix::until_killed(&app, 16);
     goes_on(&app).await;
     cluster.kill9().await;
-    let said = model.generations().len();
-    eventually("calls of the outage", async || {
-        (model.generations().len() > said + 60).then_some(())
-    })
-    .await;
+    more_calls(&model, 60).await;
     let before = Sums::told(&scrape(&app).await);
     assert!(before.requests > 0, "{random}: nothing was counted before the outage");
     app.kill9();
@@ -161,9 +153,7 @@ async fn a_replay_that_is_killed_half_way_is_counted_once() {
     goes_on(&app).await;
     wire(&app).cut();
     // Pages of a replay have 256 operations, and each call is two of them and more.
-    let said = model.generations().len();
-    eventually("pages of calls", async || (model.generations().len() > said + 500).then_some(()))
-        .await;
+    more_calls(&model, 500).await;
     let answers = load.end().await;
     let quiet = Sums::told(&scrape(&app).await);
     // Some seconds for each page, so that this process is killed in the middle of one.
