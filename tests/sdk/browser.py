@@ -6,12 +6,11 @@
 import functools
 import http.server
 import json
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from servers import HERE, Server
+from servers import HERE, Server, serving
 from websockets.sync.client import connect
 
 WAIT_SECONDS = 30
@@ -151,15 +150,9 @@ def open_page(chromium: Chromium, url: str):
 @contextmanager
 def origin():
     """A server of static files at an origin of its own."""
-    handler = functools.partial(Quiet, directory=HERE)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(functools.partial(Quiet, directory=HERE)) as url:
         # Another host name than Tollgate's as well.
-        yield f"http://localhost:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+        yield url.replace("127.0.0.1", "localhost")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -3,7 +3,7 @@ own, and an account for every test."""
 
 import os
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -103,6 +103,29 @@ def litellm(folder, scripted):
         SAID[server.name] = server.output()
 
 
+@contextmanager
+def own_server(name: str, store: str, folder: Path, upstream, more: dict):
+    """A Tollgate of a test's own before an upstream; its database, and its address up to `/v1`. The
+    books are right in the end."""
+    database = Sqlite(folder) if store == "sqlite" else Postgres(POSTGRES)
+    env = {"DATABASE_URL": database.url, "TOLLGATE_LISTEN": "127.0.0.1:0"} | before(upstream) | more
+    server = Tollgate(f"tollgate-{name}-{store}", BINARY, env, folder)
+    try:
+        yield server, database, server.wait()
+        server.run("verify")
+    finally:
+        assert server.stop() == 0, server.output()
+        database.drop()
+
+
+def before(upstream) -> dict:
+    return {
+        "UPSTREAM_KIND": upstream.kind,
+        "UPSTREAM_BASE_URL": upstream.base_url,
+        "UPSTREAM_API_KEY": upstream.key,
+    }
+
+
 @pytest.fixture(scope="session", params=STACKS)
 def stack(request, folder):
     behind, database = request.param.split("-")
@@ -114,10 +137,7 @@ def stack(request, folder):
         "DATABASE_URL": database.url,
         "TOLLGATE_LISTEN": "127.0.0.1:0",
         "TOLLGATE_LOOKUP_FIRST_MS": "100",
-        "UPSTREAM_KIND": upstream.kind,
-        "UPSTREAM_BASE_URL": upstream.base_url,
-        "UPSTREAM_API_KEY": upstream.key,
-    }
+    } | before(upstream)
     server = Tollgate(f"tollgate-{request.param}", BINARY, env, own)
     try:
         yield Stack(server, upstream, database, server.wait())

@@ -77,7 +77,7 @@ class Pages(BaseHTTPRequestHandler):
         elif (session := self.path.removeprefix("/c/pay/")) in self.till.sessions:
             self.till.visits.append(dict(self.headers))
             back = self.till.sessions[session]["success_url"]
-            page = f'<!doctype html><title>Pay</title><link rel="icon" href="data:,">'
+            page = '<!doctype html><title>Pay</title><link rel="icon" href="data:,">'
             page += f'<a id="back" href="{back}">Paid, back to the shop</a>'
             self.send(200, "text/html; charset=utf-8", page.encode())
         else:

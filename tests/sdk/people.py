@@ -2,11 +2,11 @@
 auth server as a browser asks for."""
 
 import json
-import threading
 import time
 from contextlib import contextmanager
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from uuid import uuid4
 
 import jwt
 from browser import open_page
@@ -63,15 +63,20 @@ class Auth(BaseHTTPRequestHandler):
         """Nothing on the terminal."""
 
 
-@contextmanager
-def serving(handler):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+def signing_in(auth: str) -> dict:
+    """What lets the users of that auth server in."""
+    return {
+        "SUPABASE_URL": auth,
+        "SUPABASE_JWT_SECRET": JWT_SECRET,
+        "SUPABASE_ANON_KEY": ANON_KEY,
+    }
+
+
+def owner_of(server, account: str, email: str) -> None:
+    """Somebody who signs in with this address is a member of the account."""
+    user = str(uuid4())
+    Auth.users |= {email: user, user: user}
+    server.run("member", "add", "--account", account, "--user", user)
 
 
 @contextmanager

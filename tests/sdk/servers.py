@@ -12,10 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import models
@@ -25,6 +28,18 @@ MASTER_KEY = "sk-sdk-tests-master"
 START_SECONDS = 90
 STOP_SECONDS = 20
 PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def serving(handler):
+    """A server in this process, on loopback; its origin."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class Server:

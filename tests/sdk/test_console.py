@@ -7,17 +7,14 @@ import time
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from uuid import uuid4
 
 import openai
 import pytest
-from books import Books, Postgres, Sqlite
-from conftest import BINARY, POSTGRES, messages
+from books import Books
+from conftest import messages, own_server
 from models import GATED, HOSTILE, PLAIN, UNICODE
 from people import (
-    ANON_KEY,
     ENTER,
-    JWT_SECRET,
     NARROW,
     PASSWORD,
     TAB,
@@ -27,15 +24,16 @@ from people import (
     dollars,
     go,
     nano,
+    owner_of,
     rows,
-    serving,
     settled,
     sign_in,
     sign_in_as,
+    signing_in,
     submit,
     text,
 )
-from servers import Tollgate
+from servers import serving
 
 AXE = Path(os.environ["SDK_TESTS_NODE_MODULES"]) / "axe-core" / "axe.min.js"
 HOSTILE_KEY = '"><img src=x onerror=alert(3)><script>alert(4)</script>'
@@ -67,9 +65,8 @@ class House:
         self.key = run("key", "create", "--account", self.account, "--name", "shop")
         house = run("account", "create", "--name", "house")
         self.operator = run("key", "create", "--account", house, "--role", "service")
-        self.email, user = "owner@example.com", str(uuid4())
-        Auth.users |= {self.email: user, user: user}
-        run("member", "add", "--account", self.account, "--user", user)
+        self.email = "owner@example.com"
+        owner_of(server, self.account, self.email)
         self.books = Books(database, self.account)
         for model in (PLAIN, UNICODE, HOSTILE):
             for stream in (False, True):
@@ -88,28 +85,15 @@ class House:
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def house(request, tmp_path_factory, scripted):
     folder = tmp_path_factory.mktemp("console")
-    database = Sqlite(folder) if request.param == "sqlite" else Postgres(POSTGRES)
     Refusing.wants.clear()
     with serving(Refusing) as hooks, serving(Auth) as auth:
-        env = {
-            "DATABASE_URL": database.url,
-            "TOLLGATE_LISTEN": "127.0.0.1:0",
-            "UPSTREAM_KIND": scripted.kind,
-            "UPSTREAM_BASE_URL": scripted.base_url,
-            "UPSTREAM_API_KEY": scripted.key,
-            "SUPABASE_URL": auth,
-            "SUPABASE_JWT_SECRET": JWT_SECRET,
-            "SUPABASE_ANON_KEY": ANON_KEY,
+        more = {
             "TOLLGATE_WEBHOOK_URL": f"{hooks}/hooks",
             "TOLLGATE_WEBHOOK_SECRET": "whsec_dG9sbGdhdGUtc2RrLXRlc3RzLTAxMjM0NTY3ODk=",
         }
-        server = Tollgate(f"tollgate-console-{request.param}", BINARY, env, folder)
-        try:
-            yield House(server, database, server.wait(), auth, scripted)
-            server.run("verify")
-        finally:
-            assert server.stop() == 0, server.output()
-            database.drop()
+        more |= signing_in(auth)
+        with own_server("console", request.param, folder, scripted, more) as made:
+            yield House(*made, auth, scripted)
 
 
 @pytest.fixture

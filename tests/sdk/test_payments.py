@@ -2,20 +2,19 @@
 library of Standard Webhooks checks what Tollgate sends."""
 
 import json
-import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from uuid import uuid4
 
 import openai
 import pytest
 import stripe
-from books import Books, Postgres, Sqlite
-from conftest import BINARY, POSTGRES, messages
+from books import Books
+from conftest import messages, own_server
 from models import PLAIN
 from paying import SECONDS, post_event, sign
-from servers import MASTER_KEY, Tollgate
+from servers import serving
 from standardwebhooks import Webhook, WebhookVerificationError
 
 # Two of them, as while one is rolled.
@@ -37,13 +36,8 @@ def receiver():
         def log_message(self, *_):
             """Nothing on the terminal."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hooks", got
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as url:
+        yield f"{url}/hooks", got
 
 
 class Paid:
@@ -66,25 +60,14 @@ class Paid:
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def paid(request, tmp_path_factory, litellm):
     folder = tmp_path_factory.mktemp("paid")
-    database = Sqlite(folder) if request.param == "sqlite" else Postgres(POSTGRES)
     with receiver() as (url, got):
-        env = {
-            "DATABASE_URL": database.url,
-            "TOLLGATE_LISTEN": "127.0.0.1:0",
-            "UPSTREAM_KIND": "litellm",
-            "UPSTREAM_BASE_URL": litellm.url("/v1"),
-            "UPSTREAM_API_KEY": MASTER_KEY,
+        more = {
             "STRIPE_WEBHOOK_SECRET": ",".join(STRIPE_SECRETS),
             "TOLLGATE_WEBHOOK_URL": url,
             "TOLLGATE_WEBHOOK_SECRET": WEBHOOK_SECRET,
         }
-        server = Tollgate(f"tollgate-paid-{request.param}", BINARY, env, folder)
-        try:
-            yield Paid(server, database, server.wait(), got)
-            server.run("verify")
-        finally:
-            assert server.stop() == 0, server.output()
-            database.drop()
+        with own_server("paid", request.param, folder, litellm, more) as made:
+            yield Paid(*made, got)
 
 
 def completed(account: str, cents: int = 1_500) -> dict:

@@ -5,24 +5,23 @@ import json
 from uuid import uuid4
 
 import pytest
-from books import Books, Postgres, Sqlite
-from conftest import BINARY, POSTGRES
+from books import Books
+from conftest import own_server
 from paying import KEY, Till, post_event, sign
 from people import (
-    ANON_KEY,
     ENTER,
-    JWT_SECRET,
     Auth,
     at_console,
     nano,
-    serving,
+    owner_of,
     settled,
     sign_in,
     sign_in_as,
+    signing_in,
     submit,
     text,
 )
-from servers import Tollgate, free_port
+from servers import free_port, serving
 
 SECRET = "whsec_of_the_top_up_tests"
 BUTTON = "[...document.querySelectorAll('#money button')].find((it) => it.textContent === 'Top up')"
@@ -35,9 +34,8 @@ class Shop:
         self.server, self.origin, self.auth, self.till = server, origin, auth, till
         self.account = server.run("account", "create", "--name", "shop", "--credit", "5")
         self.key = server.run("key", "create", "--account", self.account)
-        self.email, user = f"{uuid4().hex}@example.com", str(uuid4())
-        Auth.users |= {self.email: user, user: user}
-        server.run("member", "add", "--account", self.account, "--user", user)
+        self.email = f"{uuid4().hex}@example.com"
+        owner_of(server, self.account, self.email)
         self.books = Books(database, self.account)
 
     def balance(self) -> int:
@@ -52,19 +50,11 @@ class Shop:
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def shop(request, tmp_path_factory, scripted):
     folder = tmp_path_factory.mktemp("topup")
-    database = Sqlite(folder) if request.param == "sqlite" else Postgres(POSTGRES)
     till, listen = Till(), f"127.0.0.1:{free_port()}"
     with serving(till.handler()) as stripe, serving(Auth) as auth:
         till.url = stripe
-        env = {
-            "DATABASE_URL": database.url,
+        more = {
             "TOLLGATE_LISTEN": listen,
-            "UPSTREAM_KIND": scripted.kind,
-            "UPSTREAM_BASE_URL": scripted.base_url,
-            "UPSTREAM_API_KEY": scripted.key,
-            "SUPABASE_URL": auth,
-            "SUPABASE_JWT_SECRET": JWT_SECRET,
-            "SUPABASE_ANON_KEY": ANON_KEY,
             "STRIPE_SECRET_KEY": KEY,
             "STRIPE_API_BASE": stripe,
             "STRIPE_WEBHOOK_SECRET": SECRET,
@@ -72,14 +62,10 @@ def shop(request, tmp_path_factory, scripted):
             "STRIPE_METERING": "off",
             "TOLLGATE_BILLING_RETURN_URL": f"http://{listen}/console",
         }
-        server = Tollgate(f"tollgate-topup-{request.param}", BINARY, env, folder)
-        try:
-            server.wait()
+        more |= signing_in(auth)
+        with own_server("topup", request.param, folder, scripted, more) as made:
+            server, database, _ = made
             yield Shop(server, database, f"http://{listen}", auth, till)
-            server.run("verify")
-        finally:
-            assert server.stop() == 0, server.output()
-            database.drop()
 
 
 @pytest.fixture
