@@ -14,7 +14,9 @@ FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 
 # The dependencies in a layer of their own, built for a program without contents: it is built again
-# only when Cargo.toml or Cargo.lock change. The bench is named in Cargo.toml and has to be there.
+# only when .cargo, Cargo.toml or Cargo.lock change. The benches are named in Cargo.toml and have to
+# be there.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && echo 'fn main() {}' | tee src/main.rs benches/books.rs benches/compare.rs \

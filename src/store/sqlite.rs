@@ -17,6 +17,7 @@ mod reconcile;
 mod records;
 mod reports;
 mod rows;
+mod transaction;
 mod verify;
 mod watch;
 
@@ -91,6 +92,8 @@ fn pool(connections_max: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        // The file is in this process: there is no other end that may have hung up.
+        .test_before_acquire(false)
         // A disk that is full ends a transaction unasked; sqlx, whose ROLLBACK then fails, goes on
         // counting it and begins no other on that connection.
         // <https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>

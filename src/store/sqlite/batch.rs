@@ -4,6 +4,7 @@
 use super::SqliteStore;
 use super::native::{self, ManyRows, Script};
 use super::rows::{ids, texts};
+use super::transaction::{BEGIN, COMMIT};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
@@ -27,6 +28,8 @@ use std::sync::Arc;
 pub struct Sql {
     /// Accounts, budgets of keys, holds, and which of the requests are settled.
     load: Arc<str>,
+    /// The same, as the first of a transaction.
+    begin: Arc<str>,
     pub load_holds: Arc<str>,
     load_idempotency: Arc<str>,
     load_windows: Arc<str>,
@@ -52,9 +55,11 @@ impl Sql {
             native::select(&KEY_BUDGETS, &format!("WHERE api_key_id {LISTED}")),
             native::select(&HOLDS, &format!("WHERE request_id {LISTED}")),
             format!("SELECT id FROM usage_records WHERE id {LISTED}"),
-        ];
+        ]
+        .join("; ");
         Self {
-            load: load.join("; ").into(),
+            begin: format!("{BEGIN}; {load}").into(),
+            load: load.into(),
             load_windows: native::select(&RATE_WINDOWS, &format!("WHERE subject {LISTED}")).into(),
             load_idempotency: native::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}"))
                 .into(),
@@ -82,24 +87,39 @@ struct Settled {
 }
 
 impl SqliteStore {
-    /// Loads what a batch needs, lets the books decide, and writes their changes.
+    /// Loads what a batch needs, lets the books decide, and writes their changes: as a part of the
+    /// transaction that `conn` is in.
     pub(super) async fn apply(
         &self,
         conn: &mut SqliteConnection,
         batch: &[LedgerOp],
         now: Timestamp,
     ) -> Result<Vec<Outcome>, StoreError> {
-        let books = self.load(conn, batch).await?;
+        let books = self.load(conn, &self.sql.load, batch).await?;
         let (outcomes, changes) = books.apply(batch, now);
-        if changes != Changes::default() {
-            self.write(conn, changes).await?;
-        }
+        self.script(changes)?.run(conn).await?;
+        Ok(outcomes)
+    }
+
+    /// The same as a transaction of its own, which has then ended.
+    pub(super) async fn apply_alone(
+        &self,
+        conn: &mut SqliteConnection,
+        batch: &[LedgerOp],
+        now: Timestamp,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let books = self.load(conn, &self.sql.begin, batch).await?;
+        let (outcomes, changes) = books.apply(batch, now);
+        let mut script = self.script(changes)?;
+        script.last(COMMIT);
+        script.run(conn).await?;
         Ok(outcomes)
     }
 
     async fn load(
         &self,
         conn: &mut SqliteConnection,
+        text: &Arc<str>,
         batch: &[LedgerOp],
     ) -> Result<Books, StoreError> {
         let mut needs = Needs::of(batch);
@@ -107,8 +127,7 @@ impl SqliteStore {
         let accounts = serde_json::to_string(&needs.accounts)?;
         let keys = serde_json::to_string(&needs.keys)?;
         let keys = [accounts, keys, requests.clone(), requests];
-        let [accounts, budgets, holds, settled] =
-            native::read_each(conn, &self.sql.load, keys).await?;
+        let [accounts, budgets, holds, settled] = native::read_each(conn, text, keys).await?;
         let accounts: Vec<Account> = native::parse(&accounts)?;
         let budgets: Vec<KeyBudget> = native::parse(&budgets)?;
         let holds: Vec<Hold> = native::parse(&holds)?;
@@ -158,7 +177,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    async fn write(&self, conn: &mut SqliteConnection, changes: Changes) -> Result<(), StoreError> {
+    fn script(&self, changes: Changes) -> Result<Script, StoreError> {
         let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
         let (sql, mut script) = (&self.sql, Script::default());
         script.rows(&sql.update_accounts, accounts.values())?;
@@ -178,7 +197,7 @@ impl SqliteStore {
         script.rows(&sql.insert_ledger, changes.ledger_entries.iter())?;
         script.rows(&sql.insert_events, changes.billing_events.iter())?;
         script.rows(&sql.insert_audit, changes.audit.iter())?;
-        script.run(conn).await
+        Ok(script)
     }
 }
 

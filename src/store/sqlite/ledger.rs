@@ -7,6 +7,7 @@ use crate::models::timestamp::Timestamp;
 use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
 use crate::store::sqlite::rows::classify;
+use crate::store::sqlite::transaction::Transaction;
 use crate::store::sqlite::{SqliteStore, native, text};
 use crate::store::table::{HOLDS, RATE_WINDOWS};
 use crate::store::{LedgerOp, Outcome, StoreError};
@@ -16,9 +17,9 @@ use std::time::Duration;
 #[async_trait]
 impl LedgerStore for SqliteStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
-        let outcomes = self.apply(&mut tx, batch, now).await?;
-        tx.commit().await.map_err(classify)?;
+        let mut transaction = Transaction::on(&self.writer).await?;
+        let outcomes = self.apply_alone(transaction.conn(), batch, now).await?;
+        transaction.ended();
         Ok(outcomes)
     }
 

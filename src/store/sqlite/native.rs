@@ -26,9 +26,15 @@ use std::sync::Arc;
 /// missing to that are NULL, and left out.
 const ROWS_MAX: usize = 32;
 
+/// Updates of 1, 2 and 4 rows are so many statements: one for all has SQLite make a table of the
+/// rows first, which costs more than these few do (measured).
+const PLAIN_UPDATES: usize = 3;
+
 /// A statement for many rows of the same columns.
 pub struct ManyRows {
     columns: Vec<&'static str>,
+    /// The column that is never NULL.
+    key: usize,
     /// For 1, 2, 4 … [`ROWS_MAX`] rows.
     texts: Vec<Arc<str>>,
 }
@@ -46,16 +52,27 @@ impl ManyRows {
 
     /// Sets `columns` of the rows with the same `key`.
     pub fn update(table: &Table, key: &'static str, columns: &[&'static str]) -> Self {
-        let set: Vec<String> = columns.iter().map(|name| format!("{name} = r.{name}")).collect();
-        let (name, set) = (table.name, set.join(", "));
-        let columns: Vec<_> = std::iter::once(key).chain(columns.iter().copied()).collect();
-        Self::new(columns, |rows| {
-            format!("{rows} UPDATE {name} SET {set} FROM r WHERE {name}.{key} = r.{key}")
-        })
+        let name = table.name;
+        let set = |value: &dyn Fn(&str) -> String| -> String {
+            let set: Vec<_> =
+                columns.iter().map(|name| format!("{name} = {}", value(name))).collect();
+            set.join(", ")
+        };
+        let joined = set(&|name| format!("r.{name}"));
+        let one = format!("UPDATE {name} SET {} WHERE {key} = ?", set(&|_| "?".to_owned()));
+        let columns: Vec<_> = columns.iter().copied().chain([key]).collect();
+        let mut many = Self::new(columns, |rows| {
+            format!("{rows} UPDATE {name} SET {joined} FROM r WHERE {name}.{key} = r.{key}")
+        });
+        many.key = many.columns.len() - 1;
+        for (power, text) in many.texts.iter_mut().enumerate().take(PLAIN_UPDATES) {
+            *text = vec![one.as_str(); 1 << power].join("; ").into();
+        }
+        many
     }
 
-    /// `text` makes a statement of the rows, which are called `r` in it. The first column is never
-    /// NULL in a row.
+    /// `text` makes a statement of the rows, which are called `r` in it. The first column is their
+    /// key.
     fn new(columns: Vec<&'static str>, text: impl Fn(&str) -> String) -> Self {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let named = columns.join(", ");
@@ -63,7 +80,7 @@ impl ManyRows {
         let of =
             |rows| format!("WITH r ({named}) AS (VALUES {})", vec![row.as_str(); rows].join(", "));
         let texts = sizes.map(|rows| text(&of(rows)).into()).collect();
-        Self { columns, texts }
+        Self { columns, key: 0, texts }
     }
 }
 
@@ -100,7 +117,7 @@ impl Script {
             let size = rows.len().next_power_of_two();
             let mut values = Vec::with_capacity(size * statement.columns.len());
             for row in rows {
-                encode::row(row, &statement.columns, &mut values)?;
+                encode::row(row, &statement.columns, statement.key, &mut values)?;
             }
             values.resize(size * statement.columns.len(), Value::Null);
             self.steps.push((statement.texts[size.ilog2() as usize].clone(), values));
@@ -124,9 +141,17 @@ impl Script {
         Ok(())
     }
 
+    /// Adds a statement without parameters.
+    pub fn last(&mut self, text: &'static str) {
+        self.steps.push((text.into(), Vec::new()));
+    }
+
     /// # Errors
     /// The database's.
     pub async fn run(self, conn: &mut SqliteConnection) -> Result<(), StoreError> {
+        if self.steps.is_empty() {
+            return Ok(());
+        }
         let values = self.steps.iter().map(|(_, values)| values.len()).sum::<usize>();
         if values > JOINED_VALUES_MAX {
             for (text, values) in self.steps {
@@ -172,7 +197,8 @@ pub async fn read<T: DeserializeOwned>(
     parse(&rows)
 }
 
-/// The rows of each of several queries in one text, each with one parameter.
+/// The rows of each of several queries in one text, each with one parameter; what stands before
+/// them has none.
 ///
 /// # Errors
 /// The database's.
@@ -184,11 +210,14 @@ pub async fn read_each<const N: usize>(
     #[expect(deprecated, reason = "nothing else runs several statements at once and binds values")]
     let mut results = bound(text, keys.map(Value::Text)).fetch_many(conn);
     let mut sets = std::array::from_fn(|_| Vec::new());
-    let mut set = 0;
+    let mut set = Vec::new();
     while let Some(result) = results.try_next().await.map_err(classify)? {
         match result {
-            Either::Left(_end_of_set) => set += 1,
-            Either::Right(row) => sets[set.min(N - 1)].push(row),
+            Either::Left(_end_of_set) => {
+                sets.rotate_left(1);
+                sets[N - 1] = std::mem::take(&mut set);
+            }
+            Either::Right(row) => set.push(row),
         }
     }
     Ok(sets)

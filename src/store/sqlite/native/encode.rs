@@ -18,13 +18,18 @@ pub enum Value {
 /// Adds the values of these columns; NULL where the struct has no such member.
 ///
 /// # Errors
-/// When a member is nothing that a column can hold, or the first column, which is the key, is NULL:
-/// such a row would be taken for one that fills up its statement.
-pub fn row<T: Serialize>(row: &T, columns: &[&str], values: &mut Vec<Value>) -> Result<(), Error> {
+/// When a member is nothing that a column can hold, or the column of the `key` is NULL: such a row
+/// would be taken for one that fills up its statement.
+pub fn row<T: Serialize>(
+    row: &T,
+    columns: &[&str],
+    key: usize,
+    values: &mut Vec<Value>,
+) -> Result<(), Error> {
     let start = values.len();
     values.resize(start + columns.len(), Value::Null);
     row.serialize(Shape::Row(Row { columns, values: &mut values[start..], next: 0, key: None }))?;
-    match (columns.first(), values.get(start)) {
+    match (columns.get(key), values.get(start + key)) {
         (Some(key), Some(Value::Null)) => Err(Error::custom(format!("a row without its {key}"))),
         _ => Ok(()),
     }
