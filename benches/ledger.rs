@@ -1,8 +1,9 @@
 //! What a decision costs, and what a row costs when it goes with others: the books alone, and each
-//! store's transactions of one, 32 and 256 operations.
+//! store's transactions of one, 32 and 256 requests of one account, and of 256 of a thousand.
 //!
-//! `cargo bench --bench ledger`; PostgreSQL is measured when `BENCH_DATABASE_URL` names a database.
-//! An element is one request, placed and settled; «row by row» is the batch of one.
+//! `cargo bench --bench ledger`; a database that `BENCH_DATABASE_URL` names, of either kind and with
+//! whatever is in it, is measured beside a new SQLite file. An element is one request, placed and
+//! settled; «row by row» is the batch of one.
 
 #![expect(clippy::expect_used, reason = "a bench fails loudly")]
 
@@ -26,7 +27,8 @@ use tollgate::store::{Entry, Outcome, Store};
 #[path = "../tests/it/seed.rs"]
 mod seed;
 
-const BATCHES: [usize; 3] = [1, 32, 256];
+/// Requests at once, and the accounts that they are of.
+const BATCHES: [(usize, usize); 4] = [(1, 1), (32, 1), (256, 1), (256, 1_000)];
 const PLENTY: NanoUsd = NanoUsd(1_000_000_000_000_000);
 
 fn price() -> Price {
@@ -96,41 +98,46 @@ fn admission(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A store with an account that never runs dry.
-async fn filled(url: &str, name: &str) -> (Box<dyn Store>, AccountId) {
+/// A store with so many accounts that never run dry.
+async fn filled(url: &str, name: &str, accounts: usize) -> (Box<dyn Store>, Vec<AccountId>) {
     let store = seed::open(url, &[]).await;
     store.migrate().await.expect("tables");
-    let (account, now) = (account(name), Timestamp::now());
-    let id = account.id;
-    let credit = Entry {
-        account_id: id,
-        kind: EntryKind::Credit,
-        amount_nusd: PLENTY,
-        reason: "bench".to_owned(),
-        reference: None,
-        audit: None,
-    };
-    let audit = AuditEntry::new("bench", "account.create", &id, now);
-    let opening = Opening { account, audit, member: None, credit: Some(credit) };
-    store.open_account(&opening).await.expect("an account");
-    (store, id)
+    let mut ids = Vec::with_capacity(accounts);
+    for number in 0..accounts {
+        let (account, now) = (account(&format!("{name} {number}")), Timestamp::now());
+        ids.push(account.id);
+        let credit = Entry {
+            account_id: account.id,
+            kind: EntryKind::Credit,
+            amount_nusd: PLENTY,
+            reason: "bench".to_owned(),
+            reference: None,
+            audit: None,
+        };
+        let audit = AuditEntry::new("bench", "account.create", &account.id, now);
+        let opening = Opening { account, audit, member: None, credit: Some(credit) };
+        store.open_account(&opening).await.expect("an account");
+    }
+    (store, ids)
 }
 
 fn batches(criterion: &mut Criterion, url: &str, kind: &str) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let name = format!("bench {}", Timestamp::now());
-    let (store, account) = runtime.block_on(filled(url, &name));
     let price = price();
     let mut number = 0;
     let mut group = criterion.benchmark_group(format!("place and settle, {kind}"));
     group.sample_size(10).measurement_time(Duration::from_secs(3));
-    for size in BATCHES {
+    for (size, spread) in BATCHES {
+        let name = format!("{name} of {spread}, {size}");
+        let (store, accounts) = runtime.block_on(filled(url, &name, spread));
+        let mut turn = accounts.iter().cycle();
         group.throughput(Throughput::Elements(size as u64));
-        group.bench_function(format!("{size} at once"), |bencher| {
+        group.bench_function(format!("{size} at once, accounts: {spread}"), |bencher| {
             bencher.iter_custom(|rounds| {
                 let mut took = Duration::ZERO;
                 for _ in 0..rounds {
-                    let calls = vec![call(account); size];
+                    let calls: Vec<_> = turn.by_ref().take(size).map(|id| call(*id)).collect();
                     let first = number;
                     number += calls.len() as u64;
                     let began = Instant::now();
@@ -149,7 +156,8 @@ fn stores(criterion: &mut Criterion) {
     let file = format!("sqlite://{}", folder.path().join("bench.db").display());
     batches(criterion, &file, "SQLite");
     if let Ok(url) = std::env::var("BENCH_DATABASE_URL") {
-        batches(criterion, &url, "PostgreSQL");
+        let kind = if url.starts_with("sqlite:") { "SQLite as named" } else { "PostgreSQL" };
+        batches(criterion, &url, kind);
     } else {
         eprintln!("PostgreSQL is not measured: BENCH_DATABASE_URL is not set");
     }
