@@ -13,6 +13,9 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 
+# The allocator is built by make, which the base does not have.
+RUN apt-get update && apt-get install -y --no-install-recommends make
+
 # The dependencies in a layer of their own, built for a program without contents: it is built again
 # only when .cargo, Cargo.toml or Cargo.lock change. The benches are named in Cargo.toml and have to
 # be there.

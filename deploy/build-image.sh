@@ -5,9 +5,9 @@
 #   apt-get install --no-install-recommends buildah crun debootstrap
 #   deploy/build-image.sh [NAME]
 #
-# The builder's base is Debian with a C compiler and this machine's own Rust toolchain. Base images
-# that are there already are used again; BASES=anew makes them anew. With an engine, `docker build -t
-# tollgate .` does the same from the official images.
+# The builder's base is Debian with a C compiler, make and this machine's own Rust toolchain. Base
+# images that are there already are used again; BASES=anew makes them anew. With an engine, `docker
+# build -t tollgate .` does the same from the official images.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -65,7 +65,7 @@ if ! has "docker.io/library/$runtime"; then
 fi
 if ! has "docker.io/library/$builder"; then
     echo "== base image $builder"
-    debian "$work/builder" ca-certificates gcc libc6-dev
+    debian "$work/builder" ca-certificates gcc libc6-dev make
     mkdir -p "$work/builder/usr/local/rustup" "$work/builder/usr/local/cargo/bin"
     # `bin` and `lib` are all that building takes.
     toolchain=$(rustc --print sysroot)

@@ -2,7 +2,13 @@
 
 use clap::Parser;
 use std::process::ExitCode;
+use tikv_jemallocator::Jemalloc;
 use tollgate::commands::{Cli, run};
+
+/// With glibc's allocator an open stream has 48 kB, with this one 40, and what is free goes back to
+/// the system sooner (measured; they cost the same).
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -123,6 +123,7 @@ if ! command -v cargo >/dev/null && [[ -x $HOME/.cargo/bin/cargo ]]; then
 fi
 command -v cargo >/dev/null || { echo "missing: a Rust toolchain (https://rustup.rs)" >&2; exit 1; }
 command -v cc >/dev/null || install "a C compiler" gcc libc6-dev
+command -v make >/dev/null || install "make" make
 command -v curl >/dev/null || install "curl" curl
 postgres_bin >/dev/null || install "PostgreSQL's server" postgresql
 command -v pgbouncer >/dev/null || [[ -x /usr/sbin/pgbouncer ]] || install "PgBouncer" pgbouncer

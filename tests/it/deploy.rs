@@ -95,7 +95,7 @@ fn the_image_has_every_target_of_the_manifest() {
     let missing: Vec<&str> =
         names.filter(|name| !dockerfile.contains(&format!("benches/{name}.rs"))).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    for copied in ["src", "migrations", "Cargo.toml", "Cargo.lock"] {
+    for copied in [".cargo", "src", "migrations", "Cargo.toml", "Cargo.lock"] {
         assert!(read(".dockerignore").contains(&format!("!{copied}\n")), "{copied}");
     }
 }
