@@ -1,14 +1,14 @@
 //! One sink's worker: takes parcels under a lease, sends them, and writes down what became of them.
 //!
 //! Invariants: no transaction is open while the sink is called; nothing is sent after its lease
-//! could have ended; after `stop` nothing new is sent, and what was not sent goes back. A process
+//! could have ended, also where the machine has slept; after `stop` nothing new is sent, and what was not sent goes back. A process
 //! that dies leaves leases that end by themselves.
 
 use super::exporter::{Exporter, Trouble, Verdict};
-use super::pace::{PATIENCE, heard};
+use super::pace::{PATIENCE, Waking, heard};
 use super::queue::{Done, Lane, Lease, Queue};
 use crate::models::timestamp::Timestamp;
-use crate::services::breaker::{Breaker, Leave};
+use crate::services::breaker::{Breaker, Heard, Leave};
 use crate::services::metrics::Sender;
 use crate::store::StoreError;
 use futures::StreamExt;
@@ -43,12 +43,18 @@ const LANES_PER_CALL: usize = 4;
 /// Lanes whose ends are written down in one transaction, where that many have ended.
 const LANES_PER_FINISH: usize = 32;
 
+/// How the sink is, and the time since when.
+struct Standing {
+    breaker: Breaker,
+    clock: Waking,
+}
+
 /// What holds for one round.
 struct Round<'a> {
     lease: Lease,
     /// No call begins after this.
     send_until: Instant,
-    breaker: &'a Mutex<Breaker>,
+    standing: &'a Mutex<Standing>,
     stop: &'a CancellationToken,
 }
 
@@ -59,13 +65,14 @@ where
 {
     /// Works until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
-        let breaker = Mutex::new(Breaker::default());
+        let standing = Mutex::new(Standing::new());
         while !stop.is_cancelled() {
-            let leave = lock(&breaker).leave(Instant::now());
+            let leave = lock(&standing).leave();
             let pause = match leave {
-                Leave::Nothing(pause) => pause,
-                Leave::One => self.round(1, &breaker, &stop).await,
-                Leave::All => self.round(E::CALLS_MAX * LANES_PER_CALL, &breaker, &stop).await,
+                // No timer counts the time in which the machine sleeps.
+                Leave::Nothing(pause) => pause.min(IDLE_PAUSE),
+                Leave::One => self.round(1, &standing, &stop).await,
+                Leave::All => self.round(E::CALLS_MAX * LANES_PER_CALL, &standing, &stop).await,
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -78,10 +85,10 @@ where
     async fn round(
         &self,
         lanes: usize,
-        breaker: &Mutex<Breaker>,
+        standing: &Mutex<Standing>,
         stop: &CancellationToken,
     ) -> Duration {
-        match self.deliver(lanes, breaker, stop).await {
+        match self.deliver(lanes, standing, stop).await {
             Ok(0) => IDLE_PAUSE,
             Ok(_) => Duration::ZERO,
             Err(error) => {
@@ -95,15 +102,16 @@ where
     async fn deliver(
         &self,
         lanes: usize,
-        breaker: &Mutex<Breaker>,
+        standing: &Mutex<Standing>,
         stop: &CancellationToken,
     ) -> Result<usize, StoreError> {
+        // Before the lease begins, so that it is never relied on for too long.
+        let send_until = lock(standing).now() + self.terms.lease.saturating_sub(self.terms.wait);
         let now = Timestamp::now();
         let until = now.plus(self.terms.lease);
         let lease = Lease { by: Uuid::now_v7().to_string(), now, until };
-        let send_until = Instant::now() + self.terms.lease.saturating_sub(self.terms.wait);
         let taken = within(STORE_WAIT, self.queue.take(&lease, lanes)).await?;
-        let round = Round { lease, send_until, breaker, stop };
+        let round = Round { lease, send_until, standing, stop };
         let sending = taken.into_iter().map(|lane| self.send(lane, &round));
         let mut ended = futures::stream::iter(sending)
             .buffer_unordered(E::CALLS_MAX)
@@ -158,8 +166,7 @@ where
             let silence = Trouble::silence("no answer in time".to_owned());
             vec![Verdict::Later(silence); parcels.len()]
         });
-        let has_opened = heard(&verdicts)
-            .is_some_and(|heard| lock(round.breaker).learn(heard, &PATIENCE, Instant::now()));
+        let has_opened = heard(&verdicts).is_some_and(|heard| lock(round.standing).learn(heard));
         if has_opened && let Some(Verdict::Later(trouble)) = verdicts.first() {
             tracing::warn!(
                 sink = E::SINK,
@@ -173,14 +180,37 @@ where
 
 impl Round<'_> {
     fn may_send(&self) -> bool {
-        let now = Instant::now();
-        let leave = lock(self.breaker).leave(now);
+        let mut standing = lock(self.standing);
+        let now = standing.now();
+        let leave = standing.breaker.leave(now);
         !self.stop.is_cancelled() && now < self.send_until && !matches!(leave, Leave::Nothing(_))
     }
 }
 
-fn lock(breaker: &Mutex<Breaker>) -> MutexGuard<'_, Breaker> {
-    breaker.lock().unwrap_or_else(PoisonError::into_inner)
+impl Standing {
+    fn new() -> Self {
+        let clock = Waking::new(Instant::now(), Timestamp::now());
+        Self { breaker: Breaker::default(), clock }
+    }
+
+    fn now(&mut self) -> Instant {
+        self.clock.now(Instant::now(), Timestamp::now())
+    }
+
+    fn leave(&mut self) -> Leave {
+        let now = self.now();
+        self.breaker.leave(now)
+    }
+
+    /// True when this opened the circuit.
+    fn learn(&mut self, heard: Heard) -> bool {
+        let now = self.now();
+        self.breaker.learn(heard, &PATIENCE, now)
+    }
+}
+
+fn lock(standing: &Mutex<Standing>) -> MutexGuard<'_, Standing> {
+    standing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A sink that refuses usage is money that does not arrive: said aloud, once for a batch.
