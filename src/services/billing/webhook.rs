@@ -28,7 +28,7 @@ pub struct Webhook {
     wait: Duration,
 }
 
-/// A receiver that refuses an event so often, over more than an hour, will not take it.
+/// A receiver that refuses an event at this try, after more than an hour, will not take it.
 const REFUSALS_MAX: i64 = 20;
 
 impl Webhook {
@@ -154,8 +154,9 @@ fn verdict(answer: &Answer, attempts: i64, now: SystemTime) -> Verdict {
     let after = retry_after(&answer.headers, now);
     match status {
         StatusCode::GONE => Verdict::Rejected(reason),
-        _ if status.is_client_error() && attempts >= REFUSALS_MAX => Verdict::Rejected(reason),
+        // No refusal, however many tries of an outage came before it.
         StatusCode::TOO_MANY_REQUESTS => Verdict::Later(Trouble::of_sink(reason, after)),
+        _ if status.is_client_error() && attempts >= REFUSALS_MAX => Verdict::Rejected(reason),
         _ if status.is_server_error() => Verdict::Later(Trouble::of_sink(reason, after)),
         _ => Verdict::Later(Trouble::of_parcel(reason, after)),
     }
@@ -164,6 +165,21 @@ fn verdict(answer: &Answer, attempts: i64, now: SystemTime) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_receiver_that_asks_for_patience_refuses_nothing() {
+        let of = |status, attempts| {
+            let (headers, body) = (axum::http::HeaderMap::new(), Bytes::new());
+            let answer = Answer { status, headers, body };
+            verdict(&answer, attempts, SystemTime::UNIX_EPOCH)
+        };
+        let is_sinks = |verdict: &Verdict| matches!(verdict, Verdict::Later(t) if t.is_sinks);
+        assert!(is_sinks(&of(StatusCode::TOO_MANY_REQUESTS, 400)), "at the end of an outage");
+        assert!(is_sinks(&of(StatusCode::BAD_GATEWAY, 400)));
+        assert!(matches!(of(StatusCode::NOT_FOUND, REFUSALS_MAX - 1), Verdict::Later(_)));
+        assert!(matches!(of(StatusCode::NOT_FOUND, REFUSALS_MAX), Verdict::Rejected(_)));
+        assert!(matches!(of(StatusCode::GONE, 1), Verdict::Rejected(_)));
+    }
 
     #[test]
     fn the_standards_own_example_is_signed_alike() {
