@@ -171,6 +171,8 @@ pub mod reasons {
     /// Whether it arrived cannot be told: for a person.
     pub const IN_DOUBT: &str = "in_doubt";
     pub const OUT_OF_RANGE: &str = "out_of_range";
+    /// How the reason of what the sink took at first, and does not count, begins.
+    pub const DROPPED: &str = "stripe ";
     pub const ALL: [&str; 4] = [NO_CUSTOMER, TOO_OLD, IN_DOUBT, OUT_OF_RANGE];
 }
 

@@ -1,7 +1,8 @@
 //! Merged events: planned from what waits, written down, then sent, one customer at a time.
 //!
 //! Invariants: an event is a member of one group for ever, unless the sink refused the group and
-//! nothing of it arrived; `carried = sum of amounts - sum of values × unit` of the exports that are
+//! nothing of it arrived; an identifier that the sink has taken never stands for what it does not
+//! count; `carried = sum of amounts - sum of values × unit` of the exports that are
 //! not void, and it is less than a unit. [`plan`] and [`renew`] are pure: both stores load, let
 //! them decide, and write.
 
@@ -197,10 +198,7 @@ fn merge(
         let value = whole_units(lane, meter.measure, amount)?;
         lane.seq = lane.seq.checked_add(1).ok_or(OutOfRange)?;
         exports.push(Export {
-            id: format!(
-                "tollgate-{}",
-                sha256_hex(format!("{event_group}{}", meter.event_name).as_bytes())
-            ),
+            id: identifier(&event_group, &meter.event_name),
             sink: lane.sink.clone(),
             event_group: event_group.clone(),
             customer: lane.customer.clone(),
@@ -235,12 +233,13 @@ fn whole_units(lane: &mut Lane, measure: Measure, amount: i64) -> Result<i64, Ou
 }
 
 /// What becomes of a parked group when it is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Renewed {
     /// Refused as a whole: its members are planned anew, perhaps for another customer.
     Replanned,
-    /// Some of it has arrived, or may have: the same exports are sent again.
-    Resent,
+    /// Some of it has arrived, or may have: the same exports are sent again. What the sink took and
+    /// does not count is void; these are in its place.
+    Resent(Vec<Export>),
 }
 
 /// Renews a group's exports, and takes what is void out of what its lane has carried.
@@ -252,15 +251,11 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
         let is_sent = export.state == DeliveryState::Exported && export.value != 0;
         is_sent || export.reason.as_deref() == Some(reasons::IN_DOUBT)
     };
-    let is_parked = |export: &Export| export.state == DeliveryState::Parked;
     let is_waiting = |export: &Export| export.state == DeliveryState::Waiting;
     if group.iter().any(|export| has_arrived(export) || is_waiting(export)) {
-        for export in group.iter_mut().filter(|export| is_parked(export)) {
-            export.state = DeliveryState::Waiting;
-            export.next_attempt_at = now;
-        }
+        let again = resend(lane, group, now)?;
         lane.wake(now);
-        return Ok(Renewed::Resent);
+        return Ok(Renewed::Resent(again));
     }
     for export in group.iter_mut() {
         if export.unit != 1 {
@@ -271,6 +266,43 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
         export.state = DeliveryState::Void;
     }
     Ok(Renewed::Replanned)
+}
+
+/// What is parked of a group waits again. The sink may still know the identifier of what it dropped
+/// after it had taken it, and would take another try for done: that has another one.
+fn resend(
+    lane: &mut Lane,
+    group: &mut [Export],
+    now: Timestamp,
+) -> Result<Vec<Export>, OutOfRange> {
+    let mut again = Vec::new();
+    for export in group.iter_mut().filter(|export| export.state == DeliveryState::Parked) {
+        if !export.reason.as_ref().is_some_and(|reason| reason.starts_with(reasons::DROPPED)) {
+            export.state = DeliveryState::Waiting;
+            export.next_attempt_at = now;
+            continue;
+        }
+        lane.seq = lane.seq.checked_add(1).ok_or(OutOfRange)?;
+        again.push(Export {
+            id: identifier(&export.id, &export.meter),
+            seq: lane.seq,
+            state: DeliveryState::Waiting,
+            attempts: 0,
+            refusals: 0,
+            first_sent_at: None,
+            next_attempt_at: now,
+            reason: None,
+            created_at: now,
+            ..export.clone()
+        });
+        export.state = DeliveryState::Void;
+    }
+    Ok(again)
+}
+
+/// It follows from what it is of.
+fn identifier(of: &str, meter: &str) -> String {
+    format!("tollgate-{}", sha256_hex(format!("{of}{meter}").as_bytes()))
 }
 
 /// Sets groups side by side with their exports.

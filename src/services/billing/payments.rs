@@ -15,7 +15,7 @@ pub use checkout::{Page, PortalRequest, TopUp};
 use super::stripe::api::StripeApi;
 use crate::config::{Config, PaymentsConfig};
 use crate::error::Error;
-use crate::models::billing::DeliveryState;
+use crate::models::billing::{DeliveryState, reasons};
 use crate::models::ids::AccountId;
 use crate::models::payment::{EventState, Payment, PaymentEvent, Subscription};
 use crate::models::timestamp::Timestamp;
@@ -233,7 +233,7 @@ impl Payments {
         let mut rejected: Vec<Rejected> = Vec::new();
         for kind in report.reason.error_types {
             for sample in kind.sample_errors {
-                let reason = format!("stripe {}: {}", kind.code, sample.error_message);
+                let reason = format!("{}{}: {}", reasons::DROPPED, kind.code, sample.error_message);
                 let id = identifier(&sample.request.identifier).to_owned();
                 rejected.push(Rejected {
                     id,

@@ -155,12 +155,24 @@ fn what_may_have_arrived_keeps_its_identifier() {
     };
     lane.carried_nusd = 500;
     let mut group = [parked(reasons::IN_DOUBT)];
-    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent));
+    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent(vec![])));
     assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Waiting, 500));
 
     let sent = Export { state: DeliveryState::Exported, ..export() };
     let mut group = [parked("resource_missing"), sent];
-    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent));
+    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent(vec![])));
+
+    // Stripe took it and dropped it: of that identifier it may still think that it has it.
+    let sent = Export { state: DeliveryState::Exported, ..export() };
+    let dropped = parked("stripe meter_event_customer_not_found: gone");
+    let mut group = [dropped, sent];
+    let Ok(Renewed::Resent(again)) = renew(&mut lane, &mut group, now()) else { panic!("resent") };
+    assert_eq!((group[0].state, group[1].state), (DeliveryState::Void, DeliveryState::Exported));
+    let [again] = again.try_into().unwrap();
+    assert_eq!((again.state, again.value, again.seq), (DeliveryState::Waiting, 1, lane.seq));
+    assert_ne!(again.id, group[0].id);
+    assert_eq!(again.event_group, group[0].event_group);
+    assert_eq!(lane.carried_nusd, 500, "one for the other");
 
     let mut group = [parked("resource_missing")];
     assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Replanned));

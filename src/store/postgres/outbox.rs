@@ -285,7 +285,8 @@ async fn renew_groups(
             lanes.insert((sink.clone(), customer.clone()), lane);
         }
     }
-    let (mut replanned, mut resent, mut written) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut replanned, mut resent) = (Vec::new(), Vec::new());
+    let (mut written, mut made) = (Vec::new(), Vec::new());
     for (group, mut exports) in by_group(exports) {
         let Some(first) = exports.first() else { continue };
         let Some(lane) = lanes.get_mut(&(first.sink.clone(), first.customer.clone())) else {
@@ -293,7 +294,10 @@ async fn renew_groups(
         };
         match renew(lane, &mut exports, now) {
             Ok(Renewed::Replanned) => replanned.push(group),
-            Ok(Renewed::Resent) => resent.push(group),
+            Ok(Renewed::Resent(again)) => {
+                resent.push(group);
+                made.extend(again);
+            }
             Err(error) => {
                 tracing::error!("a parked group stays: {error}");
                 continue;
@@ -303,6 +307,7 @@ async fn renew_groups(
     }
     let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
     write_rows(conn, &update.into(), written.iter()).await?;
+    write_rows(conn, &sql::insert(&EXPORTS).into(), made.iter()).await?;
     write_lanes(conn, lanes.values()).await?;
     let done = sqlx::query(
         "UPDATE billing_events SET state = 'waiting', reason = NULL, attempts = attempts + 1, \
