@@ -124,7 +124,7 @@ fn payload(outgoing: &Outgoing) -> Value {
                 "request_id": event.request_id,
                 "account_id": event.account_id,
                 "sink": about.as_ref().map(|about| &about.sink),
-                "reason": about.as_ref().and_then(|about| about.reason.as_ref()),
+                "reason": parked_because(outgoing),
             });
             ("event.parked", data)
         }
@@ -132,6 +132,16 @@ fn payload(outgoing: &Outgoing) -> Value {
         EventKind::BudgetThreshold => ("budget.threshold", warning(outgoing)),
     };
     json!({"type": kind, "timestamp": event.created_at, "data": data})
+}
+
+/// The reason as it was then: by now the event may be on its way again, and have none. A notice of
+/// an earlier version has not kept it.
+fn parked_because(Outgoing { event, about, .. }: &Outgoing) -> Value {
+    let kept = event.detail.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    match kept {
+        Some(detail) => detail["reason"].clone(),
+        None => json!(about.as_ref().and_then(|about| about.reason.as_ref())),
+    }
 }
 
 /// Whose crossing it is, with its figures.

@@ -218,8 +218,9 @@ impl PostgresStore {
         }
         sqlx::query(
             "INSERT INTO billing_events (id, sink, kind, request_id, account_id, state, attempts, \
-             next_attempt_at, created_at) SELECT id || $3, $4, 'notice', request_id, account_id, \
-             'waiting', 0, $2::timestamptz, $2::timestamptz FROM billing_events \
+             next_attempt_at, created_at, detail) SELECT id || $3, $4, 'notice', request_id, \
+             account_id, 'waiting', 0, $2::timestamptz, $2::timestamptz, \
+             json_build_object('reason', reason)::text FROM billing_events \
              WHERE id = ANY($1) AND state = 'parked' AND sink <> $4 AND reason <> $5 \
              ON CONFLICT DO NOTHING",
         )

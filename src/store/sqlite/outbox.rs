@@ -217,8 +217,8 @@ impl SqliteStore {
         }
         sqlx::query(
             "INSERT INTO billing_events (id, sink, kind, request_id, account_id, state, attempts, \
-             next_attempt_at, created_at) SELECT id || ?3, ?4, 'notice', request_id, account_id, \
-             'waiting', 0, ?2, ?2 FROM billing_events \
+             next_attempt_at, created_at, detail) SELECT id || ?3, ?4, 'notice', request_id, \
+             account_id, 'waiting', 0, ?2, ?2, json_object('reason', reason) FROM billing_events \
              WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'parked' \
              AND sink <> ?4 AND reason <> ?5 ON CONFLICT DO NOTHING",
         )
