@@ -16,7 +16,9 @@ use crate::upstream::catalog::MODEL;
 
 mod chaos;
 mod doubt;
+mod outage;
 mod stream;
+mod traffic;
 mod warnings;
 
 both_stores!(

@@ -59,7 +59,7 @@ async fn world() -> (TestApp, World) {
         .await;
     let standby = Cluster::standby_of(&primary).await;
     app.kill9();
-    let clock = Clock::new(app.folder());
+    let clock = Clock::default();
     let mut replicas = Vec::new();
     for clock in [None, None, Some(&clock)] {
         replicas.push(Replica::start(&app.environment, app.folder(), clock).await);

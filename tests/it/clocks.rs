@@ -34,7 +34,7 @@ async fn beside(seconds: i64) {
     let model = Model::start(Manner { tokens: 20, stall, ..Manner::obedient() }).await;
     let setup = Setup::new(Store::Postgres).env("TOLLGATE_LEASE_SECONDS", "2");
     let app = setup.env("UPSTREAM_BASE_URL", &model.url()).start().await;
-    let clock = Clock::new(app.folder());
+    let clock = Clock::default();
     clock.set(seconds);
     let mut other = Process::serve(&clock.of(&app.environment), app.folder());
     let other_url = other.base_url().await;

@@ -12,10 +12,10 @@ use events::{
 };
 
 mod customers;
-mod events;
+pub mod events;
 mod failures;
 mod pages;
-mod rejected;
+pub mod rejected;
 mod signatures;
 
 both_stores!(

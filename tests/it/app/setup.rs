@@ -1,6 +1,7 @@
 //! What a test may choose before the program starts: store, kind of upstream, environment, credit.
 
 use super::TestApp;
+use super::clock::Clock;
 use super::cluster::Cluster;
 use super::history;
 use super::pgbouncer::PgBouncer;
@@ -76,6 +77,12 @@ impl Setup {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_string(), value.to_string());
+        self
+    }
+
+    /// By a clock that the test sets, as are the operator's commands.
+    pub fn clock(mut self, clock: &Clock) -> Self {
+        self.environment = clock.of(&self.environment);
         self
     }
 

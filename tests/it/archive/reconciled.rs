@@ -29,7 +29,7 @@ pub(super) async fn archived_days_are_not_compared(store: Store) {
         past.write(&Calls { began: at(began), seconds: 4, number, ..own }).await;
     }
     past.exported().await;
-    let clock = Clock::new(past.app.folder());
+    let clock = Clock::default();
     let said = reconcile(&past, &clock, &[]).await;
     assert!(said.status.success(), "{said:?}");
     assert!(said.stdout.contains("compared: openmeter 3:"), "three days have calls: {said:?}");

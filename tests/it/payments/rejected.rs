@@ -5,21 +5,25 @@ use serde_json::{Value, json};
 use super::events::{deliver, now, send};
 use super::setup;
 use crate::app::{Store, TestApp, both_stores, eventually};
-use crate::billing::{all, known_to_stripe, one, with_stripe, with_webhook};
+use crate::billing::{all, assert_stripe_agrees, known_to_stripe, one, with_stripe, with_webhook};
+use crate::sinks::server::Fault;
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
 use crate::sinks::webhook::Webhook;
 
-both_stores!(usage_that_is_found_at_fault_is_parked);
+both_stores!(
+    usage_that_is_found_at_fault_is_parked,
+    one_of_several_meters_that_is_found_at_fault_counts_in_the_end,
+);
 
 /// As Stripe's second API has it.
-fn thin(id: &str) -> Value {
+pub fn thin(id: &str) -> Value {
     json!({"id": id, "object": "v2.core.event", "livemode": false,
         "type": "v1.billing.meter.error_report_triggered", "created": "2026-11-24T12:00:00.000Z",
         "related_object": {"id": "mtr_1", "type": "billing.meter",
             "url": "/v1/billing/meters/mtr_1"}})
 }
 
-fn report(identifier: &str) -> Value {
+pub fn report(identifier: &str) -> Value {
     json!({"developer_message_summary": "There is 1 invalid event",
         "validation_start": "2026-11-24T11:59:50.000Z", "validation_end": "2026-11-24T12:00:00Z",
         "reason": {"error_count": 1, "error_types": [{"code": "meter_event_customer_not_found",
@@ -47,6 +51,8 @@ async fn usage_that_is_found_at_fault_is_parked(store: Store) {
     let got = send(&app, &event).await;
     assert_eq!(got.status, 502, "{}", got.text());
     stripe.set_report("evt_thin_1", &report(&identifier));
+    // What the webhook is told, it is told until it hears.
+    webhook.faults.always(Some(Fault::FailAfter(503)));
     deliver(&app, &event).await;
     deliver(&app, &event).await;
     let why = Some("stripe meter_event_customer_not_found: The customer is gone".to_string());
@@ -60,8 +66,9 @@ async fn usage_that_is_found_at_fault_is_parked(store: Store) {
     assert_eq!(told["data"]["reason"], json!(why));
     assert!(app.cli(&["verify"]).await.contains("stripe: 0 exported, 0 waiting, 1 parked"));
 
-    // Sent again, with an identifier of its own.
+    // Sent again, with an identifier of its own; and the notice says what it said.
     app.cli(&["events", "retry", "--parked"]).await;
+    webhook.faults.calm();
     all(&app, "exported").await;
     let taken = stripe.taken();
     assert_eq!(taken.len(), 2);
@@ -77,5 +84,26 @@ async fn usage_that_is_found_at_fault_is_parked(store: Store) {
     stranger["data"] = report("somebody-elses");
     stranger["created"] = json!(now());
     deliver(&app, &stranger).await;
+    app.finish().await;
+}
+
+async fn one_of_several_meters_that_is_found_at_fault_counts_in_the_end(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    stripe.add_meter("llm_input");
+    let setup = with_stripe(setup(store), &stripe);
+    let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
+    known_to_stripe(&app).await;
+    one(&app, 100).await;
+    app.records(1).await;
+    all(&app, "exported").await;
+    // The others of its group count, and its identifier is known there for a day.
+    let mut event = thin("evt_one_of_several");
+    event["data"] = report(&stripe.reject("cus_test"));
+    deliver(&app, &event).await;
+    assert_eq!(events_of(&app, "stripe").await[0].0, "parked");
+    app.cli(&["events", "retry", "--parked"]).await;
+    all(&app, "exported").await;
+    assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    assert_eq!(stripe.sums("llm_input")["cus_test"], 12);
     app.finish().await;
 }

@@ -26,7 +26,7 @@ struct State {
 pub struct Books(Mutex<State>);
 
 pub struct OpenMeter {
-    server: Server,
+    pub server: Server,
     books: Arc<Books>,
     pub faults: Arc<Faults>,
 }

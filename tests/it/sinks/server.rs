@@ -1,14 +1,14 @@
 //! An HTTP server on loopback with faults: it may refuse, cut the connection or fall silent, before
-//! or after it has taken what it was sent.
+//! or after it has taken what it was sent; and for a while it may not be there at all.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::random::Random;
 use crate::upstream::http::{Request, read_request, write_all};
@@ -50,16 +50,35 @@ impl Reply {
     }
 }
 
+/// What goes wrong with calls at random, of an outage of seconds.
+pub const FAULTS: &[Fault] = &[
+    Fault::Status(429, Some(1)),
+    Fault::Status(429, None),
+    Fault::Status(500, None),
+    Fault::Status(503, Some(0)),
+    Fault::CutBefore,
+    Fault::CutAfter,
+    Fault::CutAfter,
+    Fault::FailAfter(500),
+    Fault::FailAfter(502),
+    Fault::HangAfter,
+];
+
 /// What a sink makes of a request that reaches it.
 pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: &Request, fault: Fault) -> impl Future<Output = Reply> + Send;
+
+    /// How it words that it cannot, now.
+    fn trouble(&self, _status: u16) -> Value {
+        json!({})
+    }
 }
 
 /// Which fault comes next.
 #[derive(Default)]
 pub struct Faults {
     queued: Mutex<VecDeque<Fault>>,
-    random: Mutex<Option<(Random, usize)>>,
+    random: Mutex<Option<(Random, usize, &'static [Fault])>>,
     /// Of every call, until it is taken back.
     always: Mutex<Option<Fault>>,
 }
@@ -73,9 +92,9 @@ impl Faults {
         *self.always.lock().expect("no panic") = fault;
     }
 
-    /// One call in `one_in` goes wrong.
-    pub fn random(&self, random: Random, one_in: usize) {
-        *self.random.lock().expect("no panic") = Some((random, one_in));
+    /// One call in `one_in` goes wrong, in one of these ways.
+    pub fn random(&self, random: Random, one_in: usize, faults: &'static [Fault]) {
+        *self.random.lock().expect("no panic") = Some((random, one_in, faults));
     }
 
     pub fn calm(&self) {
@@ -91,42 +110,64 @@ impl Faults {
             return fault;
         }
         let random = self.random.lock().expect("no panic");
-        let Some((random, one_in)) = &*random else { return Fault::None };
-        if random.below(*one_in) > 0 {
-            return Fault::None;
-        }
-        *random.pick(&[
-            Fault::Status(429, Some(1)),
-            Fault::Status(429, None),
-            Fault::Status(500, None),
-            Fault::Status(503, Some(0)),
-            Fault::CutBefore,
-            Fault::CutAfter,
-            Fault::CutAfter,
-            Fault::FailAfter(500),
-            Fault::FailAfter(502),
-            Fault::HangAfter,
-        ])
+        let Some((random, one_in, faults)) = &*random else { return Fault::None };
+        if random.below(*one_in) > 0 { Fault::None } else { *random.pick(faults) }
     }
 }
 
 pub struct Server {
     pub address: SocketAddr,
-    accepting: AbortHandle,
+    /// Keeps the port while nobody listens at it.
+    _port: TcpSocket,
+    listen: Box<dyn Fn(TcpListener) -> JoinHandle<()> + Send + Sync>,
+    accepting: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Server {
     pub async fn start<H: Handler>(handler: Arc<H>, faults: Arc<Faults>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-        let address = listener.local_addr().expect("a bound socket");
-        let accepting = tokio::spawn(accept(listener, handler, faults)).abort_handle();
-        Self { address, accepting }
+        let port = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = port.local_addr().expect("a bound socket");
+        let listen =
+            move |listener| tokio::spawn(accept(listener, handler.clone(), faults.clone()));
+        let server =
+            Self { address, _port: port, listen: Box::new(listen), accepting: Mutex::new(None) };
+        server.come().await;
+        server
     }
+
+    /// Connections are cut, and refused from now on.
+    pub async fn go(&self) {
+        let accepting = self.accepting.lock().expect("no panic").take();
+        if let Some(accepting) = accepting {
+            accepting.abort();
+            // It is over, or it was already.
+            let _ = accepting.await;
+        }
+    }
+
+    /// It is there, again.
+    pub async fn come(&self) {
+        self.go().await;
+        let listener = bound(self.address).listen(BACKLOG).expect("our own port");
+        *self.accepting.lock().expect("no panic") = Some((self.listen)(listener));
+    }
+}
+
+const BACKLOG: u32 = 1_024;
+
+/// A port may be bound twice where both allow it and only one listens.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("a socket's option");
+    socket.bind(address).expect("a loopback port");
+    socket
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.accepting.abort();
+        if let Some(accepting) = self.accepting.lock().expect("no panic").take() {
+            accepting.abort();
+        }
     }
 }
 
@@ -144,7 +185,7 @@ async fn serve<H: Handler>(stream: TcpStream, handler: &H, faults: &Faults) {
         let fault = faults.next();
         let reply = match fault {
             Fault::Status(status, after) => {
-                let reply = Reply::json(status, &serde_json::json!({}));
+                let reply = Reply::json(status, &handler.trouble(status));
                 match after {
                     Some(after) => reply.header("retry-after", &after.to_string()),
                     None => reply,
@@ -152,6 +193,13 @@ async fn serve<H: Handler>(stream: TcpStream, handler: &H, faults: &Faults) {
             }
             Fault::CutBefore => return,
             _ => handler.handle(&request, fault).await,
+        };
+        let reply = match fault {
+            // What it had to say otherwise is not heard either.
+            Fault::FailAfter(status) if reply.status < 500 => {
+                Reply::json(status, &handler.trouble(status))
+            }
+            _ => reply,
         };
         match fault {
             Fault::CutAfter => return,

@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::server::{Fault, Faults, Handler, Reply, Server};
+use crate::app::clock::Clock;
 use crate::upstream::http::Request;
 use stream::Stream;
 
@@ -37,10 +38,12 @@ struct State {
     customers: BTreeSet<String>,
     made: objects::Made,
     taken: Vec<Taken>,
-    /// Which identifiers are still known.
-    identifiers: HashSet<String>,
-    /// What was asked, and answered, with a key.
-    idempotent: HashMap<String, (String, u16, Value)>,
+    /// When identifiers were taken.
+    identifiers: HashMap<String, i64>,
+    /// What was asked, and answered, with a key, and when.
+    idempotent: HashMap<String, (i64, String, u16, Value)>,
+    /// Of whom nothing is taken by a call that goes wrong, however it does.
+    unlucky: BTreeSet<String>,
     under_way: HashSet<(String, String)>,
     /// What a caller should never have done.
     wrong: Vec<String>,
@@ -51,24 +54,33 @@ struct State {
 
 pub struct Books {
     state: Mutex<State>,
+    clock: Clock,
     /// How long one call takes.
     pace: Duration,
 }
 
 pub struct Stripe {
-    server: Server,
+    pub server: Server,
     books: Arc<Books>,
     pub faults: Arc<Faults>,
 }
 
+/// How long identifiers and idempotency keys are known: it says «at least» so long.
+const KEPT_SECONDS: i64 = 86_400;
+
 impl Stripe {
     pub async fn start(customers: &[&str]) -> Self {
+        Self::start_by(&Clock::default(), customers).await
+    }
+
+    pub async fn start_by(clock: &Clock, customers: &[&str]) -> Self {
         let state = State {
             meters: [CHARGE_METER.to_string()].into(),
             customers: customers.iter().map(|name| (*name).to_string()).collect(),
             ..State::default()
         };
-        let books = Arc::new(Books { state: Mutex::new(state), pace: Duration::from_millis(3) });
+        let (state, clock) = (Mutex::new(state), clock.clone());
+        let books = Arc::new(Books { state, clock, pace: Duration::from_millis(3) });
         let faults = Arc::new(Faults::default());
         let server = Server::start(books.clone(), faults.clone()).await;
         Self { server, books, faults }
@@ -95,6 +107,18 @@ impl Stripe {
         let mut state = self.state();
         state.identifiers.clear();
         state.idempotent.clear();
+    }
+
+    /// Calls that go wrong take nothing of this customer's.
+    pub fn lose(&self, customer: &str) {
+        self.state().unlucky.insert(customer.to_string());
+    }
+
+    /// Finds at fault, after it has said yes, what it took first of a customer: it does not count.
+    pub fn reject(&self, customer: &str) -> String {
+        let mut state = self.state();
+        let first = state.taken.iter().position(|taken| taken.customer == customer);
+        state.taken.remove(first.expect("something was taken")).identifier
     }
 
     /// Somebody else's usage of the charge's meter, at the time of what was taken last.
@@ -145,6 +169,16 @@ fn invalid(code: &str, message: &str) -> (u16, Value) {
 }
 
 impl Handler for Books {
+    fn trouble(&self, status: u16) -> Value {
+        let (_, error) = match status {
+            429 => {
+                refused(429, "invalid_request_error", "rate_limit", "Request rate limit exceeded")
+            }
+            _ => refused(status, "api_error", "", "An unknown error occurred"),
+        };
+        error
+    }
+
     async fn handle(&self, request: &Request, fault: Fault) -> Reply {
         self.state.lock().expect("no panic").calls += 1;
         if request.header("stripe-version") != Some("2026-10-28.endive") {
@@ -182,6 +216,18 @@ fn reply((status, body): (u16, Value)) -> Reply {
 
 type Form = BTreeMap<String, String>;
 
+/// A call, until it is over or cut off.
+struct UnderWay<'a> {
+    books: &'a Books,
+    lane: &'a (String, String),
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.books.state.lock().expect("no panic").under_way.remove(self.lane);
+    }
+}
+
 fn pairs(query: Option<(&str, &str)>) -> Form {
     let query = query.map(|(_, query)| query).unwrap_or_default();
     form_urlencoded::parse(query.as_bytes()).into_owned().collect()
@@ -208,18 +254,23 @@ impl Books {
                 "This object cannot be accessed right now because another API request is currently accessing it.",
             );
         }
+        let _under_way = UnderWay { books: self, lane: &lane };
         tokio::time::sleep(self.pace).await;
         let key = request.header("idempotency-key").map(str::to_string);
-        let answer = self.answer(&form, &text, key, fault);
-        self.state.lock().expect("no panic").under_way.remove(&lane);
-        answer
+        let is_lost =
+            fault != Fault::None && self.state.lock().expect("no panic").unlucky.contains(&lane.0);
+        if is_lost {
+            return refused(500, "api_error", "", "An unknown error occurred");
+        }
+        self.answer(&form, &text, key, fault)
     }
 
     fn answer(&self, form: &Form, text: &str, key: Option<String>, fault: Fault) -> (u16, Value) {
         let mut state = self.state.lock().expect("no panic");
-        state.once(text, key, fault, |state| {
-            let taken = state.check(form)?;
-            state.identifiers.insert(taken.identifier.clone());
+        let now = self.clock.seconds();
+        state.once(text, key, (fault, now), |state| {
+            let taken = state.check(form, now)?;
+            state.identifiers.insert(taken.identifier.clone(), now);
             let body = json!({"object": "billing.meter_event", "identifier": taken.identifier,
                 "event_name": taken.meter, "timestamp": taken.timestamp, "livemode": false});
             state.taken.push(taken);
@@ -280,10 +331,12 @@ impl State {
         &mut self,
         text: &str,
         key: Option<String>,
-        fault: Fault,
+        (fault, now): (Fault, i64),
         make: impl FnOnce(&mut Self) -> Result<Value, (u16, Value)>,
     ) -> (u16, Value) {
-        if let Some((asked, status, body)) = key.as_ref().and_then(|key| self.idempotent.get(key)) {
+        self.idempotent.retain(|_, (at, ..)| now - *at < KEPT_SECONDS);
+        let kept = key.as_ref().and_then(|key| self.idempotent.get(key));
+        if let Some((_, asked, status, body)) = kept {
             if asked != text {
                 return refused(
                     400,
@@ -303,12 +356,16 @@ impl State {
         }
         // Also a failure is kept, and repeated.
         if let Some(key) = key {
-            self.idempotent.insert(key, (text.to_string(), status, body.clone()));
+            self.idempotent.insert(key, (now, text.to_string(), status, body.clone()));
         }
         (status, body)
     }
 
-    fn check(&self, form: &Form) -> Result<Taken, (u16, Value)> {
+    fn is_known(&self, identifier: &str, now: i64) -> bool {
+        self.identifiers.get(identifier).is_some_and(|at| now - at < KEPT_SECONDS)
+    }
+
+    fn check(&self, form: &Form, now: i64) -> Result<Taken, (u16, Value)> {
         const KNOWN: [&str; 5] = [
             "event_name",
             "identifier",
@@ -345,13 +402,11 @@ impl State {
         if identifier.len() > 100 {
             return Err(invalid("", "identifier is too long"));
         }
-        if self.identifiers.contains(&identifier) {
+        if self.is_known(&identifier, now) {
             let message = format!("An event already exists with identifier {identifier}.");
             return Err(invalid("", &message));
         }
         let timestamp: i64 = member("timestamp")?.parse().map_err(|_| invalid("", "timestamp"))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let now = i64::try_from(now).expect("this century");
         if timestamp < now - 35 * 86_400 || timestamp > now + 300 {
             return Err(invalid("", "timestamp must be within the past 35 calendar days"));
         }

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -12,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::server::{Fault, Faults, Handler, Reply, Server};
+use crate::app::clock::Clock;
 use crate::upstream::http::Request;
 
 /// `whsec_` and 32 bytes.
@@ -24,20 +24,29 @@ struct State {
     events: BTreeMap<String, Value>,
     deliveries: usize,
     forged: usize,
+    stale: usize,
 }
 
 #[derive(Default)]
-pub struct Books(Mutex<State>);
+pub struct Books {
+    state: Mutex<State>,
+    clock: Clock,
+}
 
 pub struct Webhook {
-    server: Server,
+    pub server: Server,
     books: Arc<Books>,
     pub faults: Arc<Faults>,
 }
 
 impl Webhook {
     pub async fn start() -> Self {
-        let (books, faults) = (Arc::new(Books::default()), Arc::new(Faults::default()));
+        Self::start_by(&Clock::default()).await
+    }
+
+    pub async fn start_by(clock: &Clock) -> Self {
+        let books = Arc::new(Books { clock: clock.clone(), ..Books::default() });
+        let faults = Arc::new(Faults::default());
         let server = Server::start(books.clone(), faults.clone()).await;
         Self { server, books, faults }
     }
@@ -48,27 +57,36 @@ impl Webhook {
 
     /// By `webhook-id`.
     pub fn events(&self) -> BTreeMap<String, Value> {
-        self.books.0.lock().expect("no panic").events.clone()
+        self.books.state.lock().expect("no panic").events.clone()
+    }
+
+    /// What had the wrong time: of a call during which a test moved the clock.
+    pub fn stale(&self) -> usize {
+        self.books.state.lock().expect("no panic").stale
     }
 
     /// What could not be verified.
     pub fn forged(&self) -> usize {
-        self.books.0.lock().expect("no panic").forged
+        self.books.state.lock().expect("no panic").forged
     }
 
     pub fn deliveries(&self) -> usize {
-        self.books.0.lock().expect("no panic").deliveries
+        self.books.state.lock().expect("no panic").deliveries
     }
 }
 
 impl Handler for Books {
     async fn handle(&self, request: &Request, fault: Fault) -> Reply {
-        let mut state = self.0.lock().expect("no panic");
+        let mut state = self.state.lock().expect("no panic");
         state.deliveries += 1;
-        let Some(id) = verified(request) else {
+        let Some((id, at)) = verified(request) else {
             state.forged += 1;
             return Reply::empty(401);
         };
+        if (self.clock.seconds() - at).abs() > SECONDS_MAX {
+            state.stale += 1;
+            return Reply::empty(401);
+        }
         let event: Value = serde_json::from_slice(&request.body).expect("a signed body is JSON");
         let first = state.events.entry(id).or_insert_with(|| event.clone());
         assert_eq!(*first, event, "the same id is the same event");
@@ -76,14 +94,10 @@ impl Handler for Books {
     }
 }
 
-fn verified(request: &Request) -> Option<String> {
+/// Whose signature is right: its id and time.
+fn verified(request: &Request) -> Option<(String, i64)> {
     let id = request.header("webhook-id")?;
     let at = request.header("webhook-timestamp")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
-    let age = i64::try_from(now).ok()? - at.parse::<i64>().ok()?;
-    if age.abs() > SECONDS_MAX {
-        return None;
-    }
     let secret = STANDARD.decode(SECRET.strip_prefix("whsec_")?).ok()?;
     let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
     let mut signer = hmac::Context::with_key(&key);
@@ -92,6 +106,6 @@ fn verified(request: &Request) -> Option<String> {
     }
     let expected = STANDARD.encode(signer.sign().as_ref());
     let signatures = request.header("webhook-signature")?.split(' ');
-    let is_signed = signatures.filter_map(|signature| signature.strip_prefix("v1,"));
-    is_signed.into_iter().any(|given| given == expected).then(|| id.to_string())
+    let mut given = signatures.filter_map(|signature| signature.strip_prefix("v1,"));
+    given.any(|given| given == expected).then_some((id.to_string(), at.parse().ok()?))
 }

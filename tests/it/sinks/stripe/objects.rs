@@ -82,7 +82,7 @@ impl Books {
         let mut state = self.state.lock().expect("no panic");
         state.made.keys_under_way.remove(&key);
         let text = format!("{path}\n{text}");
-        state.once(&text, Some(key), fault, |state| match path {
+        state.once(&text, Some(key), (fault, self.clock.seconds()), |state| match path {
             "/v1/customers" => state.customer(form),
             "/v1/checkout/sessions" => state.session(form),
             _ => state.portal(form),

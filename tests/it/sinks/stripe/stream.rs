@@ -13,8 +13,8 @@ const EVENTS_MAX: usize = 100;
 
 #[derive(Default)]
 pub struct Stream {
-    /// Tokens that are good.
-    sessions: Vec<String>,
+    /// Tokens, and until when they are good.
+    sessions: Vec<(String, OffsetDateTime)>,
     opened: usize,
     largest: usize,
     duplicates: usize,
@@ -62,8 +62,8 @@ impl Books {
         let stream = &mut state.stream;
         stream.opened += 1;
         let token = format!("session_{}", stream.opened);
-        stream.sessions.push(token.clone());
-        let until = OffsetDateTime::now_utc() + time::Duration::minutes(15);
+        let until = self.clock.now() + time::Duration::minutes(15);
+        stream.sessions.push((token.clone(), until));
         let until = until.format(&Rfc3339).expect("a time");
         let session = json!({"id": "mes_test", "object": "v2.billing.meter_event_session",
             "authentication_token": token, "expires_at": until, "livemode": false});
@@ -72,8 +72,10 @@ impl Books {
 
     pub fn stream(&self, request: &Request, fault: Fault) -> Reply {
         let mut state = self.state.lock().expect("no panic");
+        let now = self.clock.now();
         let token = request.header("authorization").and_then(|text| text.strip_prefix("Bearer "));
-        if !token.is_some_and(|token| state.stream.sessions.iter().any(|known| known == token)) {
+        let mut sessions = state.stream.sessions.iter().filter(|(_, until)| *until > now);
+        if !sessions.any(|(known, _)| token == Some(known)) {
             return refused(401, "temporary_session_expired", "The session has expired");
         }
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
@@ -83,7 +85,8 @@ impl Books {
         if events.is_empty() || events.len() > EVENTS_MAX {
             return refused(400, "invalid_fields", "from 1 to 100 events");
         }
-        let read: Result<Vec<Taken>, String> = events.iter().map(read).collect();
+        let read: Result<Vec<Taken>, String> =
+            events.iter().map(|event| read(event, now)).collect();
         let read = match read {
             Ok(read) => read,
             Err(message) => return refused(400, "invalid_fields", &message),
@@ -93,11 +96,17 @@ impl Books {
         }
         state.stream.largest = state.stream.largest.max(events.len());
         for event in read {
-            let is_known =
+            if fault != Fault::None && state.unlucky.contains(&event.customer) {
+                continue;
+            }
+            let is_there =
                 state.meters.contains(&event.meter) && state.customers.contains(&event.customer);
-            if !state.identifiers.insert(event.identifier.clone()) {
+            if state.is_known(&event.identifier, now.unix_timestamp()) {
                 state.stream.duplicates += 1;
-            } else if is_known {
+                continue;
+            }
+            state.identifiers.insert(event.identifier.clone(), now.unix_timestamp());
+            if is_there {
                 state.taken.push(event);
             } else {
                 state.stream.dropped.push(event.identifier);
@@ -111,7 +120,7 @@ impl Books {
 }
 
 /// An event of exactly the members that there are.
-fn read(event: &Value) -> Result<Taken, String> {
+fn read(event: &Value, now: OffsetDateTime) -> Result<Taken, String> {
     let members: Vec<&str> = event
         .as_object()
         .map(|members| members.keys().map(String::as_str).collect())
@@ -129,7 +138,6 @@ fn read(event: &Value) -> Result<Taken, String> {
         return Err(format!("value {value}"));
     }
     let at = OffsetDateTime::parse(&text("/timestamp")?, &Rfc3339).map_err(|e| e.to_string())?;
-    let now = OffsetDateTime::now_utc();
     if at < now - time::Duration::days(35) || at > now + time::Duration::minutes(5) {
         return Err("timestamp must be within the past 35 days".to_string());
     }
