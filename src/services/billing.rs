@@ -51,7 +51,8 @@ pub fn start(
     if let Some((stripe, api)) = config.stripe.as_ref().filter(|stripe| stripe.is_sink).zip(api) {
         let meters = stripe.meters.clone();
         if let Some(stream) = &stripe.stream {
-            let exporter = StripeStream::new(stripe, stream, store.clone(), api.clone());
+            let exporter =
+                StripeStream::new(stripe, stream, store.clone(), api.clone(), config.wait);
             let queue = ExportQueue::new(store.clone(), meters, stream::EVENTS_PER_CALL);
             run(queue, exporter, terms(STRIPE), tasks, stop);
         } else {

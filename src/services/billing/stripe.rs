@@ -87,8 +87,7 @@ impl Doubts {
     /// Nothing, when it may be sent; else what is known of it without sending.
     async fn settle(&self, export: &Export) -> Result<(), Verdict> {
         let now = Timestamp::now();
-        let since = export.first_sent_at.unwrap_or(now);
-        if now.since(since) > IDENTIFIER_KEPT {
+        if is_doubtful(export, now) {
             match self.was_counted(export).await? {
                 Found::Counted => return Err(Verdict::Delivered),
                 Found::Missing => {}
@@ -161,6 +160,11 @@ impl Exporter for Stripe {
         }
         verdicts
     }
+}
+
+/// It may have arrived so long ago that its identifier is forgotten.
+fn is_doubtful(export: &Export, now: Timestamp) -> bool {
+    now.since(export.first_sent_at.unwrap_or(now)) > IDENTIFIER_KEPT
 }
 
 /// A summary that could not be read decides nothing.

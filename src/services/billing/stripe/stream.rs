@@ -7,7 +7,7 @@
 //! it then drops shows in `reconcile`. <https://docs.stripe.com/api/v2/billing/meter-event-stream>
 
 use super::api::{StripeApi, StripeError};
-use super::{Doubts, Exporter, Trouble, Verdict, retry_after, shortened};
+use super::{Doubts, Exporter, Trouble, Verdict, is_doubtful, retry_after, shortened};
 use crate::config::{StreamConfig, StripeConfig};
 use crate::models::billing::Export;
 use crate::models::timestamp::Timestamp;
@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// Stripe's most in one call.
 pub const EVENTS_PER_CALL: usize = 100;
@@ -33,6 +34,8 @@ const SESSION_EXPIRED: &str = "temporary_session_expired";
 pub struct StripeStream {
     api: Arc<StripeApi>,
     doubts: Doubts,
+    /// How long one call may ask about doubts.
+    asking: Duration,
     url: String,
     customer_key: String,
     value_key: String,
@@ -58,9 +61,11 @@ impl StripeStream {
         stream: &StreamConfig,
         store: Arc<dyn Store>,
         api: Arc<StripeApi>,
+        wait: Duration,
     ) -> Self {
         Self {
             doubts: Doubts::new(api.clone(), store),
+            asking: wait / 2,
             api,
             url: format!("{}{STREAM_PATH}", stream.base),
             customer_key: config.customer_key.clone(),
@@ -132,6 +137,28 @@ impl StripeStream {
         Ok(Session { authorization, until: opened.expires_at })
     }
 
+    /// Questions alone, and as many as time allows: what they told is written down before anything
+    /// is sent. Together with a call they might never be done in time, and be asked again for ever.
+    async fn ask(&self, exports: &[Export]) -> Vec<Verdict> {
+        let until = Instant::now() + self.asking;
+        let mut verdicts = Vec::with_capacity(exports.len());
+        for export in exports {
+            let told = tokio::time::timeout_at(until, self.doubts.settle(export)).await;
+            let verdict = match told {
+                Ok(Ok(())) => Verdict::Untouched,
+                Ok(Err(verdict)) => verdict,
+                Err(_) if !verdicts.is_empty() => break,
+                Err(_) => Verdict::Later(Trouble::silence("no answer in time".to_owned())),
+            };
+            verdicts.push(verdict);
+            if let Some(Verdict::Later(_)) = verdicts.last() {
+                break;
+            }
+        }
+        verdicts.resize(exports.len(), Verdict::Untouched);
+        verdicts
+    }
+
     /// Sends, and halves what is refused until a bad event is alone.
     async fn deliver(&self, exports: &[&Export]) -> Vec<Verdict> {
         let mut verdicts = Vec::with_capacity(exports.len());
@@ -166,6 +193,10 @@ impl Exporter for StripeStream {
     const CALLS_MAX: usize = 4;
 
     async fn send(&self, parcels: &[Export]) -> Vec<Verdict> {
+        let now = Timestamp::now();
+        if parcels.iter().any(|export| is_doubtful(export, now)) {
+            return self.ask(parcels).await;
+        }
         let mut checked = Vec::with_capacity(parcels.len());
         for export in parcels {
             checked.push(self.doubts.settle(export).await.err());
