@@ -4,6 +4,7 @@
 //!
 //! On PostgreSQL three processes share the work; on SQLite there is one, killed all the same.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -17,7 +18,8 @@ use tokio::time::Instant;
 use crate::app::books::BillingEvent;
 use crate::app::clock::Clock;
 use crate::app::process::Process;
-use crate::app::{Setup, Store, TestApp, address_of, both_stores, eventually};
+use crate::app::wait::in_its_time;
+use crate::app::{Setup, Store, TestApp, address_of, both_stores};
 use crate::payments::events::{SECRET, header, signed};
 use crate::payments::rejected::{report, thin};
 use crate::random::Random;
@@ -82,6 +84,8 @@ struct World {
     random: Random,
     /// When a process is killed, in hours.
     kills: Vec<i64>,
+    /// By how many seconds waits have put the hours off.
+    late: Cell<i64>,
 }
 
 async fn after_thirty_hours_the_sinks_have_what_the_ledger_says(store: Store) {
@@ -127,8 +131,6 @@ impl World {
         let setup = with_webhook(setup, &webhook)
             .env("STRIPE_METERS", METERS)
             .env("STRIPE_WEBHOOK_SECRET", SECRET)
-            .env("TOLLGATE_EXPORT_SECONDS", "1")
-            .env("TOLLGATE_EXPORT_LEASE_SECONDS", "3")
             // A disk that is slow for a while is not what is tested.
             .env("TOLLGATE_DATABASE_SECONDS", "20");
         let app = setup.clock(&clock).start().await;
@@ -140,8 +142,8 @@ impl World {
             }
         }
         let hour = || LOST + 1 + i64::try_from(random.below(24)).expect("few");
-        let kills = vec![hour(), hour()];
-        Self { app, replicas, clock, stripe, openmeter, webhook, callers, random, kills }
+        let (kills, late) = (vec![hour(), hour()], Cell::new(0));
+        Self { app, replicas, clock, stripe, openmeter, webhook, callers, random, kills, late }
     }
 
     /// One call in so many, to Stripe and to the others.
@@ -172,15 +174,17 @@ impl World {
     /// More than the quarter of an hour of a session passes from one hour to the next.
     fn it_is(&self, hour: i64) {
         let seconds = i64::try_from(self.random.below(1_800)).expect("few");
-        self.clock.set((hour * HOUR + seconds).max(self.clock.ahead() + HOUR / 2));
+        let due = hour * HOUR + seconds + self.late.get();
+        self.clock.set(due.max(self.clock.ahead() + HOUR / 2));
     }
 
     /// Waits for what comes by itself, in time: nobody is asked before a pause is over.
     async fn comes(&self, what: &str, check: impl AsyncFn() -> bool) {
         let mut moved = Instant::now();
-        eventually(&format!("{what} ({})", self.random), async || {
-            if moved.elapsed() > Duration::from_secs(2) {
-                self.clock.advance(HOUR / 6);
+        in_its_time(&format!("{what} ({})", self.random), async || {
+            if moved.elapsed() > Duration::from_secs(3) {
+                self.clock.advance(HOUR / 2);
+                self.late.set(self.late.get() + HOUR / 2);
                 moved = Instant::now();
             }
             check().await.then_some(())

@@ -117,6 +117,8 @@ async fn a_bad_event_is_alone(store: Store) {
 async fn what_was_counted_a_day_ago_is_not_sent_again(store: Store) {
     let stripe = Stripe::start(&["cus_test"]).await;
     let setup = with_stream(Setup::new(store), &stripe);
+    // The first call is for the session.
+    stripe.faults.queue([Fault::None]);
     let mut app = in_doubt_with(setup, &stripe, Fault::FailAfter(500)).await;
     let taken = stripe.taken().len();
     app.restart().await;
