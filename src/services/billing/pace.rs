@@ -18,9 +18,9 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 
-/// The clock of pauses and leases within a process. The monotonic one stands still while the machine
-/// sleeps or is moved; there, and where the wall clock is set on, this one goes on with that. It
-/// never goes back, whatever the wall clock does.
+/// The clock of pauses and leases within a process. The monotonic one stands still while the
+/// machine sleeps or is moved; there, and where the wall clock is set on, this one goes on with
+/// that. It never goes back, whatever the wall clock does.
 #[derive(Debug)]
 pub struct Waking {
     seen: (Instant, Timestamp),

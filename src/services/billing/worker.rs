@@ -1,8 +1,8 @@
 //! One sink's worker: takes parcels under a lease, sends them, and writes down what became of them.
 //!
 //! Invariants: no transaction is open while the sink is called; nothing is sent after its lease
-//! could have ended, also where the machine has slept; after `stop` nothing new is sent, and what was not sent goes back. A process
-//! that dies leaves leases that end by themselves.
+//! could have ended, also where the machine has slept; after `stop` nothing new is sent, and
+//! what was not sent goes back. A process that dies leaves leases that end by themselves.
 
 use super::exporter::{Exporter, Trouble, Verdict};
 use super::pace::{PATIENCE, Waking, heard};
