@@ -26,14 +26,14 @@ use std::sync::Arc;
 /// missing to that are NULL, and left out.
 const ROWS_MAX: usize = 32;
 
-/// Updates of 1, 2 and 4 rows are so many statements: one for all has SQLite make a table of the
-/// rows first, which costs more than these few do (measured).
-const PLAIN_UPDATES: usize = 3;
+/// Updates of so few rows are a statement each: one for all has SQLite make a table of the rows
+/// first, which costs more than these few do (measured).
+const PLAIN_UPDATES_MAX: usize = 4;
 
 /// A statement for many rows of the same columns.
 pub struct ManyRows {
     columns: Vec<&'static str>,
-    /// The column that is never NULL.
+    /// The place of the column that is never NULL.
     key: usize,
     /// For 1, 2, 4 … [`ROWS_MAX`] rows.
     texts: Vec<Arc<str>>,
@@ -41,13 +41,15 @@ pub struct ManyRows {
 
 impl ManyRows {
     pub fn insert(table: &Table) -> Self {
-        Self::new(table.columns.to_vec(), |rows| insert(table, rows))
+        Self::new(table.columns.to_vec(), 0, |_, rows| insert(table, rows))
     }
 
     /// Inserts; rows whose `key` is there already get `columns`.
     pub fn upsert(table: &Table, key: &str, columns: &[&str]) -> Self {
         let conflict = on_conflict(key, columns);
-        Self::new(table.columns.to_vec(), |rows| format!("{} {conflict}", insert(table, rows)))
+        Self::new(table.columns.to_vec(), 0, |_, rows| {
+            format!("{} {conflict}", insert(table, rows))
+        })
     }
 
     /// Sets `columns` of the rows with the same `key`.
@@ -61,26 +63,23 @@ impl ManyRows {
         let joined = set(&|name| format!("r.{name}"));
         let one = format!("UPDATE {name} SET {} WHERE {key} = ?", set(&|_| "?".to_owned()));
         let columns: Vec<_> = columns.iter().copied().chain([key]).collect();
-        let mut many = Self::new(columns, |rows| {
-            format!("{rows} UPDATE {name} SET {joined} FROM r WHERE {name}.{key} = r.{key}")
-        });
-        many.key = many.columns.len() - 1;
-        for (power, text) in many.texts.iter_mut().enumerate().take(PLAIN_UPDATES) {
-            *text = vec![one.as_str(); 1 << power].join("; ").into();
-        }
-        many
+        let last = columns.len() - 1;
+        Self::new(columns, last, |size, rows| match size {
+            ..=PLAIN_UPDATES_MAX => vec![one.as_str(); size].join("; "),
+            _ => format!("{rows} UPDATE {name} SET {joined} FROM r WHERE {name}.{key} = r.{key}"),
+        })
     }
 
-    /// `text` makes a statement of the rows, which are called `r` in it. The first column is their
-    /// key.
-    fn new(columns: Vec<&'static str>, text: impl Fn(&str) -> String) -> Self {
+    /// `text` makes a statement for so many rows, which are called `r` in it; `key` is the place of
+    /// the column that is never NULL in a row.
+    fn new(columns: Vec<&'static str>, key: usize, text: impl Fn(usize, &str) -> String) -> Self {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let named = columns.join(", ");
         let sizes = (0..=ROWS_MAX.ilog2()).map(|power| 1 << power);
         let of =
             |rows| format!("WITH r ({named}) AS (VALUES {})", vec![row.as_str(); rows].join(", "));
-        let texts = sizes.map(|rows| text(&of(rows)).into()).collect();
-        Self { columns, key: 0, texts }
+        let texts = sizes.map(|size| text(size, &of(size)).into()).collect();
+        Self { columns, key, texts }
     }
 }
 
