@@ -8,7 +8,7 @@ use super::CONNECT_WAIT;
 use super::exporter::{Exporter, Trouble, Verdict};
 use crate::config::WebhookConfig;
 use crate::error::Error;
-use crate::models::billing::{EventKind, Outgoing};
+use crate::models::billing::{BillingEvent, EventKind, Outgoing};
 use crate::models::timestamp::Timestamp;
 use crate::services::http::{self, AGENT, Answer, HttpClient, JSON, retry_after};
 use aws_lc_rs::hmac;
@@ -137,8 +137,7 @@ fn payload(outgoing: &Outgoing) -> Value {
 /// The reason as it was then: by now the event may be on its way again, and have none. A notice of
 /// an earlier version has not kept it.
 fn parked_because(Outgoing { event, about, .. }: &Outgoing) -> Value {
-    let kept = event.detail.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
-    match kept {
+    match detail(event) {
         Some(detail) => detail["reason"].clone(),
         None => json!(about.as_ref().and_then(|about| about.reason.as_ref())),
     }
@@ -146,12 +145,17 @@ fn parked_because(Outgoing { event, about, .. }: &Outgoing) -> Value {
 
 /// Whose crossing it is, with its figures.
 fn warning(Outgoing { event, record, .. }: &Outgoing) -> Value {
-    let figures = event.detail.as_deref().and_then(|text| serde_json::from_str(text).ok());
-    let mut data = figures.filter(Value::is_object).unwrap_or_else(|| json!({}));
+    let mut data = detail(event).unwrap_or_else(|| json!({}));
     data["account_id"] = json!(event.account_id);
     data["api_key_id"] = json!(record.api_key_id);
     data["request_id"] = json!(event.request_id);
     data
+}
+
+/// What was kept of an event's own, where it is an object.
+fn detail(event: &BillingEvent) -> Option<Value> {
+    let kept = serde_json::from_str(event.detail.as_deref()?).ok();
+    kept.filter(Value::is_object)
 }
 
 /// What an answer means: anything but a success is tried again, and in the end it is parked.
