@@ -5,7 +5,7 @@ use crate::app::process::Process;
 use crate::app::{Setup, Store, both_stores};
 use crate::random::Random;
 use crate::sinks::openmeter::OpenMeter;
-use crate::sinks::server::FAULTS;
+use crate::sinks::server::faults;
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
 
 use super::traffic::{Caller, callers, drained, load};
@@ -31,8 +31,8 @@ async fn whatever_fails_a_stream_has_what_the_ledger_says(store: Store) {
 async fn chaos(store: Store, with_stripe: fn(Setup, &Stripe) -> Setup) {
     let random = Random::from_environment();
     let (stripe, openmeter) = (Stripe::start(&CUSTOMERS).await, OpenMeter::start().await);
-    stripe.faults.random(Random::new(random.seed() + 1), 3, FAULTS);
-    openmeter.faults.random(Random::new(random.seed() + 2), 3, FAULTS);
+    stripe.faults.random(Random::new(random.seed() + 1), 3, faults(1, 0));
+    openmeter.faults.random(Random::new(random.seed() + 2), 3, faults(1, 0));
     let setup = with_openmeter(with_stripe(Setup::new(store), &stripe), &openmeter);
     let mut app = setup.start().await;
     let callers = callers(&app, &CUSTOMERS).await;

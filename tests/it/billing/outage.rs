@@ -24,7 +24,7 @@ use crate::payments::events::{SECRET, header, signed};
 use crate::payments::rejected::{report, thin};
 use crate::random::Random;
 use crate::sinks::openmeter::OpenMeter;
-use crate::sinks::server::Fault;
+use crate::sinks::server::{Fault, faults};
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
 use crate::sinks::webhook::Webhook;
 
@@ -57,21 +57,6 @@ const METERS: &str = "uncached_prompt_tokens=llm_input,text_completion_tokens=ll
 const HOUR: i64 = 3_600;
 /// How long Stripe's identifiers are relied on.
 const RELIED_ON: time::Duration = time::Duration::hours(23);
-
-/// As those of an outage of seconds, and servers ask for more patience.
-const FAULTS: &[Fault] = &[
-    Fault::Status(429, Some(2)),
-    Fault::Status(429, Some(1_800)),
-    Fault::Status(429, None),
-    Fault::Status(500, None),
-    Fault::Status(503, Some(600)),
-    Fault::CutBefore,
-    Fault::CutAfter,
-    Fault::CutAfter,
-    Fault::FailAfter(500),
-    Fault::FailAfter(502),
-    Fault::HangAfter,
-];
 
 struct World {
     app: TestApp,
@@ -149,9 +134,11 @@ impl World {
     /// One call in so many, to Stripe and to the others.
     fn calls_go_wrong(&self, stripe: usize, others: usize) {
         let of = |number| Random::new(self.random.seed() + number);
-        self.stripe.faults.random(of(2), stripe, FAULTS);
-        self.openmeter.faults.random(of(4), others, FAULTS);
-        self.webhook.faults.random(of(6), others, FAULTS);
+        let mut ways = faults(1_800, 600);
+        ways.push(Fault::Status(429, Some(2)));
+        self.stripe.faults.random(of(2), stripe, ways.clone());
+        self.openmeter.faults.random(of(4), others, ways.clone());
+        self.webhook.faults.random(of(6), others, ways);
     }
 
     /// Lets these hours go by, in steps, with usage and with the kills that are due.

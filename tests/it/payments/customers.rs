@@ -10,7 +10,7 @@ use crate::app::{Setup, Store, TestApp, both_stores, eventually};
 use crate::billing::{all, assert_stripe_agrees, one, with_stripe};
 use crate::client::Ask;
 use crate::random::Random;
-use crate::sinks::server::{FAULTS, Fault};
+use crate::sinks::server::{Fault, faults};
 use crate::sinks::stripe::Stripe;
 
 both_stores!(a_new_account_is_billed_without_anybodys_help, a_customer_is_found_after_a_kill);
@@ -66,7 +66,7 @@ async fn processes_that_race_make_one_customer_each() {
     let setup = with_pages(Setup::new(Store::Postgres), &stripe);
     let app = setup.env("STRIPE_CREATE_CUSTOMERS", "on").start().await;
     let (_one, there) = app.replica().await;
-    stripe.faults.random(random, 4, FAULTS);
+    stripe.faults.random(random, 4, faults(1, 0));
     for number in 1..ACCOUNTS {
         app.create_account(&format!("a{number}"), &[]).await;
     }

@@ -50,19 +50,21 @@ impl Reply {
     }
 }
 
-/// What goes wrong with calls at random, of an outage of seconds.
-pub const FAULTS: &[Fault] = &[
-    Fault::Status(429, Some(1)),
-    Fault::Status(429, None),
-    Fault::Status(500, None),
-    Fault::Status(503, Some(0)),
-    Fault::CutBefore,
-    Fault::CutAfter,
-    Fault::CutAfter,
-    Fault::FailAfter(500),
-    Fault::FailAfter(502),
-    Fault::HangAfter,
-];
+/// What goes wrong at random: who is busy, and who is away, may say for how many seconds.
+pub fn faults(busy: u32, away: u32) -> Vec<Fault> {
+    vec![
+        Fault::Status(429, Some(busy)),
+        Fault::Status(429, None),
+        Fault::Status(500, None),
+        Fault::Status(503, Some(away)),
+        Fault::CutBefore,
+        Fault::CutAfter,
+        Fault::CutAfter,
+        Fault::FailAfter(500),
+        Fault::FailAfter(502),
+        Fault::HangAfter,
+    ]
+}
 
 /// What a sink makes of a request that reaches it.
 pub trait Handler: Send + Sync + 'static {
@@ -78,7 +80,7 @@ pub trait Handler: Send + Sync + 'static {
 #[derive(Default)]
 pub struct Faults {
     queued: Mutex<VecDeque<Fault>>,
-    random: Mutex<Option<(Random, usize, &'static [Fault])>>,
+    random: Mutex<Option<(Random, usize, Vec<Fault>)>>,
     /// Of every call, until it is taken back.
     always: Mutex<Option<Fault>>,
 }
@@ -93,7 +95,7 @@ impl Faults {
     }
 
     /// One call in `one_in` goes wrong, in one of these ways.
-    pub fn random(&self, random: Random, one_in: usize, faults: &'static [Fault]) {
+    pub fn random(&self, random: Random, one_in: usize, faults: Vec<Fault>) {
         *self.random.lock().expect("no panic") = Some((random, one_in, faults));
     }
 
