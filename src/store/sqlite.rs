@@ -17,12 +17,13 @@ mod reconcile;
 mod records;
 mod reports;
 mod rows;
-mod transaction;
 mod verify;
 mod watch;
+mod writer;
 
 use batch::Sql;
 use rows::{classify, select};
+use writer::Writer;
 
 use super::payments::EVENTS_KEPT;
 use super::table::{Table, parse, sqlite as sql};
@@ -33,12 +34,12 @@ use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Connection, SqlitePool};
+use sqlx::{AssertSqlSafe, SqlitePool};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub struct SqliteStore {
-    writer: SqlitePool,
+    writer: Writer,
     readers: SqlitePool,
     /// For sums, which may take seconds.
     reporters: SqlitePool,
@@ -52,6 +53,8 @@ const READERS_MAX: u32 = 2;
 const REPORTERS_MAX: u32 = 2;
 /// Statements that stay prepared: a batch has one for each table and power of two of its rows.
 const STATEMENTS_MAX: usize = 256;
+/// Rows of a result that wait for us: as many as a batch loads, so that SQLite need not wait.
+const ROWS_WAITING_MAX: usize = 1_024;
 /// The log is copied into the file when it has so many pages (16 MiB; SQLite's own choice is a
 /// quarter of that): every request changes the same few pages, and each is copied once.
 const WAL_PAGES: &str = "4000";
@@ -77,9 +80,9 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .pragma("wal_autocheckpoint", WAL_PAGES)
             .statement_cache_capacity(STATEMENTS_MAX)
+            .row_buffer_size(ROWS_WAITING_MAX)
             .busy_timeout(BUSY_TIMEOUT);
-        let writer = pool(1)
-            .connect_with(options.clone())
+        let writer = Writer::open(options.clone())
             .await
             .map_err(|error| StoreError::Setup(format!("cannot open the SQLite file: {error}")))?;
         let readers = pool(READERS_MAX).connect_lazy_with(options.clone());
@@ -94,10 +97,6 @@ fn pool(connections_max: u32) -> SqlitePoolOptions {
         .acquire_timeout(ACQUIRE_TIMEOUT)
         // The file is in this process: there is no other end that may have hung up.
         .test_before_acquire(false)
-        // A disk that is full ends a transaction unasked; sqlx, whose ROLLBACK then fails, goes on
-        // counting it and begins no other on that connection.
-        // <https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>
-        .before_acquire(|conn, _| Box::pin(async move { Ok(!conn.is_in_transaction()) }))
 }
 
 #[async_trait]
@@ -108,7 +107,7 @@ impl Store for SqliteStore {
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        sqlx::migrate!("migrations/sqlite").run(&self.writer).await?;
+        sqlx::migrate!("migrations/sqlite").run(&self.readers).await?;
         Ok(())
     }
 
@@ -128,7 +127,7 @@ impl Store for SqliteStore {
         ] {
             sqlx::query(statement)
                 .bind(until.to_string())
-                .execute(&self.writer)
+                .execute(&mut *self.writer.acquire().await?)
                 .await
                 .map_err(classify)?;
         }
@@ -156,7 +155,10 @@ impl Store for SqliteStore {
 
 impl SqliteStore {
     async fn data_version(&self) -> Result<i64, StoreError> {
-        sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.writer).await.map_err(classify)
+        sqlx::query_scalar("PRAGMA data_version")
+            .fetch_one(&mut *self.writer.acquire().await?)
+            .await
+            .map_err(classify)
     }
 
     async fn one<T: DeserializeOwned>(

@@ -43,7 +43,8 @@ impl ArchiveStore for SqliteStore {
         archive: &Archive,
         spending: &[ArchivedSpending],
     ) -> Result<(), StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let (from, until) = archive.month.ids();
         let found: Counted = sqlx::query_as(AssertSqlSafe(counted("?1", "?2")))
             .bind(from.to_string())
@@ -67,7 +68,7 @@ impl ArchiveStore for SqliteStore {
             let done = sqlx::query(AssertSqlSafe(statement))
                 .bind(from.to_string())
                 .bind(until.to_string())
-                .execute(&self.writer)
+                .execute(&mut *self.writer.acquire().await?)
                 .await
                 .map_err(classify)?;
             if done.rows_affected() > 0 {
@@ -76,7 +77,7 @@ impl ArchiveStore for SqliteStore {
         }
         sqlx::query("UPDATE archives SET state = 'removed' WHERE month = ?1")
             .bind(month.to_string())
-            .execute(&self.writer)
+            .execute(&mut *self.writer.acquire().await?)
             .await
             .map_err(classify)?;
         Ok(true)

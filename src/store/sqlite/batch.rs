@@ -2,9 +2,9 @@
 //! a few statements a table.
 
 use super::SqliteStore;
-use super::native::{self, ManyRows, Script};
+use super::native::{self, Deletion, ManyRows, Queries, Script};
 use super::rows::{ids, texts};
-use super::transaction::{BEGIN, COMMIT};
+use super::writer::{BEGIN, COMMIT};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
@@ -27,14 +27,18 @@ use std::sync::Arc;
 /// The statements of a batch, made once.
 pub struct Sql {
     /// Accounts, budgets of keys, holds, and which of the requests are settled.
-    load: Arc<str>,
+    load: Queries<4>,
     /// The same, as the first of a transaction.
-    begin: Arc<str>,
+    begin: Queries<4>,
     pub load_holds: Arc<str>,
     load_idempotency: Arc<str>,
     load_windows: Arc<str>,
     update_accounts: ManyRows,
     update_budgets: ManyRows,
+    close_holds: Deletion,
+    forget_idempotency: Deletion,
+    /// A request whose truth has come need not be asked after.
+    forget_lookups: Deletion,
     insert_idempotency: ManyRows,
     upsert_windows: ManyRows,
     insert_lookups: ManyRows,
@@ -51,20 +55,22 @@ impl Sql {
     pub fn new() -> Self {
         const LISTED: &str = "IN (SELECT value FROM json_each(?))";
         let load = [
-            native::select(&ACCOUNTS, &format!("WHERE id {LISTED}")),
-            native::select(&KEY_BUDGETS, &format!("WHERE api_key_id {LISTED}")),
-            native::select(&HOLDS, &format!("WHERE request_id {LISTED}")),
-            format!("SELECT id FROM usage_records WHERE id {LISTED}"),
-        ]
-        .join("; ");
+            (native::select_all(&ACCOUNTS), "id"),
+            (native::select_all(&KEY_BUDGETS), "api_key_id"),
+            (native::select_all(&HOLDS), "request_id"),
+            ("SELECT id FROM usage_records".to_owned(), "id"),
+        ];
         Self {
-            begin: format!("{BEGIN}; {load}").into(),
-            load: load.into(),
+            begin: Queries::new(Some(BEGIN), &load),
+            load: Queries::new(None, &load),
             load_windows: native::select(&RATE_WINDOWS, &format!("WHERE subject {LISTED}")).into(),
             load_idempotency: native::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}"))
                 .into(),
             load_holds: native::select(&HOLDS, &format!("WHERE request_id {LISTED}")).into(),
             update_budgets: ManyRows::update(&KEY_BUDGETS, "api_key_id", KEY_SPENDING),
+            close_holds: Deletion::new(&HOLDS, "request_id"),
+            forget_idempotency: Deletion::new(&IDEMPOTENCY_KEYS, "id"),
+            forget_lookups: Deletion::new(&LOOKUPS, "request_id"),
             insert_idempotency: ManyRows::insert(&IDEMPOTENCY_KEYS),
             upsert_windows: ManyRows::upsert(&RATE_WINDOWS, "subject", WINDOW_CHANGES),
             insert_lookups: ManyRows::insert(&LOOKUPS),
@@ -119,15 +125,13 @@ impl SqliteStore {
     async fn load(
         &self,
         conn: &mut SqliteConnection,
-        text: &Arc<str>,
+        queries: &Queries<4>,
         batch: &[LedgerOp],
     ) -> Result<Books, StoreError> {
         let mut needs = Needs::of(batch);
-        let requests = serde_json::to_string(&needs.requests)?;
-        let accounts = serde_json::to_string(&needs.accounts)?;
-        let keys = serde_json::to_string(&needs.keys)?;
-        let keys = [accounts, keys, requests.clone(), requests];
-        let [accounts, budgets, holds, settled] = native::read_each(conn, text, keys).await?;
+        let requests = names(&needs.requests);
+        let keys = [names(&needs.accounts), names(&needs.keys), requests.clone(), requests];
+        let [accounts, budgets, holds, settled] = queries.read(conn, keys).await?;
         let accounts: Vec<Account> = native::parse(&accounts)?;
         let budgets: Vec<KeyBudget> = native::parse(&budgets)?;
         let holds: Vec<Hold> = native::parse(&holds)?;
@@ -184,14 +188,13 @@ impl SqliteStore {
         script.rows(&sql.update_budgets, budgets.values())?;
         script.rows(&sql.insert_holds, placed.values())?;
         script.rows(&sql.update_holds, changed.values())?;
-        script.listed(CLOSE_HOLDS, &Vec::from_iter(closed))?;
-        let names: Vec<_> = idempotency.keys().collect();
-        script.listed(FORGET_IDEMPOTENCY, &names)?;
+        script.delete(&sql.close_holds, &names(&closed))?;
+        script.delete(&sql.forget_idempotency, &names(idempotency.keys()))?;
         script.rows(&sql.insert_idempotency, idempotency.values().flatten())?;
         script.rows(&sql.upsert_windows, changes.windows.values())?;
         script.rows(&sql.insert_lookups, changes.lookups.iter())?;
-        let corrected: Vec<_> = changes.corrections.iter().map(|row| row.request_id).collect();
-        script.listed(FORGET_LOOKUPS, &corrected)?;
+        let corrected = names(changes.corrections.iter().map(|row| row.request_id));
+        script.delete(&sql.forget_lookups, &corrected)?;
         script.rows(&sql.insert_corrections, changes.corrections.iter())?;
         script.rows(&sql.insert_usage, changes.usage_records.iter())?;
         script.rows(&sql.insert_ledger, changes.ledger_entries.iter())?;
@@ -201,9 +204,6 @@ impl SqliteStore {
     }
 }
 
-const CLOSE_HOLDS: &str = "DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?))";
-const FORGET_IDEMPOTENCY: &str =
-    "DELETE FROM idempotency_keys WHERE id IN (SELECT value FROM json_each(?))";
-/// A request whose truth has come need not be asked after.
-const FORGET_LOOKUPS: &str =
-    "DELETE FROM lookups WHERE request_id IN (SELECT value FROM json_each(?))";
+fn names<T: ToString>(ids: impl IntoIterator<Item = T>) -> Vec<String> {
+    ids.into_iter().map(|id| id.to_string()).collect()
+}

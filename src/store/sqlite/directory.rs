@@ -18,7 +18,7 @@ use crate::store::{LedgerOp, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{AssertSqlSafe, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
 pub(super) const ACCOUNT_NAME: &str = "an account of this name";
 const MEMBER: &str = "this member";
@@ -28,7 +28,9 @@ const KEY: &str = "this key";
 impl DirectoryStore for SqliteStore {
     async fn open_account(&self, opening: &Opening) -> Result<(), StoreError> {
         let Opening { account, audit, member, credit } = opening;
-        let mut tx = self.audited(audit).await?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
+        log(&mut tx, audit).await?;
         write(&mut tx, sql::insert(&ACCOUNTS), account, ACCOUNT_NAME).await?;
         if let Some((member, audit)) = member {
             log(&mut tx, audit).await?;
@@ -46,7 +48,8 @@ impl DirectoryStore for SqliteStore {
         id: AccountId,
         decide: Decide<'_, Account>,
     ) -> Result<Option<Account>, Error> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let account = sql::select(&ACCOUNTS, "WHERE id = ?1");
         let Some(before) = first::<Account>(&mut tx, account, id.to_string()).await? else {
             return Ok(None);
@@ -79,7 +82,8 @@ impl DirectoryStore for SqliteStore {
         member: &Member,
         audit: TellMember<'_>,
     ) -> Result<Member, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let insert = format!("{} WHERE true ON CONFLICT DO NOTHING", sql::insert(&MEMBERS));
         if write(&mut tx, insert, member, MEMBER).await? > 0 {
             log(&mut tx, &audit(None)).await?;
@@ -100,7 +104,9 @@ impl DirectoryStore for SqliteStore {
     }
 
     async fn remove_member(&self, member: &Member, audit: &AuditEntry) -> Result<bool, StoreError> {
-        let mut tx = self.audited(audit).await?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
+        log(&mut tx, audit).await?;
         let done = sqlx::query("DELETE FROM members WHERE user_id = ?1 AND account_id = ?2")
             .bind(member.user_id.to_string())
             .bind(member.account_id.to_string())
@@ -137,7 +143,9 @@ impl DirectoryStore for SqliteStore {
         budget: &KeyBudget,
         audit: &AuditEntry,
     ) -> Result<(), StoreError> {
-        let mut tx = self.audited(audit).await?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
+        log(&mut tx, audit).await?;
         write(&mut tx, sql::insert(&API_KEYS), key, KEY).await?;
         write(&mut tx, sql::insert(&KEY_BUDGETS), budget, KEY).await?;
         tx.commit().await.map_err(classify)
@@ -148,7 +156,8 @@ impl DirectoryStore for SqliteStore {
         id: ApiKeyId,
         decide: Decide<'_, OwnKey>,
     ) -> Result<Option<OwnKey>, Error> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let key = sql::select(&API_KEYS, "WHERE id = ?1");
         let key = first::<ApiKey>(&mut tx, key, id.to_string()).await?;
         let budget = sql::select(&KEY_BUDGETS, "WHERE api_key_id = ?1");
@@ -209,7 +218,7 @@ impl DirectoryStore for SqliteStore {
              AND (api_keys.last_used_at IS NULL OR api_keys.last_used_at < u.at)",
         )
         .bind(serde_json::to_string(used)?)
-        .execute(&self.writer)
+        .execute(&mut *self.writer.acquire().await?)
         .await
         .map_err(classify)?;
         Ok(())
@@ -220,29 +229,14 @@ impl DirectoryStore for SqliteStore {
     }
 }
 
-impl SqliteStore {
-    /// A transaction that begins with its entry in the audit log.
-    async fn audited(
-        &self,
-        audit: &AuditEntry,
-    ) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
-        log(&mut tx, audit).await?;
-        Ok(tx)
-    }
-}
-
 /// Writes an entry into the audit log.
-pub(super) async fn log(
-    tx: &mut Transaction<'static, Sqlite>,
-    audit: &AuditEntry,
-) -> Result<(), StoreError> {
+pub(super) async fn log(tx: &mut SqliteConnection, audit: &AuditEntry) -> Result<(), StoreError> {
     write(tx, sql::insert(&AUDIT_LOG), audit, "this audit entry").await?;
     Ok(())
 }
 
 pub(super) async fn first<T: DeserializeOwned>(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut SqliteConnection,
     statement: String,
     key: String,
 ) -> Result<Option<T>, StoreError> {
@@ -251,14 +245,14 @@ pub(super) async fn first<T: DeserializeOwned>(
 
 /// Writes a row; how many were.
 pub(super) async fn write<T: Serialize>(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut SqliteConnection,
     statement: String,
     row: &T,
     what: &'static str,
 ) -> Result<u64, StoreError> {
     let done = sqlx::query(AssertSqlSafe(statement))
         .bind(serde_json::to_string(&[row])?)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(|error| unique(error, what))?;
     Ok(done.rows_affected())
@@ -266,7 +260,7 @@ pub(super) async fn write<T: Serialize>(
 
 /// Writes these columns of a row; without any there is nothing to do.
 pub(super) async fn change<T: Serialize>(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut SqliteConnection,
     (table, key): (&Table, &str),
     columns: &[&str],
     row: &T,

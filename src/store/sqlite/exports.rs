@@ -25,7 +25,8 @@ impl ExportStore for SqliteStore {
         now: Timestamp,
         limit: i64,
     ) -> Result<Planned, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let events = due(&mut tx, sink, now, limit).await?;
         if events.is_empty() {
             return Ok(Planned::default());
@@ -53,7 +54,8 @@ impl ExportStore for SqliteStore {
     }
 
     async fn claim_exports(&self, claim: &LaneClaim<'_>) -> Result<Vec<Export>, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let customers: Vec<String> = sqlx::query_scalar(
             "UPDATE export_lanes SET leased_by = ?4, leased_until = ?5, next_attempt_at = ?5 \
              WHERE sink = ?1 AND customer IN (SELECT customer FROM export_lanes \
@@ -102,7 +104,8 @@ impl ExportStore for SqliteStore {
         customers: &[String],
         done: &[ExportDone],
     ) -> Result<(), StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
         let update = format!(
             "{update} AND (exports.state = 'waiting' \
@@ -146,7 +149,7 @@ impl ExportStore for SqliteStore {
         sqlx::query("UPDATE exports SET first_sent_at = ?2 WHERE id = ?1")
             .bind(id)
             .bind(now.to_string())
-            .execute(&self.writer)
+            .execute(&mut *self.writer.acquire().await?)
             .await
             .map_err(classify)?;
         Ok(())

@@ -7,7 +7,6 @@ use crate::models::timestamp::Timestamp;
 use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
 use crate::store::sqlite::rows::classify;
-use crate::store::sqlite::transaction::Transaction;
 use crate::store::sqlite::{SqliteStore, native, text};
 use crate::store::table::{HOLDS, RATE_WINDOWS};
 use crate::store::{LedgerOp, Outcome, StoreError};
@@ -17,7 +16,7 @@ use std::time::Duration;
 #[async_trait]
 impl LedgerStore for SqliteStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
-        let mut transaction = Transaction::on(&self.writer).await?;
+        let mut transaction = self.writer.in_texts().await?;
         let outcomes = self.apply_alone(transaction.conn(), batch, now).await?;
         transaction.ended();
         Ok(outcomes)
@@ -32,7 +31,7 @@ impl LedgerStore for SqliteStore {
         sqlx::query("UPDATE holds SET lease_expires_at = ?2 WHERE owner = ?1")
             .bind(owner.to_string())
             .bind(now.plus(lease).to_string())
-            .execute(&self.writer)
+            .execute(&mut *self.writer.acquire().await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -56,10 +55,10 @@ impl LedgerStore for SqliteStore {
         .bind(now.plus(lease).to_string())
         .bind(limit)
         .bind(except.to_string())
-        .fetch_all(&self.writer)
+        .fetch_all(&mut *self.writer.acquire().await?)
         .await
         .map_err(classify)?;
-        let mut conn = self.writer.acquire().await.map_err(classify)?;
+        let mut conn = self.writer.acquire().await?;
         native::read(&mut conn, &self.sql.load_holds, serde_json::to_string(&claimed)?).await
     }
 
@@ -68,7 +67,7 @@ impl LedgerStore for SqliteStore {
             .bind(request.to_string())
             .bind(Timestamp::from_unix_seconds(0).to_string())
             .bind(uuid::Uuid::nil().to_string())
-            .execute(&self.writer)
+            .execute(&mut *self.writer.acquire().await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -78,7 +77,7 @@ impl LedgerStore for SqliteStore {
         sqlx::query("UPDATE holds SET lease_expires_at = ?2 WHERE owner <> ?1")
             .bind(owner.to_string())
             .bind(Timestamp::from_unix_seconds(0).to_string())
-            .execute(&self.writer)
+            .execute(&mut *self.writer.acquire().await?)
             .await
             .map_err(classify)?;
         Ok(())

@@ -41,14 +41,14 @@ pub struct ManyRows {
 
 impl ManyRows {
     pub fn insert(table: &Table) -> Self {
-        Self::new(table.columns.to_vec(), 0, |_, rows| insert(table, rows))
+        Self::new(table.columns.to_vec(), 0, |size, rows| insert(table, size, rows))
     }
 
     /// Inserts; rows whose `key` is there already get `columns`.
     pub fn upsert(table: &Table, key: &str, columns: &[&str]) -> Self {
         let conflict = on_conflict(key, columns);
-        Self::new(table.columns.to_vec(), 0, |_, rows| {
-            format!("{} {conflict}", insert(table, rows))
+        Self::new(table.columns.to_vec(), 0, |size, rows| {
+            format!("{} {conflict}", insert(table, size, rows))
         })
     }
 
@@ -83,10 +83,29 @@ impl ManyRows {
     }
 }
 
-fn insert(table: &Table, rows: &str) -> String {
+/// One row is inserted plainly: nothing is missing to it, and SQLite need not be able to take back
+/// half of the statement.
+fn insert(table: &Table, size: usize, rows: &str) -> String {
     let Table { name, columns } = table;
     let (named, key) = (columns.join(", "), columns[0]);
+    if size == 1 {
+        let values = vec!["?"; columns.len()].join(", ");
+        return format!("INSERT INTO {name} ({named}) VALUES ({values})");
+    }
     format!("{rows} INSERT INTO {name} ({named}) SELECT * FROM r WHERE {key} IS NOT NULL")
+}
+
+/// A statement that removes rows by their keys.
+pub struct Deletion {
+    one: Arc<str>,
+    many: Arc<str>,
+}
+
+impl Deletion {
+    pub fn new(table: &Table, key: &str) -> Self {
+        let of = |condition: &str| format!("DELETE FROM {} WHERE {key} {condition}", table.name);
+        Self { one: of("= ?").into(), many: of("IN (SELECT value FROM json_each(?))").into() }
+    }
 }
 
 // === Writing ===
@@ -124,18 +143,18 @@ impl Script {
         Ok(())
     }
 
-    /// Adds a statement with these names as a JSON list in its one parameter, if there are any.
+    /// Adds the removal of the rows with these keys, if there are any.
     ///
     /// # Errors
-    /// When a name is no text.
-    pub fn listed<T: Serialize>(
-        &mut self,
-        text: &'static str,
-        names: &[T],
-    ) -> Result<(), StoreError> {
-        if !names.is_empty() {
-            let names = Value::Text(serde_json::to_string(names)?);
-            self.steps.push((text.into(), vec![names]));
+    /// When a key is no text.
+    pub fn delete(&mut self, from: &Deletion, keys: &[String]) -> Result<(), StoreError> {
+        match keys {
+            [] => {}
+            [key] => self.steps.push((from.one.clone(), vec![Value::Text(key.clone())])),
+            keys => {
+                let keys = Value::Text(serde_json::to_string(keys)?);
+                self.steps.push((from.many.clone(), vec![keys]));
+            }
         }
         Ok(())
     }
@@ -180,7 +199,12 @@ fn bound(text: &Arc<str>, values: impl IntoIterator<Item = Value>) -> Statement 
 
 /// The text of a query for whole rows.
 pub fn select(table: &Table, condition: &str) -> String {
-    format!("SELECT {} FROM {} {condition}", table.columns.join(", "), table.name)
+    format!("{} {condition}", select_all(table))
+}
+
+/// The same, for all of them.
+pub fn select_all(table: &Table) -> String {
+    format!("SELECT {} FROM {}", table.columns.join(", "), table.name)
 }
 
 /// The rows that a text of [`select`] finds by its one parameter.
@@ -196,30 +220,71 @@ pub async fn read<T: DeserializeOwned>(
     parse(&rows)
 }
 
-/// The rows of each of several queries in one text, each with one parameter; what stands before
-/// them has none.
-///
-/// # Errors
-/// The database's.
-pub async fn read_each<const N: usize>(
-    conn: &mut SqliteConnection,
-    text: &Arc<str>,
-    keys: [String; N],
-) -> Result<[Vec<SqliteRow>; N], StoreError> {
-    #[expect(deprecated, reason = "nothing else runs several statements at once and binds values")]
-    let mut results = bound(text, keys.map(Value::Text)).fetch_many(conn);
-    let mut sets = std::array::from_fn(|_| Vec::new());
-    let mut set = Vec::new();
-    while let Some(result) = results.try_next().await.map_err(classify)? {
-        match result {
-            Either::Left(_end_of_set) => {
-                sets.rotate_left(1);
-                sets[N - 1] = std::mem::take(&mut set);
-            }
-            Either::Right(row) => set.push(row),
+/// Queries by lists of keys, in one text, so that they cost what one costs.
+pub struct Queries<const N: usize> {
+    /// For at most [`KEYS_FEW`] in each list.
+    few: Arc<str>,
+    many: Arc<str>,
+}
+
+/// Each of so few keys has a query of its own: for a list of them, SQLite reads JSON and makes a
+/// table first, which costs more than looking the rows up (measured).
+const KEYS_FEW: usize = 4;
+
+impl<const N: usize> Queries<N> {
+    /// `texts`: each a query without its condition, and the column of its keys. `before`: what is
+    /// run before them.
+    pub fn new(before: Option<&str>, texts: &[(String, &str); N]) -> Self {
+        let before = || before.map(ToOwned::to_owned).into_iter();
+        let few = texts.iter().map(|(text, key)| {
+            vec![format!("{text} WHERE {key} = ?"); KEYS_FEW].join(" UNION ALL ")
+        });
+        let many = texts
+            .iter()
+            .map(|(text, key)| format!("{text} WHERE {key} IN (SELECT value FROM json_each(?))"));
+        let join = |texts: Vec<String>| texts.join("; ").into();
+        Self {
+            few: join(before().chain(few).collect()),
+            many: join(before().chain(many).collect()),
         }
     }
-    Ok(sets)
+
+    /// The rows of each.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn read(
+        &self,
+        conn: &mut SqliteConnection,
+        keys: [Vec<String>; N],
+    ) -> Result<[Vec<SqliteRow>; N], StoreError> {
+        let are_few = keys.iter().all(|keys| keys.len() <= KEYS_FEW);
+        let (text, values) = if are_few {
+            let padded = |keys: Vec<String>| {
+                let missing = KEYS_FEW - keys.len();
+                keys.into_iter().map(Value::Text).chain(vec![Value::Null; missing])
+            };
+            (&self.few, keys.into_iter().flat_map(padded).collect())
+        } else {
+            let list = |keys: &Vec<String>| Ok(Value::Text(serde_json::to_string(keys)?));
+            (&self.many, keys.iter().map(list).collect::<Result<Vec<_>, StoreError>>()?)
+        };
+        let mut sets = std::array::from_fn(|_| Vec::new());
+        let mut set = Vec::new();
+        #[expect(deprecated, reason = "nothing else runs several statements at once and binds")]
+        let mut results = bound(text, values).fetch_many(conn);
+        while let Some(result) = results.try_next().await.map_err(classify)? {
+            match result {
+                // What is run before the queries ends like them.
+                Either::Left(_end_of_set) => {
+                    sets.rotate_left(1);
+                    sets[N - 1] = std::mem::take(&mut set);
+                }
+                Either::Right(row) => set.push(row),
+            }
+        }
+        Ok(sets)
+    }
 }
 
 /// # Errors
@@ -236,12 +301,18 @@ mod tests {
     use serde_json::json;
     use sqlx::Connection;
 
-    /// As many rows as need several statements come back as they went in.
-    #[tokio::test]
-    async fn rows_come_back_as_they_went_in() {
+    /// Without accounts, to which holds belong.
+    async fn tables() -> SqliteConnection {
         let mut conn = SqliteConnection::connect("sqlite::memory:").await.unwrap();
         sqlx::migrate!("migrations/sqlite").run(&mut conn).await.unwrap();
         sqlx::query("PRAGMA foreign_keys = OFF").execute(&mut conn).await.unwrap();
+        conn
+    }
+
+    /// As many rows as need several statements come back as they went in.
+    #[tokio::test]
+    async fn rows_come_back_as_they_went_in() {
+        let mut conn = tables().await;
         let holds: Vec<Hold> = (0..ROWS_MAX + 7).map(hold).collect();
         write(&mut conn, &ManyRows::insert(&HOLDS), &holds).await;
         let all = select(&HOLDS, "WHERE ? = '' ORDER BY request_id").into();
@@ -260,6 +331,33 @@ mod tests {
         for (read_back, changed) in read_back.iter().zip(&changed) {
             assert_eq!(read_back.generation_id, changed.generation_id);
             assert_eq!(read_back.model, "m");
+        }
+    }
+
+    /// One, few and many keys have texts of their own.
+    #[tokio::test]
+    async fn any_number_of_keys_finds_and_removes_its_rows() {
+        let mut conn = tables().await;
+        let holds: Vec<Hold> = (0..KEYS_FEW + 3).map(hold).collect();
+        let keys: Vec<String> = holds.iter().map(|hold| hold.request_id.to_string()).collect();
+        let by_id = (select_all(&HOLDS), "request_id");
+        let queries = Queries::new(Some("SELECT 1"), &[by_id.clone(), by_id]);
+        let deletion = Deletion::new(&HOLDS, "request_id");
+        for count in 0..=holds.len() {
+            write(&mut conn, &ManyRows::insert(&HOLDS), &holds).await;
+            let sought = [keys[..count].to_vec(), vec!["unknown".to_owned()]];
+            let [found, none] = queries.read(&mut conn, sought).await.unwrap();
+            assert_eq!(parse::<Hold>(&found).unwrap(), holds[..count]);
+            assert!(none.is_empty());
+
+            let mut script = Script::default();
+            script.delete(&deletion, &keys[..count]).unwrap();
+            script.run(&mut conn).await.unwrap();
+            let [left, _] = queries.read(&mut conn, [keys.clone(), Vec::new()]).await.unwrap();
+            assert_eq!(parse::<Hold>(&left).unwrap(), holds[count..]);
+            let mut script = Script::default();
+            script.delete(&deletion, &keys).unwrap();
+            script.run(&mut conn).await.unwrap();
         }
     }
 

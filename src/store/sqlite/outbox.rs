@@ -54,7 +54,8 @@ impl OutboxStore for SqliteStore {
 
     async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError> {
         let sinks = serde_json::to_string(&self.events.sinks)?;
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         for statement in [
             "INSERT INTO billing_sinks (name, since) SELECT value, ?2 FROM json_each(?1) \
              WHERE NOT EXISTS (SELECT 1 FROM billing_sinks s \
@@ -91,7 +92,7 @@ impl OutboxStore for SqliteStore {
             .bind(claim.now.to_string())
             .bind(claim.until.to_string())
             .bind(claim.limit)
-            .fetch_all(&self.writer)
+            .fetch_all(&mut *self.writer.acquire().await?)
             .await
             .map_err(classify)?;
         parse(&rows)
@@ -103,7 +104,8 @@ impl OutboxStore for SqliteStore {
     }
 
     async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
         // What was parked meanwhile stays so, unless it has arrived.
         let update = format!(
@@ -128,7 +130,7 @@ impl OutboxStore for SqliteStore {
         .bind(now.to_string())
         .bind(reasons::NO_CUSTOMER)
         .bind(CHANGED_EVENTS_MAX)
-        .execute(&self.writer)
+        .execute(&mut *self.writer.acquire().await?)
         .await
         .map_err(classify)?;
         Ok(done.rows_affected())
@@ -140,7 +142,8 @@ impl OutboxStore for SqliteStore {
         audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let parked = lock(&mut tx, ids, "state = 'parked'").await?;
         let single = parked.iter().filter(|event| event.export_group.is_none());
         let single: Vec<&str> = single.map(|event| event.id.as_str()).collect();
@@ -171,7 +174,8 @@ impl OutboxStore for SqliteStore {
         audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let waiting = lock(&mut tx, ids, UNMERGED).await?;
         let ids: Vec<&str> = waiting.iter().map(|event| event.id.as_str()).collect();
         let done = sqlx::query(

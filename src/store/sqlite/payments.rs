@@ -18,7 +18,7 @@ use crate::store::{Outcome, PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use sqlx::SqliteConnection;
 
 /// What was handled so long ago does not come again.
 pub const OLD_EVENTS: &str =
@@ -27,12 +27,11 @@ pub const OLD_EVENTS: &str =
 pub const STRAY_REVERSALS: &str = "DELETE FROM payment_reversals WHERE as_of < ?1 \
      AND NOT EXISTS (SELECT 1 FROM payments p WHERE p.payment_intent = payment_reversals.payment_intent)";
 
-type Tx = Transaction<'static, Sqlite>;
-
 #[async_trait]
 impl PaymentStore for SqliteStore {
     async fn take_event(&self, event: &PaymentEvent, news: &News) -> Result<Handled, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let remember = format!(
             "{} WHERE payment_events.state = 'refused'",
             sql::upsert(&PAYMENT_EVENTS, "id", EVENT_OUTCOME)
@@ -96,7 +95,7 @@ impl SqliteStore {
     /// Credits a payment, unless its session was credited before; false when a sum does not fit.
     async fn pay(
         &self,
-        tx: &mut Tx,
+        tx: &mut SqliteConnection,
         payment: &Payment,
         event: &PaymentEvent,
     ) -> Result<bool, StoreError> {
@@ -114,7 +113,7 @@ impl SqliteStore {
     /// Writes down what is taken back, and takes it where the payment is known.
     async fn reverse(
         &self,
-        tx: &mut Tx,
+        tx: &mut SqliteConnection,
         reversal: &Reversal,
         event: &PaymentEvent,
     ) -> Result<bool, StoreError> {
@@ -139,7 +138,7 @@ impl SqliteStore {
     /// Parks exports and their events, and tells of it.
     async fn reject(
         &self,
-        tx: &mut Tx,
+        tx: &mut SqliteConnection,
         rejected: &[Rejected],
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -156,7 +155,7 @@ impl SqliteStore {
              AND billing_events.state IN ('exported', 'waiting') RETURNING billing_events.id",
         )
         .bind(serde_json::to_string(&ids)?)
-        .fetch_all(&mut **tx)
+        .fetch_all(&mut *tx)
         .await
         .map_err(classify)?;
         let parked: Vec<&str> = parked.iter().map(String::as_str).collect();
@@ -164,7 +163,11 @@ impl SqliteStore {
     }
 }
 
-async fn put<T: Serialize>(tx: &mut Tx, statement: String, row: &T) -> Result<u64, StoreError> {
+async fn put<T: Serialize>(
+    tx: &mut SqliteConnection,
+    statement: String,
+    row: &T,
+) -> Result<u64, StoreError> {
     write(tx, statement, row, "this row of a payment").await
 }
 
@@ -185,7 +188,11 @@ async fn reversals_of(
 }
 
 /// Writes a subscription's newer state down, and what all of the account's come to.
-async fn subscribe(tx: &mut Tx, news: &Subscribed, now: Timestamp) -> Result<(), StoreError> {
+async fn subscribe(
+    tx: &mut SqliteConnection,
+    news: &Subscribed,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let Subscribed { subscription, default_plan } = news;
     let id = subscription.account_id;
     let account = sql::select(&ACCOUNTS, "WHERE id = ?1");

@@ -16,7 +16,8 @@ use std::sync::Arc;
 impl PriceStore for SqliteStore {
     async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
         let rows = serde_json::to_string(&price_rows(prices))?;
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         sqlx::query(
             "INSERT INTO prices (id, model, terms) SELECT value ->> 0, value ->> 1, value ->> 3 \
              FROM json_each(?1) WHERE true ON CONFLICT (id) DO NOTHING",
@@ -52,7 +53,8 @@ impl PriceStore for SqliteStore {
     }
 
     async fn put_price_table(&self, decide: NextTable<'_>) -> Result<PriceTable, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
         let before = newest(&mut tx).await?;
         let (table, audit) = decide(before.as_ref());
         log(&mut tx, &audit).await?;

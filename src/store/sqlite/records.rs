@@ -73,12 +73,12 @@ impl RecordStore for SqliteStore {
         .bind(now.to_string())
         .bind(next.to_string())
         .bind(limit)
-        .fetch_all(&self.writer)
+        .fetch_all(&mut *self.writer.acquire().await?)
         .await
         .map_err(classify)?;
         let statement =
             sql::select(&LOOKUPS, "WHERE request_id IN (SELECT value FROM json_each(?1))");
-        let mut conn = self.writer.acquire().await.map_err(classify)?;
+        let mut conn = self.writer.acquire().await?;
         select(&mut conn, &statement.into(), serde_json::to_string(&claimed)?).await
     }
 }
