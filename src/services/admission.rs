@@ -18,7 +18,7 @@ use crate::services::auth::Principal;
 use crate::services::catalog::{Catalog, Model};
 use crate::services::choice::{self, Candidate};
 use crate::services::exchange::{Answer as Begun, Exchange, Trip};
-use crate::services::ledger::{Answer, Failed, Ledger};
+use crate::services::ledger::{Answer, Failed, Hurry, Ledger};
 use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
 use crate::services::tokens::{Vocabularies, count_images, estimate_prompt};
@@ -66,7 +66,7 @@ pub struct Admitted {
 
 /// Whether the hold stands.
 enum Commit {
-    Waiting { answer: Answer, wait: Duration, model: Arc<Model> },
+    Waiting { answer: Answer, wait: Duration, model: Arc<Model>, hurry: Hurry },
     Stands,
 }
 
@@ -132,8 +132,13 @@ impl Admission {
         let is_limited = has_key_limits || !size.limits.is_none();
         let is_comfortable = !is_limited && self.is_comfortable(&hold);
         self.ledger.expect_hold(hold.account_id, hold.amount_nusd);
-        let placed =
-            self.ledger.submit(LedgerOp::Place(placement)).map_err(|_| Error::Overloaded)?;
+        let place = LedgerOp::Place(placement);
+        let placed = if is_comfortable {
+            self.ledger.submit_ahead(place)
+        } else {
+            self.ledger.submit(place)
+        };
+        let placed = placed.map_err(|_| Error::Overloaded)?;
         let (user, wanted) = (hold.account_id.to_string(), hold.amount_nusd);
         let open = OpenHold {
             hold,
@@ -155,7 +160,8 @@ impl Admission {
             call_trace: None,
         };
         let (mut exchange, wait) = (Exchange::new(open, request), self.terms.database_wait);
-        let mut commit = Commit::Waiting { answer: placed, wait, model };
+        let hurry = self.ledger.hurry().clone();
+        let mut commit = Commit::Waiting { answer: placed, wait, model, hurry };
         let (mut held, mut room) = (wanted, Room::default());
         if !is_comfortable {
             (held, room) = commit.committed(&mut exchange).await?;
@@ -341,8 +347,17 @@ impl Admitted {
     /// The upstream's, or why the hold does not stand.
     pub async fn forward(self) -> Result<(Exchange, Begun), Error> {
         let Self { mut exchange, mut commit, trip, .. } = self;
+        let hurry = commit.hurry();
+        let call = async {
+            let answer = exchange.call(trip).await?;
+            // What is noted of the answer hurries the hold as well.
+            if !exchange.has_noted() {
+                hurry.iter().for_each(Hurry::say);
+            }
+            Ok(answer)
+        };
         // Whichever fails first ends the other: a refused hold drops the upstream call.
-        let both = futures::future::try_join(exchange.call(trip), commit.wait()).await;
+        let both = futures::future::try_join(call, commit.wait()).await;
         match both {
             Ok((answer, held)) => {
                 if let Some(Placed { amount, .. }) = held {
@@ -379,9 +394,17 @@ impl Commit {
         }
     }
 
+    /// For when there is nothing else left to wait for.
+    fn hurry(&self) -> Option<Hurry> {
+        match self {
+            Self::Waiting { hurry, .. } => Some(hurry.clone()),
+            Self::Stands => None,
+        }
+    }
+
     /// What was placed, when it has just been told.
     async fn wait(&mut self) -> Result<Option<Placed>, Error> {
-        let Self::Waiting { answer, wait, model } = self else { return Ok(None) };
+        let Self::Waiting { answer, wait, model, .. } = self else { return Ok(None) };
         let unanswered = |what: &str| Error::Database(what.to_owned());
         let outcome = tokio::time::timeout(*wait, answer)
             .await

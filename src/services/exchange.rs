@@ -165,6 +165,14 @@ impl Exchange {
         poll_noted(live.unwrap_or(&mut self.noting), cx)
     }
 
+    /// The answer's id was sent after the hold, and somebody waits for it.
+    #[must_use]
+    pub fn has_noted(&self) -> bool {
+        self.live.as_deref().is_some_and(|live| {
+            live.open.upstream.kind.has_lookup() && live.open.hold.generation_id.is_some()
+        })
+    }
+
     /// The client has a whole answer: what was read is charged.
     ///
     /// # Errors

@@ -7,10 +7,13 @@
 
 mod committer;
 mod exposure;
+mod hurry;
 mod journal;
 mod leftovers;
 mod measured;
 mod outage;
+mod queue;
+mod snapshots;
 mod writer;
 
 use crate::models::ids::AccountId;
@@ -18,26 +21,28 @@ use crate::models::money::NanoUsd;
 use crate::services::metrics::Metrics;
 use crate::store::{LedgerOp, Outcome, Store};
 use committer::Committer;
+pub use hurry::Hurry;
 pub use journal::Journal;
 pub use leftovers::Leftovers;
 use measured::Measured;
-use moka::sync::Cache;
+use queue::{Queue, Queued, Wanted};
+pub use snapshots::Snapshot;
+use snapshots::Snapshots;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 pub use writer::Writer;
 
 /// Requests in flight at most, each with a place for its settlement, its hold and a note.
 const QUEUE_OPS_MAX: usize = 65_536;
-/// Accounts whose balance is remembered.
-const SNAPSHOTS_MAX: u64 = 100_000;
 
 /// The way to the writer. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
     sender: mpsc::Sender<Queued>,
-    snapshots: Cache<AccountId, Snapshot>,
+    hurry: Hurry,
+    snapshots: Snapshots,
     away: Away,
     measured: Measured,
 }
@@ -62,13 +67,6 @@ pub enum Failed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// What an account had when its last operation was committed.
-#[derive(Clone, Copy, Debug)]
-pub struct Snapshot {
-    pub available: NanoUsd,
-    pub taken_at: Instant,
-}
-
 /// How the writer goes on while the database is away.
 pub struct OutageTerms {
     /// The most that is let in meanwhile.
@@ -90,12 +88,6 @@ struct State {
     can_serve: AtomicBool,
 }
 
-struct Queued {
-    op: LedgerOp,
-    answer: Option<oneshot::Sender<Result<Outcome, Failed>>>,
-    sent_at: Instant,
-}
-
 /// A ledger and the writer that has to run for it.
 #[must_use]
 pub fn new(
@@ -104,12 +96,14 @@ pub fn new(
     outage: Option<OutageTerms>,
 ) -> (Ledger, Writer) {
     let (sender, receiver) = mpsc::channel(QUEUE_OPS_MAX);
-    let snapshots = Cache::new(SNAPSHOTS_MAX);
+    let hurry = Hurry::default();
+    let snapshots = Snapshots::new();
     let away = Away::new(outage.as_ref().map(|terms| terms.patience));
     let measured = Measured::new(metrics);
     let committer = Committer::new(store, measured.clone());
-    let writer = Writer::new(committer, receiver, snapshots.clone(), away.clone(), outage);
-    (Ledger { sender, snapshots, away, measured }, writer)
+    let queue = Queue::new(receiver, hurry.clone());
+    let writer = Writer::new(committer, queue, snapshots.clone(), away.clone(), outage);
+    (Ledger { sender, hurry, snapshots, away, measured }, writer)
 }
 
 // === impl Ledger ===
@@ -128,32 +122,48 @@ impl Ledger {
     /// # Errors
     /// [`Full`] when too many requests are in flight.
     pub fn submit(&self, op: LedgerOp) -> Result<Answer, Full> {
+        self.submit_wanted(op, Wanted::Now)
+    }
+
+    /// Sends an operation whose answer is not waited for yet: what the caller does meanwhile may
+    /// give others to go with it. Whoever then waits says so by [`Ledger::hurry`].
+    ///
+    /// # Errors
+    /// [`Full`] when too many requests are in flight.
+    pub fn submit_ahead(&self, op: LedgerOp) -> Result<Answer, Full> {
+        self.submit_wanted(op, Wanted::Soon)
+    }
+
+    /// For those that were sent ahead.
+    #[must_use]
+    pub fn hurry(&self) -> &Hurry {
+        &self.hurry
+    }
+
+    fn submit_wanted(&self, op: LedgerOp, wanted: Wanted) -> Result<Answer, Full> {
         let (sender, answer) = oneshot::channel();
-        self.sender.try_send(Queued::new(op, Some(sender))).map_err(|_| Full)?;
+        self.sender.try_send(Queued::new(op, Some(sender), wanted)).map_err(|_| Full)?;
         Ok(answer)
     }
 
     /// Sends an operation that may be lost: recovery then knows a little less.
     pub fn note(&self, op: LedgerOp) {
-        let _ = self.sender.try_send(Queued::new(op, None));
+        let _ = self.sender.try_send(Queued::new(op, None, Wanted::InTime));
     }
 
     /// Counts a hold that is on its way, so that a burst does not see the same money many times.
     pub fn expect_hold(&self, account: AccountId, amount: NanoUsd) {
-        if let Some(snapshot) = self.snapshots.get(&account) {
-            let available = snapshot.available.minus(amount).unwrap_or(NanoUsd::ZERO);
-            self.snapshots.insert(account, Snapshot { available, ..snapshot });
-        }
+        self.snapshots.spend(account, amount);
     }
 
     #[must_use]
     pub fn snapshot(&self, account: AccountId) -> Option<Snapshot> {
-        self.snapshots.get(&account)
+        self.snapshots.of(account)
     }
 
     /// Forgets balances: another process has changed accounts.
     pub fn forget_snapshots(&self) {
-        self.snapshots.invalidate_all();
+        self.snapshots.forget();
     }
 
     #[must_use]
@@ -174,18 +184,12 @@ impl Ledger {
     }
 }
 
-impl Queued {
-    fn new(op: LedgerOp, answer: Option<oneshot::Sender<Result<Outcome, Failed>>>) -> Self {
-        Self { op, answer, sent_at: Instant::now() }
-    }
-}
-
 // === impl Slot ===
 
 impl Slot {
     /// Sends the operation the place was kept for. Does not wait and cannot fail.
     pub fn send(self, op: LedgerOp) {
-        self.0.send(Queued::new(op, None));
+        self.0.send(Queued::new(op, None, Wanted::InTime));
     }
 }
 

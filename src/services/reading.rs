@@ -62,9 +62,14 @@ impl Reading {
         self.reported.is_some() || self.counter.tokens_so_far() > 0
     }
 
+    /// Takes the answer's name out of a chunk that is taken in later.
+    pub fn take_id(&mut self, answer: &Answer<'_>) {
+        first(&mut self.generation_id, answer.id.0.as_ref());
+    }
+
     /// Takes in a chunk or a whole completion.
     pub fn take(&mut self, answer: &Answer<'_>) {
-        first(&mut self.generation_id, answer.id.0.as_ref());
+        self.take_id(answer);
         first(&mut self.model, answer.model.0.as_ref());
         first(&mut self.provider, answer.provider.0.as_ref());
         for choice in &answer.choices.0 {

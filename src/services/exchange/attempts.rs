@@ -15,6 +15,7 @@ use crate::services::sse::{Splitter, Verdict, data};
 use crate::services::tap::Failure;
 use crate::services::upstream::retry::{failure, may_go_elsewhere, more_telling};
 use bytes::Bytes;
+use futures::FutureExt;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -115,7 +116,10 @@ impl Live {
                 self.document(idle).await.map(Answer::Document)
             }
             Form::Events if has_others => self.first_event().await.map(|()| Answer::Events),
-            Form::Events => Ok(Answer::Events),
+            Form::Events => {
+                self.glance();
+                Ok(Answer::Events)
+            }
         };
         answer.map_err(|error| Failed { error, had_begun: true })
     }
@@ -129,8 +133,34 @@ impl Live {
         if begins_with_failure(&frame) {
             return Err(not_a_completion("an error in the first event"));
         }
-        self.peeked = Some(frame);
+        self.peek(frame);
         Ok(())
+    }
+
+    /// Looks at what of a stream has come together with its head, where the head had no id.
+    fn glance(&mut self) {
+        let idle = self.open.upstream.terms.idle;
+        let knows_id = self.tap.judge.reading.generation_id.is_some();
+        if knows_id || !self.open.upstream.kind.has_lookup() {
+            return;
+        }
+        // That there is nothing more, or that it broke off, shows again when the body is read.
+        if let Some(Ok(Some(frame))) = self.next_frame(idle).now_or_never() {
+            self.peek(frame);
+        }
+    }
+
+    /// Keeps a stream's first frame for the meter. The answer's id, where it is in that, is written
+    /// down with the hold: one transaction instead of two.
+    fn peek(&mut self, frame: Bytes) {
+        let reading = &mut self.tap.judge.reading;
+        if reading.generation_id.is_none() {
+            of_first_event(&frame, |answer| reading.take_id(answer));
+            if reading.generation_id.is_some() {
+                self.note();
+            }
+        }
+        self.peeked = Some(frame);
     }
 
     fn has_failed(&mut self, failed: &Failed) {
@@ -191,17 +221,22 @@ fn begins_with_failure(frame: &Bytes) -> bool {
         let failure = answer.failure().map(|said| Failure::read(said).within());
         failure.is_some_and(|error| may_go_elsewhere(&error))
     };
-    let mut first = None;
+    of_first_event(frame, is_failure).unwrap_or(false)
+}
+
+/// `None` when there is no such event, or it is no JSON.
+fn of_first_event<T>(frame: &Bytes, mut read: impl FnMut(&answer::Answer<'_>) -> T) -> Option<T> {
+    let (mut seen, mut first) = (false, None);
     let judge = |event: &[u8]| {
-        if let Some(data) = data(event).filter(|data| first.is_none() && !data.is_empty()) {
-            let text = std::str::from_utf8(&data).unwrap_or_default();
-            first = Some(answer::read(text, is_failure).unwrap_or(false));
+        if let Some(data) = data(event).filter(|data| !seen && !data.is_empty()) {
+            seen = true;
+            first = answer::read(std::str::from_utf8(&data).unwrap_or_default(), &mut read);
         }
         Verdict::Drop
     };
     // An event beyond its bound is found when it is read.
     let _ = Splitter::default().push(frame, &mut VecDeque::new(), judge);
-    first.unwrap_or(false)
+    first
 }
 
 #[cfg(test)]

@@ -42,12 +42,12 @@ impl Measured {
         self.quiet.clone().lock_owned().await
     }
 
-    pub fn batch(&self, sent: &[Instant], began: Instant) {
+    pub fn batch(&self, sent: impl ExactSizeIterator<Item = Instant>, began: Instant) {
         let (measured, now) = (&self.metrics.ledger, Instant::now());
         measured.batch.observe(sent.len());
         measured.commit.observe(now.duration_since(began));
         for at in sent {
-            measured.wait.observe(now.duration_since(*at));
+            measured.wait.observe(now.duration_since(at));
         }
     }
 

@@ -8,8 +8,9 @@
 use super::committer::{Committer, Decided, RETRY_MAX};
 use super::exposure::{Denied, Exposure, Left};
 use super::journal::{Journal, Page};
-use super::writer::{BATCH_OPS_MAX, Memory, report};
-use super::{Away, Failed, OutageTerms, Queued};
+use super::queue::{BATCH_OPS_MAX, Queued};
+use super::writer::{Memory, report};
+use super::{Away, Failed, OutageTerms};
 use crate::models::hold::Hold;
 use crate::models::ids::RequestId;
 use crate::models::limits::Counted;
@@ -163,16 +164,16 @@ impl Outage {
         let holds = queued.iter().filter(|queued| matches!(queued.op, LedgerOp::Place(_))).count();
         let has_room = self.has_room(holds);
         let mut writing = Writing::new();
-        for Queued { op, answer, .. } in queued {
+        for Queued { op, sent } in queued {
             let refused = match &op {
                 LedgerOp::Place(placement) if !was_tried => Some(placement.hold.request_id),
                 _ => None,
             };
             match self.decide(op, has_room) {
-                Verdict::Write(op, outcome) => writing.push((op, outcome, answer)),
+                Verdict::Write(op, outcome) => writing.push((op, outcome, sent.answer)),
                 Verdict::Answer(decided) => {
                     self.refused.extend(refused);
-                    if let Some(answer) = answer {
+                    if let Some(answer) = sent.answer {
                         let _ = answer.send(decided);
                     }
                 }

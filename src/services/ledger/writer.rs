@@ -5,47 +5,32 @@
 
 use super::committer::{Committer, Deadline, Decided, RETRY_MAX};
 use super::outage::Outage;
-use super::{Away, Failed, OutageTerms, Queued, Snapshot};
+use super::queue::{BATCH_OPS_MAX, Queue, Queued};
+use super::snapshots::Snapshots;
+use super::{Away, Failed, OutageTerms, Snapshot};
 use crate::models::ids::{AccountId, ApiKeyId};
 use crate::models::money::NanoUsd;
 use crate::store::{Funds, LedgerOp, Outcome};
 use moka::sync::Cache;
-use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use std::time::Instant;
 
-/// Operations of one transaction. Larger batches gain nothing and answer later.
-pub const BATCH_OPS_MAX: usize = 256;
-/// What nobody waits for goes with the next operation that somebody does, or after this: a commit
-/// of its own would be half of all commits. Should the process die meanwhile, recovery settles.
-const COMPANY_WAIT: Duration = Duration::from_millis(10);
-/// Who waits is not kept waiting longer for others.
-const GATHER_MAX: Duration = Duration::from_millis(5);
 /// Accounts and keys whose money is remembered for an outage.
 const LAST_MAX: u64 = 100_000;
 
 pub struct Writer {
     committer: Committer,
-    receiver: mpsc::Receiver<Queued>,
+    queue: Queue,
     memory: Memory,
     away: Away,
     /// `None`: the database is waited for, however long.
     outage: Option<Outage>,
-    last: Last,
-}
-
-/// The last commit.
-#[derive(Default)]
-struct Last {
-    took: Duration,
-    /// Its operations that somebody waited for.
-    awaited: usize,
 }
 
 /// What the books said last.
 #[derive(Clone)]
 pub struct Memory {
     /// For whether a call may overlap with its hold: forgotten at any news.
-    snapshots: Cache<AccountId, Snapshot>,
+    snapshots: Snapshots,
     /// For an outage: not forgotten, because there is nobody to be asked.
     last: Cache<AccountId, Snapshot>,
     keys: Cache<ApiKeyId, NanoUsd>,
@@ -54,42 +39,37 @@ pub struct Memory {
 impl Writer {
     pub(super) fn new(
         committer: Committer,
-        receiver: mpsc::Receiver<Queued>,
-        snapshots: Cache<AccountId, Snapshot>,
+        queue: Queue,
+        snapshots: Snapshots,
         away: Away,
         terms: Option<OutageTerms>,
     ) -> Self {
         let memory = Memory { snapshots, last: Cache::new(LAST_MAX), keys: Cache::new(LAST_MAX) };
         let outage =
             terms.map(|terms| Outage::new(terms, committer.clone(), memory.clone(), away.clone()));
-        Self { committer, receiver, memory, away, outage, last: Last::default() }
+        Self { committer, queue, memory, away, outage }
     }
 
     /// Runs until every way to it is gone and all that was sent is written down.
     pub async fn run(mut self) {
         let mut queued = Vec::with_capacity(BATCH_OPS_MAX);
-        while self.receiver.recv_many(&mut queued, BATCH_OPS_MAX).await > 0 {
-            self.gather(&mut queued).await;
+        while let Some(awaited) = self.queue.next(&mut queued).await {
             let deadline = Deadline::after(self.away.patience());
-            let sent: Vec<Instant> = queued.iter().map(|queued| queued.sent_at).collect();
-            let (ops, answers): (Vec<_>, Vec<_>) =
-                queued.drain(..).map(|queued| (queued.op, queued.answer)).unzip();
+            let (ops, sent): (Vec<_>, Vec<_>) =
+                queued.drain(..).map(|queued| (queued.op, queued.sent)).unzip();
             let measured = self.committer.measured();
             let busy = measured.busy().await;
             let began = Instant::now();
             let outcomes = self.committer.commit(&ops, deadline).await;
-            let awaited = answers.iter().flatten().count();
-            self.last = Last { took: began.elapsed(), awaited };
-            measured.batch(&sent, began);
+            self.queue.took(began.elapsed(), awaited);
+            measured.batch(sent.iter().map(|sent| sent.at), began);
             let mut undecided = Vec::new();
-            let all = ops.into_iter().zip(answers).zip(sent).zip(outcomes);
-            for (((op, answer), sent_at), outcome) in all {
-                let undone = self.finish(Queued { op, answer, sent_at }, outcome).await;
-                undecided.extend(undone);
+            for ((op, sent), outcome) in ops.into_iter().zip(sent).zip(outcomes) {
+                undecided.extend(self.finish(Queued { op, sent }, outcome).await);
             }
             drop(busy);
             if let Some(outage) = self.outage.as_mut().filter(|_| !undecided.is_empty()) {
-                outage.outlast(undecided, &mut self.receiver).await;
+                outage.outlast(undecided, self.queue.receiver()).await;
             }
         }
         if let Some(outage) = self.outage {
@@ -97,50 +77,24 @@ impl Writer {
         }
     }
 
-    /// Waits for what belongs into the same transaction. While others are in flight who may have
-    /// something to write, and who did so together just now, it is worth waiting as long as a
-    /// commit takes: nobody is then later than twice that.
-    async fn gather(&mut self, queued: &mut Vec<Queued>) {
-        let began = tokio::time::Instant::now();
-        loop {
-            let awaited = queued.iter().filter(|queued| queued.answer.is_some()).count();
-            let room = BATCH_OPS_MAX.saturating_sub(queued.len());
-            if room == 0 || awaited > 0 && awaited >= self.company() {
-                return;
-            }
-            let wait = if awaited > 0 { self.last.took.min(GATHER_MAX) } else { COMPANY_WAIT };
-            let more = self.receiver.recv_many(queued, room);
-            match tokio::time::timeout_at(began + wait, more).await {
-                Ok(received) if received > 0 => {}
-                _ => return,
-            }
-        }
-    }
-
-    /// Who may be about to write, with who does: each has a place reserved for its settlement.
-    fn company(&self) -> usize {
-        let in_flight = self.receiver.max_capacity() - self.receiver.capacity();
-        if self.last.awaited > 1 { in_flight } else { 0 }
-    }
-
     /// Answers what is decided; gives back what is to be decided again.
     async fn finish(&self, queued: Queued, outcome: Decided) -> Option<Queued> {
         if outcome == Err(Failed::Away) {
             return Some(queued);
         }
-        let Queued { op, answer, sent_at } = queued;
+        let Queued { op, sent } = queued;
         let deadline = || Deadline::after(self.away.patience());
         let found = loop {
             match self.committer.follow_up(&op, &outcome, deadline()).await {
                 Ok(found) => break found,
-                Err(_) if self.outage.is_some() => return Some(Queued { op, answer, sent_at }),
+                Err(_) if self.outage.is_some() => return Some(Queued { op, sent }),
                 Err(_) => tokio::time::sleep(RETRY_MAX).await,
             }
         };
         self.committer.measured().decided(&op, &outcome, found.as_ref());
         self.memory.remember(&op, &outcome, &self.away);
         report(&op, &outcome);
-        if let Some(answer) = answer {
+        if let Some(answer) = sent.answer {
             // Who asked may have gone; its settlement follows in the queue.
             let _ = answer.send(outcome);
         }
@@ -171,7 +125,7 @@ impl Memory {
             _ => return,
         };
         let snapshot = Snapshot { available, taken_at: Instant::now() };
-        self.snapshots.insert(account, snapshot);
+        self.snapshots.put(account, snapshot);
         if away.patience().is_some() {
             self.last.insert(account, snapshot);
             if let LedgerOp::Place(placement) = op {
