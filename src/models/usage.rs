@@ -200,14 +200,10 @@ const NAME_CHARS_MAX: usize = 200;
 
 /// Booleans that come back from SQLite's JSON as 0 and 1.
 pub mod flag {
-    use serde::{Deserialize, Deserializer, Serializer, de};
+    use serde::{Deserializer, Serializer, de};
+    use std::fmt;
 
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Flag {
-        Bool(bool),
-        Number(i64),
-    }
+    struct Flag;
 
     /// # Errors
     /// Those of the serializer.
@@ -218,11 +214,30 @@ pub mod flag {
     /// # Errors
     /// When the value is neither a boolean nor 0 or 1.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-        match Flag::deserialize(deserializer)? {
-            Flag::Bool(value) => Ok(value),
-            Flag::Number(0) => Ok(false),
-            Flag::Number(1) => Ok(true),
-            Flag::Number(_) => Err(de::Error::custom("a flag is 0 or 1")),
+        deserializer.deserialize_any(Flag)
+    }
+
+    impl de::Visitor<'_> for Flag {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a boolean, 0 or 1")
+        }
+
+        fn visit_bool<E>(self, value: bool) -> Result<bool, E> {
+            Ok(value)
+        }
+
+        fn visit_i64<E: de::Error>(self, value: i64) -> Result<bool, E> {
+            match value {
+                0 => Ok(false),
+                1 => Ok(true),
+                other => Err(E::invalid_value(de::Unexpected::Signed(other), &self)),
+            }
+        }
+
+        fn visit_u64<E: de::Error>(self, value: u64) -> Result<bool, E> {
+            self.visit_i64(i64::try_from(value).unwrap_or(i64::MAX))
         }
     }
 }
