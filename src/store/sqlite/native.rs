@@ -4,7 +4,8 @@
 //! A statement costs two switches between threads, so what can go together does.
 //!
 //! Invariants: a struct is the only mapping of its table, by the names of its members; a column
-//! without a member is NULL. Everything that is not in a batch goes as JSON, by `rows`.
+//! without a member is NULL. What is neither in a batch nor looked at after it goes as JSON, by
+//! `rows`.
 
 mod decode;
 mod encode;

@@ -5,10 +5,10 @@ use crate::models::ids::RequestId;
 use crate::models::ledger::EntryKind;
 use crate::models::usage::{UsageCorrection, UsageRecord};
 use crate::store::StoreError;
-use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::reports::object;
 use crate::store::sqlite::rows::{classify, ids, select};
-use crate::store::table::{BILLING_EVENTS, Table, USAGE_CORRECTIONS, USAGE_RECORDS, sqlite as sql};
+use crate::store::sqlite::{SqliteStore, native};
+use crate::store::table::{BILLING_EVENTS, Table, USAGE_CORRECTIONS, USAGE_RECORDS};
 use crate::store::verify::{GROUP_CHARGE, GroupCharge, VerifyStore, group_charges};
 use async_trait::async_trait;
 use serde::Serialize;
@@ -68,8 +68,9 @@ impl SqliteStore {
         key: &str,
         keys: &[K],
     ) -> Result<Vec<T>, StoreError> {
-        let statement = sql::select(table, &format!("WHERE t.{key} {LISTED}"));
+        // The server looks at all that it settles: as JSON that was 2 % of its time (measured).
+        let statement = native::select(table, &format!("WHERE {key} {LISTED}"));
         let mut conn = self.readers.acquire().await.map_err(classify)?;
-        select(&mut conn, &statement.into(), serde_json::to_string(keys)?).await
+        native::read(&mut conn, &statement.into(), serde_json::to_string(keys)?).await
     }
 }
