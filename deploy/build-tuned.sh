@@ -18,7 +18,7 @@ work=$(mktemp -d)
 server=""
 trap '[[ -z $server ]] || kill "$server" 2>/dev/null; rm -rf -- "$work"' EXIT
 
-build() { # FOLDER FLAG: what is built for this machine alone is not tuned
+build() { # FOLDER FLAG
     RUSTFLAGS="$2" CARGO_TARGET_DIR=$target/$1 cargo build --release --locked
 }
 
