@@ -27,15 +27,16 @@ build counting "-Cprofile-generate=$profiles"
 rm -rf -- "$profiles"
 
 echo "== at work"
-export DATABASE_URL=sqlite://$work/tollgate.db TOLLGATE_LISTEN=127.0.0.1:${PORT:-18080} TOLLGATE_LOG=warn
-unset PORT OPENROUTER_API_KEY UPSTREAM_BASE_URL
-tollgate=$target/counting/release/tollgate
-"$tollgate" account create --name tuning --credit 1000 >/dev/null
-key=$("$tollgate" key create --account tuning)
-"$tollgate" serve >"$work/log" 2>&1 &
+address=127.0.0.1:${PORT:-18080}
+# Nothing of this shell's settings: an upstream or a sink in them would be real.
+tollgate=(env --ignore-environment "DATABASE_URL=sqlite://$work/tollgate.db"
+    "TOLLGATE_LISTEN=$address" TOLLGATE_LOG=warn "$target/counting/release/tollgate")
+"${tollgate[@]}" account create --name tuning --credit 1000 >/dev/null
+key=$("${tollgate[@]}" key create --account tuning)
+"${tollgate[@]}" serve >"$work/log" 2>&1 &
 server=$!
 for _ in {1..100}; do
-    curl --silent --fail "http://$TOLLGATE_LISTEN/readyz" >/dev/null && break
+    curl --silent --fail "http://$address/readyz" >/dev/null && break
     sleep 0.1
 done
 prompt=$(printf 'The books are right, the surface is exact. %.0s' {1..20})
@@ -43,7 +44,7 @@ ask() { # MEMBERS REQUESTS
     curl --no-progress-meter --fail --parallel --parallel-max 50 --output /dev/null \
         --header "Authorization: Bearer $key" --header "Content-Type: application/json" \
         --data "{\"model\":\"tollgate-demo\",$1\"messages\":[{\"role\":\"user\",\"content\":\"$prompt\"}]}" \
-        "http://$TOLLGATE_LISTEN/v1/chat/completions?[1-$2]"
+        "http://$address/v1/chat/completions?[1-$2]"
 }
 ask '"stream":true,"stream_options":{"include_usage":true},' 2000
 ask '"stream":true,' 500
