@@ -8,7 +8,7 @@ use super::alert::{Alert, AlertTerms};
 use super::ids::{AccountId, RequestId};
 use super::money::NanoUsd;
 use super::timestamp::Timestamp;
-use super::usage::{UsageCorrection, UsageRecord};
+use super::usage::{Outline, UsageCorrection, UsageRecord};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -77,7 +77,7 @@ pub enum DeliveryState {
 impl BillingEvent {
     /// Of a usage record.
     #[must_use]
-    pub fn usage(record: &UsageRecord, sink: &str) -> Self {
+    pub fn usage(record: &Outline, sink: &str) -> Self {
         let id = format!("{}:{sink}", record.id);
         Self::new(id, EventKind::Usage, (record.id, record.account_id), record.ended_at, sink)
     }
@@ -94,7 +94,7 @@ impl BillingEvent {
     #[must_use]
     pub fn alert(alert: &Alert, charge: ChargeOf<'_>, sink: &str) -> Self {
         let event = match charge {
-            ChargeOf::Usage(record) => Self::usage(record, sink),
+            ChargeOf::Usage(record) => Self::usage(&record.outline(), sink),
             ChargeOf::Correction(correction) => Self::correction(correction, sink),
         };
         let kind = match alert {

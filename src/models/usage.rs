@@ -131,6 +131,17 @@ pub struct UsageRecord {
     pub tried: Attempts,
 }
 
+/// What of a usage record says which billing events it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Outline {
+    pub id: RequestId,
+    pub account_id: AccountId,
+    pub prompt_tokens: Tokens,
+    pub completion_tokens: Tokens,
+    pub charge_nusd: NanoUsd,
+    pub ended_at: Timestamp,
+}
+
 /// What was learnt of a request after its usage record was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageCorrection {
@@ -183,6 +194,26 @@ impl UsageRecord {
         self.finish_reason = None;
     }
 
+    #[must_use]
+    pub fn outline(&self) -> Outline {
+        Outline {
+            id: self.id,
+            account_id: self.account_id,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+            charge_nusd: self.charge_nusd,
+            ended_at: self.ended_at,
+        }
+    }
+
+    #[must_use]
+    pub fn is_billable(&self) -> bool {
+        self.outline().is_billable()
+    }
+}
+
+impl Outline {
+    /// Whether there is anything to tell a sink.
     #[must_use]
     pub fn is_billable(&self) -> bool {
         self.prompt_tokens.0 > 0 || self.completion_tokens.0 > 0 || !self.charge_nusd.is_zero()

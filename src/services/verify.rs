@@ -84,7 +84,7 @@ pub async fn verify_settled(
     store: &dyn Store,
     requests: &[RequestId],
 ) -> Result<Vec<String>, StoreError> {
-    let records = store.records_of(requests).await?;
+    let records = store.outlines_of(requests).await?;
     let due = events::Due::load(store).await?;
     let mut report = Report::default();
     let found: HashSet<RequestId> = records.iter().map(|record| record.id).collect();

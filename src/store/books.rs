@@ -308,8 +308,9 @@ impl Books {
         if self.changes.placed.remove(&record.id).is_none() {
             self.changes.closed.insert(record.id);
         }
-        if record.is_billable() {
-            let events = self.events.sinks.iter().map(|sink| BillingEvent::usage(record, sink));
+        let outline = record.outline();
+        if outline.is_billable() {
+            let events = self.events.sinks.iter().map(|sink| BillingEvent::usage(&outline, sink));
             self.changes.billing_events.extend(events);
         }
         let Some(id) = hold.idempotency_id() else { return };

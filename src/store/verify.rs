@@ -7,7 +7,7 @@ use crate::models::billing::BillingEvent;
 use crate::models::ids::RequestId;
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
-use crate::models::usage::{UsageCorrection, UsageRecord};
+use crate::models::usage::{Outline, UsageCorrection, UsageRecord};
 use crate::store::StoreError;
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -36,6 +36,9 @@ pub(super) fn group_charges(listed: &str) -> String {
 #[async_trait]
 pub trait VerifyStore: Send + Sync {
     async fn records_of(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError>;
+
+    /// Of the same rows, less: the server looks at all that it settles.
+    async fn outlines_of(&self, requests: &[RequestId]) -> Result<Vec<Outline>, StoreError>;
 
     async fn corrections_of(
         &self,

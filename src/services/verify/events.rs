@@ -7,7 +7,7 @@ use super::rows::{CHARGE, CORRECTION, Rows};
 use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Export, Lane, SinkWindow};
 use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{UsageCorrection, UsageRecord};
+use crate::models::usage::{Outline, UsageCorrection};
 use crate::store::outbox::EventFilter;
 use crate::store::{Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -43,7 +43,7 @@ impl Due {
     pub async fn check_records(
         &self,
         store: &dyn Store,
-        records: &[UsageRecord],
+        records: &[Outline],
         report: &mut Report,
     ) -> Result<(), StoreError> {
         let mut wanted = Vec::new();

@@ -9,7 +9,7 @@ use crate::models::ids::RequestId;
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
 use crate::models::price::Price;
-use crate::models::usage::{UsageRecord, UsageSource};
+use crate::models::usage::{Outline, UsageRecord, UsageSource};
 use crate::services::pricing;
 use crate::store::{Store, StoreError};
 use std::collections::{HashMap, HashSet};
@@ -36,7 +36,8 @@ pub async fn check(
             }
             check_record(record, prices.get(&record.price_id).and_then(Option::as_ref), report);
         }
-        check_kept(store, due, archived, records, report).await?;
+        let outlines = records.iter().map(UsageRecord::outline).collect();
+        check_kept(store, due, archived, outlines, report).await?;
     }
     check_corrections(store, due, archived, report).await
 }
@@ -47,7 +48,7 @@ pub async fn check_kept(
     store: &dyn Store,
     due: &Due,
     archived: &Archived,
-    records: Vec<UsageRecord>,
+    records: Vec<Outline>,
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let ids: Vec<RequestId> = records.iter().map(|record| record.id).collect();

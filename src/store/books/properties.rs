@@ -481,7 +481,7 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
         (&table::BILLING_SINKS, members(&sink)),
         (&table::EXPORTS, members(&Export::sample(now()))),
         (&table::EXPORT_LANES, members(&Lane::new("s", "c"))),
-        (&table::BILLING_EVENTS, members(&BillingEvent::usage(&record, "s"))),
+        (&table::BILLING_EVENTS, members(&BillingEvent::usage(&record.outline(), "s"))),
         (&table::USAGE_CORRECTIONS, members(&correction(account, id, 1))),
         (&table::LOOKUPS, members(&lookup)),
         (&table::RATE_WINDOWS, members(&RateWindow::open(account.into(), now()))),

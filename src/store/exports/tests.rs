@@ -60,7 +60,7 @@ fn record(number: u128, charge: i64, at: Timestamp) -> UsageRecord {
 
 fn used(number: u128, charge: i64, at: Timestamp) -> (Outgoing, Option<String>) {
     let record = record(number, charge, at);
-    let event = BillingEvent::usage(&record, "stripe");
+    let event = BillingEvent::usage(&record.outline(), "stripe");
     let outgoing = Outgoing { event, record, correction: None, about: None };
     (outgoing, Some(CUSTOMER.to_owned()))
 }

@@ -3,11 +3,13 @@
 use crate::models::billing::BillingEvent;
 use crate::models::ids::RequestId;
 use crate::models::ledger::EntryKind;
-use crate::models::usage::{UsageCorrection, UsageRecord};
+use crate::models::usage::{Outline, UsageCorrection, UsageRecord};
 use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::{classify, ids, select};
-use crate::store::table::{BILLING_EVENTS, USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql};
+use crate::store::table::{
+    BILLING_EVENTS, OUTLINES, Table, USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql,
+};
 use crate::store::verify::{GroupCharge, VerifyStore, group_charges};
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -16,6 +18,16 @@ use uuid::Uuid;
 impl VerifyStore for PostgresStore {
     async fn records_of(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError> {
         let statement = sql::select(&USAGE_RECORDS, "WHERE t.id = ANY($1)");
+        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        select(&mut conn, &statement.into(), uuids(requests)).await
+    }
+
+    async fn outlines_of(&self, requests: &[RequestId]) -> Result<Vec<Outline>, StoreError> {
+        let Table { name, columns } = &OUTLINES;
+        let statement = format!(
+            "SELECT row_to_json(t)::text FROM (SELECT {} FROM {name} WHERE id = ANY($1)) t",
+            columns.join(", ")
+        );
         let mut conn = self.pool.acquire().await.map_err(classify)?;
         select(&mut conn, &statement.into(), uuids(requests)).await
     }

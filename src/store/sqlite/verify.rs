@@ -3,12 +3,12 @@
 use crate::models::billing::BillingEvent;
 use crate::models::ids::RequestId;
 use crate::models::ledger::EntryKind;
-use crate::models::usage::{UsageCorrection, UsageRecord};
+use crate::models::usage::{Outline, UsageCorrection, UsageRecord};
 use crate::store::StoreError;
 use crate::store::sqlite::reports::object;
 use crate::store::sqlite::rows::{classify, ids, select};
 use crate::store::sqlite::{SqliteStore, native};
-use crate::store::table::{BILLING_EVENTS, Table, USAGE_CORRECTIONS, USAGE_RECORDS};
+use crate::store::table::{BILLING_EVENTS, OUTLINES, Table, USAGE_CORRECTIONS, USAGE_RECORDS};
 use crate::store::verify::{GROUP_CHARGE, GroupCharge, VerifyStore, group_charges};
 use async_trait::async_trait;
 use serde::Serialize;
@@ -20,6 +20,10 @@ const LISTED: &str = "IN (SELECT value FROM json_each(?1))";
 impl VerifyStore for SqliteStore {
     async fn records_of(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError> {
         self.listed(&USAGE_RECORDS, "id", requests).await
+    }
+
+    async fn outlines_of(&self, requests: &[RequestId]) -> Result<Vec<Outline>, StoreError> {
+        self.listed(&OUTLINES, "id", requests).await
     }
 
     async fn corrections_of(
