@@ -64,7 +64,7 @@ pub fn count_prompt(tokenizer: &Tokenizer, messages_json: &str, tools_json: Opti
 }
 
 /// An upper bound for ordinary text, without tokenising, for holds. Linear, allocates nothing, and
-/// takes about 20 us for 100 kB.
+/// takes about 10 us for 100 kB.
 ///
 /// How it is chosen. A token never crosses from letters to digits, from digits to punctuation or
 /// from either to a space, so text with many of those has many tokens: `1, 2, 3` has one per byte,
@@ -277,21 +277,26 @@ impl Bound {
     }
 
     fn add(&mut self, text: &[u8]) {
-        // A block's counts fit into a u8, which lets the compiler count many bytes at a time.
-        for block in text.chunks(255) {
-            let sum = |kind: fn(&u8) -> bool| -> usize {
-                block.iter().map(|byte| u8::from(kind(byte))).sum::<u8>().into()
-            };
-            let letters = sum(u8::is_ascii_alphabetic);
-            let wide = sum(|byte| !byte.is_ascii());
-            let astral = sum(|byte| *byte >= 0xF0);
-            let next = block.iter().skip(1);
-            let pairs = block.iter().zip(next).map(|(a, b)| u8::from(*a == b' ' && *b == b' '));
-            let repeated: usize = pairs.sum::<u8>().into();
-            self.letters += letters;
-            self.wide += wide;
-            self.others += block.len() + astral - letters - wide - repeated;
-        }
+        let (blocks, rest) = text.as_chunks::<BLOCK_BYTES>();
+        blocks.iter().for_each(|block| self.add_block(block));
+        self.add_block(rest);
+
+        let behind = text.get(1..).unwrap_or_default();
+        let (pairs, last) = behind.as_chunks::<BLOCK_BYTES>();
+        let repeated = blocks.iter().zip(pairs).map(|(a, b)| repeated_spaces(a, b)).sum::<usize>();
+        self.others -= repeated + repeated_spaces(&text[pairs.len() * BLOCK_BYTES..], last);
+    }
+
+    fn add_block(&mut self, block: &[u8]) {
+        let count = |kind: fn(&u8) -> bool| -> usize {
+            block.iter().map(|byte| u8::from(kind(byte))).sum::<u8>().into()
+        };
+        let letters = count(u8::is_ascii_alphabetic);
+        let wide = count(|byte| !byte.is_ascii());
+        let astral = if wide > 0 { count(|byte| *byte >= 0xF0) } else { 0 };
+        self.letters += letters;
+        self.wide += wide;
+        self.others += block.len() + astral - letters - wide;
     }
 
     fn tokens(&self) -> i64 {
@@ -299,6 +304,16 @@ impl Bound {
         let wide = self.wide.div_ceil(WIDE_BYTES_PER_TOKEN);
         tokens_from(letters + wide + self.others).saturating_add(self.media)
     }
+}
+
+/// A block's counts fit into a u8, and its length is known: the compiler counts many bytes at a
+/// time.
+const BLOCK_BYTES: usize = 128;
+
+/// Spaces behind a space; `behind`: the same text without its first byte.
+fn repeated_spaces(text: &[u8], behind: &[u8]) -> usize {
+    let pairs = text.iter().zip(behind).map(|(a, b)| u8::from(*a == b' ' && *b == b' '));
+    pairs.sum::<u8>().into()
 }
 
 /// The strings of a JSON text, keys included, as byte ranges between their quotes.
@@ -661,6 +676,24 @@ mod tests {
         [{\"role\":\"user\",\"content\":\"hi\"}]";
 
     proptest! {
+        /// Whatever the length: blocks have edges.
+        #[test]
+        fn bytes_are_told_apart_one_by_one(text in vec(select(&b"a  1\xC3\xF0"[..]), 0..700)) {
+            let (mut letters, mut wide, mut others) = (0, 0, 0);
+            for (at, byte) in text.iter().enumerate() {
+                match byte {
+                    b'a' => letters += 1,
+                    0x80.. => wide += 1,
+                    b' ' if at > 0 && text[at - 1] == b' ' => {}
+                    _ => others += 1,
+                }
+                others += usize::from(*byte >= 0xF0);
+            }
+            let mut bound = Bound::default();
+            bound.add(&text);
+            prop_assert_eq!((bound.letters, bound.wide, bound.others), (letters, wide, others));
+        }
+
         #![proptest_config(ProptestConfig::with_cases(1_000))]
 
         #[test]
