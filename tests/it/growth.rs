@@ -46,6 +46,30 @@ async fn what_has_expired_is_swept(store: Store) {
     app.finish().await;
 }
 
+/// A table that is new, as each month's is, has no statistics: without being told, the database
+/// reads all of it for each batch.
+#[tokio::test]
+async fn a_batch_reads_no_more_of_a_month_than_its_own_rows() {
+    const READ_MAX: i64 = 10 * REQUESTS as i64;
+    let app = Setup::new(Store::Postgres).credit("1000").start().await;
+    for _ in 0..REQUESTS {
+        app.upstream.script(Answer::openrouter().plain());
+        app.chat(&question(MODEL)).await.ok();
+    }
+    let read = eventually("the database has counted", async || {
+        let sql = "SELECT SUM(n_tup_ins)::bigint AS written, SUM(seq_tup_read)::bigint AS read \
+                   FROM pg_stat_user_tables WHERE relname LIKE 'usage\\_records\\_%'";
+        let counted = app.books.rows(sql).await.remove(0);
+        let written = counted["written"].as_i64().expect("a number");
+        let is_all = usize::try_from(written).expect("a count") >= REQUESTS;
+        is_all.then(|| counted["read"].as_i64().expect("a number"))
+    })
+    .await;
+    // The server's look at what it has settled may read it all, and does so seldom.
+    assert!(read < READ_MAX, "{read} rows read for {REQUESTS} that were written");
+    app.finish().await;
+}
+
 /// Prompts, answers whose clients leave, keys and models that are nobody's: all of it once.
 #[tokio::test]
 async fn requests_leave_no_memory_behind() {
