@@ -33,7 +33,7 @@ use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Postgres};
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -51,6 +51,12 @@ pub struct PostgresStore {
 const CONNECTIONS_MAX: u32 = 6;
 /// A connection that is not to be had in this time is not to be had.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of a transaction that looks rows up by keys. While the database has no statistics of a table, as
+/// of each month's new one, it would rather read the whole of it, for as long as the plan is kept.
+/// Told not to, it counts a plan that reads a small table as very dear, and would compile it.
+/// Not a setting of the session, which a pooler might lend to others.
+/// <https://www.postgresql.org/docs/15/runtime-config-query.html#GUC-ENABLE-SEQSCAN>
+const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
 /// Replicas tell each other about changed accounts and keys here.
 const CHANNEL: &str = "tollgate_changed";
 
@@ -132,6 +138,11 @@ impl Store for PostgresStore {
 }
 
 impl PostgresStore {
+    /// A transaction that looks rows up by keys, each of which has an index.
+    async fn begin(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        self.pool.begin_with(BEGIN).await.map_err(classify)
+    }
+
     async fn ensure_partitions(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT tollgate_ensure_partitions(now())")
             .execute(&self.pool)

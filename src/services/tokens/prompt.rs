@@ -278,7 +278,9 @@ impl Bound {
 
     fn add(&mut self, text: &[u8]) {
         let (blocks, rest) = text.as_chunks::<BLOCK_BYTES>();
-        blocks.iter().for_each(|block| self.add_block(block));
+        for block in blocks {
+            self.add_block(block);
+        }
         self.add_block(rest);
 
         let behind = text.get(1..).unwrap_or_default();

@@ -47,7 +47,7 @@ impl DirectoryStore for PostgresStore {
         id: AccountId,
         decide: Decide<'_, Account>,
     ) -> Result<Option<Account>, Error> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let account = sql::select(&ACCOUNTS, "WHERE id = $1 FOR UPDATE");
         let Some(before) = first::<Account>(&mut tx, account, id.0).await? else {
             return Ok(None);
@@ -80,7 +80,7 @@ impl DirectoryStore for PostgresStore {
         member: &Member,
         audit: TellMember<'_>,
     ) -> Result<Member, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let insert = format!("{} ON CONFLICT DO NOTHING", sql::insert(&MEMBERS));
         if write(&mut tx, insert, member, MEMBER).await? > 0 {
             log(&mut tx, &audit(None)).await?;
@@ -153,7 +153,7 @@ impl DirectoryStore for PostgresStore {
         id: ApiKeyId,
         decide: Decide<'_, OwnKey>,
     ) -> Result<Option<OwnKey>, Error> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let key = sql::select(&API_KEYS, "WHERE id = $1 FOR UPDATE");
         let key = first::<ApiKey>(&mut tx, key, id.0).await?;
         let budget = sql::select(&KEY_BUDGETS, "WHERE api_key_id = $1 FOR UPDATE");
@@ -236,7 +236,7 @@ impl PostgresStore {
         &self,
         audit: &AuditEntry,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         log(&mut tx, audit).await?;
         Ok(tx)
     }

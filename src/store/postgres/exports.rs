@@ -26,7 +26,7 @@ impl ExportStore for PostgresStore {
         now: Timestamp,
         limit: i64,
     ) -> Result<Planned, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let events = due(&mut tx, sink, now, limit).await?;
         if events.is_empty() {
             return Ok(Planned::default());
@@ -53,7 +53,7 @@ impl ExportStore for PostgresStore {
     }
 
     async fn claim_exports(&self, claim: &LaneClaim<'_>) -> Result<Vec<Export>, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let customers: Vec<String> = sqlx::query_scalar(
             "WITH due AS (SELECT customer FROM export_lanes \
               WHERE sink = $1 AND next_attempt_at <= $2::timestamptz \
@@ -103,7 +103,7 @@ impl ExportStore for PostgresStore {
         customers: &[String],
         done: &[ExportDone],
     ) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         // Before the rest: what was planned meanwhile is seen below.
         lock_lanes(&mut tx, claim.sink, customers.to_vec()).await?;
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);

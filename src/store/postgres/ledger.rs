@@ -14,11 +14,6 @@ use async_trait::async_trait;
 use sqlx::AssertSqlSafe;
 use std::time::Duration;
 
-/// A batch looks its rows up by their keys. While the database has no statistics of a table, as of
-/// each month's new one, it would rather read the whole of it, and for as long as the plan is kept.
-/// <https://www.postgresql.org/docs/15/runtime-config-query.html#GUC-ENABLE-SEQSCAN>
-const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off";
-
 /// So many microseconds, `$2`, from now on: by the database's clock, which is the same for all.
 const IN_TIME: &str = "now() + $2 * interval '1 microsecond'";
 
@@ -29,7 +24,7 @@ fn micros(lease: Duration) -> i64 {
 #[async_trait]
 impl LedgerStore for PostgresStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
-        let mut tx = self.pool.begin_with(BEGIN).await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let outcomes = self.apply(&mut tx, batch, now).await?;
         tx.commit().await.map_err(classify)?;
         Ok(outcomes)

@@ -55,7 +55,7 @@ impl OutboxStore for PostgresStore {
     }
 
     async fn register_sinks(&self, now: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         for statement in [
             "INSERT INTO billing_sinks (name, since) SELECT n, $2::timestamptz FROM unnest($1) n \
              WHERE NOT EXISTS (SELECT 1 FROM billing_sinks s WHERE s.name = n AND s.until IS NULL) \
@@ -80,6 +80,7 @@ impl OutboxStore for PostgresStore {
     }
 
     async fn claim_events(&self, claim: Claim<'_>) -> Result<Vec<BillingEvent>, StoreError> {
+        let mut tx = self.begin().await?;
         let rows: Vec<String> = sqlx::query_scalar(
             "UPDATE billing_events t SET attempts = attempts + 1, \
              leased_until = $3::timestamptz, next_attempt_at = $3::timestamptz \
@@ -92,19 +93,19 @@ impl OutboxStore for PostgresStore {
         .bind(claim.now.to_string())
         .bind(claim.until.to_string())
         .bind(claim.limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(classify)?;
+        tx.commit().await.map_err(classify)?;
         parse(&rows)
     }
 
     async fn outgoing(&self, events: Vec<BillingEvent>) -> Result<Vec<Outgoing>, StoreError> {
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
-        outgoing(&mut conn, events).await
+        outgoing(&mut *self.begin().await?, events).await
     }
 
     async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
         // What was parked meanwhile stays so, unless it has arrived.
         let update = format!(
@@ -141,7 +142,7 @@ impl OutboxStore for PostgresStore {
         audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let parked = lock(&mut tx, ids, "state = 'parked'").await?;
         let single = parked.iter().filter(|event| event.export_group.is_none());
         let single: Vec<String> = single.map(|event| event.id.clone()).collect();
@@ -172,7 +173,7 @@ impl OutboxStore for PostgresStore {
         audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         let waiting = lock(&mut tx, ids, UNMERGED).await?;
         let ids: Vec<String> = waiting.iter().map(|event| event.id.clone()).collect();
         let done = sqlx::query(

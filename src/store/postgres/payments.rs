@@ -34,7 +34,7 @@ type Tx = Transaction<'static, Postgres>;
 #[async_trait]
 impl PaymentStore for PostgresStore {
     async fn take_event(&self, event: &PaymentEvent, news: &News) -> Result<Handled, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin().await?;
         // A copy of the event waits here for the one that came first.
         let remember = format!(
             "{} WHERE payment_events.state = 'refused'",

@@ -6,7 +6,7 @@ use crate::models::ledger::EntryKind;
 use crate::models::usage::{Outline, UsageCorrection, UsageRecord};
 use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
-use crate::store::postgres::rows::{classify, ids, select};
+use crate::store::postgres::rows::{ids, select};
 use crate::store::table::{
     BILLING_EVENTS, OUTLINES, Table, USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql,
 };
@@ -18,7 +18,7 @@ use uuid::Uuid;
 impl VerifyStore for PostgresStore {
     async fn records_of(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError> {
         let statement = sql::select(&USAGE_RECORDS, "WHERE t.id = ANY($1)");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.begin().await?;
         select(&mut conn, &statement.into(), uuids(requests)).await
     }
 
@@ -28,7 +28,7 @@ impl VerifyStore for PostgresStore {
             "SELECT row_to_json(t)::text FROM (SELECT {} FROM {name} WHERE id = ANY($1)) t",
             columns.join(", ")
         );
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.begin().await?;
         select(&mut conn, &statement.into(), uuids(requests)).await
     }
 
@@ -37,7 +37,7 @@ impl VerifyStore for PostgresStore {
         requests: &[RequestId],
     ) -> Result<Vec<UsageCorrection>, StoreError> {
         let statement = sql::select(&USAGE_CORRECTIONS, "WHERE t.request_id = ANY($1)");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.begin().await?;
         select(&mut conn, &statement.into(), uuids(requests)).await
     }
 
@@ -56,20 +56,20 @@ impl VerifyStore for PostgresStore {
                  WHERE kind = 'correction' AND request_id = ANY($1)"
             }
         };
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.begin().await?;
         Ok(ids(&mut conn, statement, uuids(requests)).await?.into_iter().collect())
     }
 
     async fn events_of(&self, ids: &[String]) -> Result<Vec<BillingEvent>, StoreError> {
         let statement = sql::select(&BILLING_EVENTS, "WHERE t.id = ANY($1)");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.begin().await?;
         select(&mut conn, &statement.into(), ids.to_vec()).await
     }
 
     async fn group_charges(&self, groups: &[String]) -> Result<Vec<GroupCharge>, StoreError> {
         let statement =
             format!("SELECT row_to_json(r)::text FROM ({}) r", group_charges("= ANY($1)"));
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.begin().await?;
         select(&mut conn, &statement.into(), groups.to_vec()).await
     }
 }
