@@ -21,20 +21,20 @@ RUN apt-get update && apt-get install -y --no-install-recommends make
 
 # The dependencies in a layer of their own, built for a program without contents: it is built again
 # only when .cargo, Cargo.toml or Cargo.lock change. The benches are named in Cargo.toml and have to
-# be there.
+# be there. A tuned build makes its own.
+ARG TUNED=no
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && echo 'fn main() {}' | tee src/main.rs benches/books.rs benches/compare.rs \
         benches/ledger.rs benches/stream.rs \
     && touch src/lib.rs \
-    && cargo build --release --locked \
+    && { [ "$TUNED" = yes ] || cargo build --release --locked; } \
     && rm -r src
 
 COPY migrations migrations
 COPY src src
 COPY deploy/build-tuned.sh deploy/
-ARG TUNED=no
 # Cargo goes by times, and the copied files are older than the stub. Tuning takes a tool of the
 # compiler's, which is there already where there is no rustup, and asks by curl.
 RUN touch src/lib.rs src/main.rs \
