@@ -39,10 +39,10 @@ COPY deploy/build-tuned.sh deploy/
 # compiler's, which is there already where there is no rustup, and asks by curl.
 RUN touch src/lib.rs src/main.rs \
     && if [ "$TUNED" = yes ]; then \
-        apt-get install -y --no-install-recommends curl \
+        apt-get update && apt-get install -y --no-install-recommends curl \
         && { ! command -v rustup || rustup component add llvm-tools; } \
         && deploy/build-tuned.sh \
-        && mv target/tuned/tollgate target/release/; \
+        && install -D target/tuned/tollgate target/release/tollgate; \
     else \
         cargo build --release --locked; \
     fi

@@ -132,7 +132,7 @@ pub struct UsageRecord {
 }
 
 /// What of a usage record says which billing events it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outline {
     pub id: RequestId,
     pub account_id: AccountId,

@@ -138,9 +138,21 @@ impl Store for PostgresStore {
 }
 
 impl PostgresStore {
-    /// A transaction that looks rows up by keys, each of which has an index.
+    /// A transaction that looks rows up by keys.
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        self.pool.begin_with(BEGIN).await.map_err(classify)
+        self.begin_with(BEGIN).await
+    }
+
+    /// In a task of its own: a BEGIN that is given up half way leaves its connection in a
+    /// transaction that sqlx does not know of. What is written on it next, outside of one, would
+    /// wait for the COMMIT of another, or go with its ROLLBACK.
+    async fn begin_with(
+        &self,
+        statement: &'static str,
+    ) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let pool = self.pool.clone();
+        let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+        begun.await.unwrap_or(Err(sqlx::Error::PoolClosed)).map_err(classify)
     }
 
     async fn ensure_partitions(&self) -> Result<(), StoreError> {

@@ -33,7 +33,7 @@ pub use setup::{Kind, Setup, UPSTREAM_KEY};
 use store::Database;
 pub use store::Store;
 pub(crate) use store::both_stores;
-pub use wait::{PATIENCE, eventually};
+pub use wait::{PATIENCE, eventually, in_its_time};
 
 pub struct TestApp {
     pub upstream: Upstream,

@@ -16,7 +16,7 @@ pub struct NewSecret {
 /// Begins every key, so that a scanner can recognise a leaked one.
 const PREFIX: &str = "sk-tg-";
 const SECRET_BYTES: usize = 32;
-/// Longest key that is hashed at all.
+/// No key is longer, by far.
 const KEY_BYTES_MAX: usize = 128;
 
 impl NewSecret {

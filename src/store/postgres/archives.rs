@@ -33,7 +33,7 @@ impl ArchiveStore for PostgresStore {
         archive: &Archive,
         spending: &[ArchivedSpending],
     ) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin_with("BEGIN").await?;
         let (from, until) = archive.month.ids();
         let found: Counted = sqlx::query_as(AssertSqlSafe(counted("$1", "$2")))
             .bind(from.0)
@@ -87,7 +87,7 @@ impl PostgresStore {
         if !exists {
             return Ok(());
         }
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin_with("BEGIN").await?;
         for statement in [
             // It needs the whole table for a moment, and whoever comes meanwhile waits behind it:
             // rather not now than long.

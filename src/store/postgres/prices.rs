@@ -16,7 +16,7 @@ use std::sync::Arc;
 impl PriceStore for PostgresStore {
     async fn put_prices(&self, prices: &[Arc<Price>], at: Timestamp) -> Result<(), StoreError> {
         let rows = serde_json::to_string(&price_rows(prices))?;
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin_with("BEGIN").await?;
         sqlx::query(
             "INSERT INTO prices (id, model, terms) SELECT r ->> 0, r ->> 1, r ->> 3 \
              FROM json_array_elements($1::json) r ON CONFLICT (id) DO NOTHING",
@@ -52,7 +52,7 @@ impl PriceStore for PostgresStore {
     }
 
     async fn put_price_table(&self, decide: NextTable<'_>) -> Result<PriceTable, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin_with("BEGIN").await?;
         // One after the other; readers go on.
         sqlx::query("LOCK TABLE price_tables IN SHARE ROW EXCLUSIVE MODE")
             .execute(&mut *tx)

@@ -128,7 +128,7 @@ impl PostgresStore {
         &self,
         wait: Duration,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(classify)?;
+        let mut tx = self.begin_with("BEGIN").await?;
         sqlx::query("SELECT set_config('statement_timeout', $1, true)")
             .bind(wait.as_millis().to_string())
             .execute(&mut *tx)

@@ -2,7 +2,7 @@
 //! a few statements a table.
 
 use super::SqliteStore;
-use super::native::{self, Deletion, ManyRows, Queries, Script};
+use super::native::{self, Deletion, LISTED, ManyRows, Queries, Script};
 use super::rows::{ids, texts};
 use super::writer::{BEGIN, COMMIT};
 use crate::models::account::Account;
@@ -53,7 +53,6 @@ pub struct Sql {
 
 impl Sql {
     pub fn new() -> Self {
-        const LISTED: &str = "IN (SELECT value FROM json_each(?))";
         let load = [
             (native::select_all(&ACCOUNTS), "id"),
             (native::select_all(&KEY_BUDGETS), "api_key_id"),

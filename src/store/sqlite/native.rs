@@ -31,6 +31,9 @@ const ROWS_MAX: usize = 32;
 /// first, which costs more than these few do (measured).
 const PLAIN_UPDATES_MAX: usize = 4;
 
+/// Among a list of keys, which is a JSON array.
+pub const LISTED: &str = "IN (SELECT value FROM json_each(?))";
+
 /// A statement for many rows of the same columns.
 pub struct ManyRows {
     columns: Vec<&'static str>,
@@ -105,7 +108,7 @@ pub struct Deletion {
 impl Deletion {
     pub fn new(table: &Table, key: &str) -> Self {
         let of = |condition: &str| format!("DELETE FROM {} WHERE {key} {condition}", table.name);
-        Self { one: of("= ?").into(), many: of("IN (SELECT value FROM json_each(?))").into() }
+        Self { one: of("= ?").into(), many: of(LISTED).into() }
     }
 }
 
@@ -240,9 +243,7 @@ impl<const N: usize> Queries<N> {
         let few = texts.iter().map(|(text, key)| {
             vec![format!("{text} WHERE {key} = ?"); KEYS_FEW].join(" UNION ALL ")
         });
-        let many = texts
-            .iter()
-            .map(|(text, key)| format!("{text} WHERE {key} IN (SELECT value FROM json_each(?))"));
+        let many = texts.iter().map(|(text, key)| format!("{text} WHERE {key} {LISTED}"));
         let join = |texts: Vec<String>| texts.join("; ").into();
         Self {
             few: join(before().chain(few).collect()),

@@ -5,6 +5,7 @@ use crate::models::ids::RequestId;
 use crate::models::ledger::EntryKind;
 use crate::models::usage::{Outline, UsageCorrection, UsageRecord};
 use crate::store::StoreError;
+use crate::store::sqlite::native::LISTED;
 use crate::store::sqlite::reports::object;
 use crate::store::sqlite::rows::{classify, ids, select};
 use crate::store::sqlite::{SqliteStore, native};
@@ -13,8 +14,6 @@ use crate::store::verify::{GROUP_CHARGE, GroupCharge, VerifyStore, group_charges
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-const LISTED: &str = "IN (SELECT value FROM json_each(?1))";
 
 #[async_trait]
 impl VerifyStore for SqliteStore {
