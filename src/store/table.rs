@@ -213,12 +213,6 @@ pub const WINDOW_CHANGES: &[&str] = &["open_requests", "seen_at", "slots"];
 pub const HOLD_CHANGES: &[&str] =
     &["amount_nusd", "upstream", "price_id", "completion_tokens_seen", "generation_id", "tried"];
 
-/// Of [`USAGE_RECORDS`].
-pub const OUTLINES: Table = Table {
-    name: "usage_records",
-    columns: &["id", "account_id", "prompt_tokens", "completion_tokens", "charge_nusd", "ended_at"],
-};
-
 pub const USAGE_RECORDS: Table = Table {
     name: "usage_records",
     columns: &[

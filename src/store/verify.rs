@@ -9,8 +9,15 @@ use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
 use crate::models::usage::{Outline, UsageCorrection, UsageRecord};
 use crate::store::StoreError;
+use crate::store::table::Table;
 use async_trait::async_trait;
 use serde::Deserialize;
+
+/// What is read of usage records where not all of them is needed.
+pub(super) const OUTLINES: Table = Table {
+    name: "usage_records",
+    columns: &["id", "account_id", "prompt_tokens", "completion_tokens", "charge_nusd", "ended_at"],
+};
 
 /// What the members of a group of merged events were charged.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -477,7 +477,7 @@ fn columns_are_the_members_of_their_structs_in_their_order() {
         (&table::KEY_BUDGETS, members(&world.books.budgets[&world.key])),
         (&table::HOLDS, members(&hold(account, key, id, 1, Some(1)))),
         (&table::USAGE_RECORDS, members(&record)),
-        (&table::OUTLINES, members(&record.outline())),
+        (&crate::store::verify::OUTLINES, members(&record.outline())),
         (&table::LEDGER_ENTRIES, members(&entry)),
         (&table::BILLING_SINKS, members(&sink)),
         (&table::EXPORTS, members(&Export::sample(now()))),

@@ -8,9 +8,9 @@ use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::{ids, select};
 use crate::store::table::{
-    BILLING_EVENTS, OUTLINES, Table, USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql,
+    BILLING_EVENTS, Table, USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql,
 };
-use crate::store::verify::{GroupCharge, VerifyStore, group_charges};
+use crate::store::verify::{GroupCharge, OUTLINES, VerifyStore, group_charges};
 use async_trait::async_trait;
 use uuid::Uuid;
 
