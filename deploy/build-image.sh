@@ -6,9 +6,9 @@
 #   deploy/build-image.sh [NAME]
 #
 # The builder's base is Debian with a C compiler, make and this machine's own Rust toolchain. Base
-# images that are there already are used again; BASES=anew makes them anew. TUNED=yes is handed to the
-# build: the toolchain here needs `rustup component add llvm-tools` then, before the bases are made.
-# With an engine, `docker build -t tollgate .` does the same from the official images.
+# images that are there already are used again; BASES=anew makes them anew. TUNED=yes is handed to
+# the build: the toolchain here needs `rustup component add llvm-tools` then, before the bases are
+# made. With an engine, `docker build -t tollgate .` does the same from the official images.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

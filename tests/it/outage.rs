@@ -69,6 +69,19 @@ fn journals(app: &TestApp) -> Vec<PathBuf> {
     folder.map(|entry| entry.expect("an entry").path()).collect()
 }
 
+/// That no hold is open says nothing of a journal: the database may have had none at the outage.
+async fn replayed(app: &TestApp) {
+    eventually("the journal is replayed", async || {
+        app.process.stderr().contains("has what was journalled").then_some(())
+    })
+    .await;
+}
+
+/// The same of a process that has died, by the one that has come after it.
+async fn replayed_by_its_heir(app: &TestApp) {
+    eventually("the journal is replayed", async || (journals(app).len() == 1).then_some(())).await;
+}
+
 #[tokio::test]
 async fn a_paused_database_is_not_noticed() {
     is_not_noticed(paused).await;
@@ -90,6 +103,7 @@ async fn is_not_noticed(outage: impl AsyncFnOnce(&mut Cluster)) {
     let answers = load.end().await;
     let refused: Vec<_> = answers.iter().filter(|got| got.status != 200).collect();
     assert!(refused.is_empty(), "{random}: {} refused: {:?}", refused.len(), refused[0]);
+    replayed(&app).await;
     app.settled().await;
     check(&app.books.records().await, &answers, &model.generations(), &random);
     let said = app.process.stderr();
@@ -121,8 +135,7 @@ async fn what_a_killed_process_journalled_is_replayed() {
         }
         cluster.start_again().await;
         app.restart().await;
-        eventually("the journal is replayed", async || (journals(&app).len() == 1).then_some(()))
-            .await;
+        replayed_by_its_heir(&app).await;
         app.settled().await;
     }
     check(&app.books.records().await, &answers, &model.generations(), &random);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{PLENTY, exposed, journals, more_calls};
+use super::{PLENTY, exposed, journals, more_calls, replayed, replayed_by_its_heir};
 use crate::app::books::UsageRecord;
 use crate::app::cluster::Cluster;
 use crate::app::proxy::Proxy;
@@ -113,11 +113,7 @@ async fn an_outage_is_counted_once() {
     let answers = load.end().await;
     cluster.start_again().await;
     proxy.mend();
-    // The database may have had no hold that was open: that none is says nothing.
-    eventually("the journal is replayed", async || {
-        app.process.stderr().contains("has what was journalled").then_some(())
-    })
-    .await;
+    replayed(&app).await;
     let told = assert_counted(&app, Sums::default()).await;
     check(&app.books.records().await, &answers, &model.generations(), &random);
     let closed = ["settled", "voided", "taken_over", "lost"].map(|state| holds(&told, state));
@@ -142,6 +138,7 @@ async fn what_is_replayed_for_a_killed_process_is_counted_once() {
     let answers = load.await.expect("no client panics").into_iter().flatten().collect::<Vec<_>>();
     cluster.start_again().await;
     app.restart().await;
+    replayed_by_its_heir(&app).await;
     let told = assert_counted(&app, before).await;
     assert!(holds(&told, "recovered") > 60, "{random}: a journal was replayed");
     check(&app.books.records().await, &answers, &model.generations(), &random);
@@ -182,6 +179,7 @@ async fn a_replay_that_is_killed_half_way_is_counted_once() {
     wire(&app).mend();
     assert_eq!(journals(&app).len(), 1, "{random}: it was replayed at once");
     app.restart().await;
+    replayed_by_its_heir(&app).await;
     let told = assert_counted(&app, before).await;
     assert!(holds(&told, "recovered") > 0, "{random}: the rest was replayed");
     check(&app.books.records().await, &answers, &model.generations(), &random);
