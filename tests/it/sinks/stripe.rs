@@ -179,6 +179,11 @@ impl Handler for Books {
         error
     }
 
+    fn is_spared(&self, request: &Request) -> bool {
+        let state = self.state.lock().expect("no panic");
+        state.stream.is_opened_always && request.path() == stream::SESSION_PATH
+    }
+
     async fn handle(&self, request: &Request, fault: Fault) -> Reply {
         self.state.lock().expect("no panic").calls += 1;
         if request.header("stripe-version") != Some("2026-10-28.endive") {
@@ -192,7 +197,7 @@ impl Handler for Books {
         }
         match (request.method.as_str(), request.path()) {
             ("POST", "/v1/billing/meter_events") => reply(self.event(request, fault).await),
-            ("POST", "/v2/billing/meter_event_session") => self.open_session(),
+            ("POST", stream::SESSION_PATH) => self.open_session(),
             ("GET", "/v1/billing/meters") => reply((200, self.list())),
             ("GET", path) if path.ends_with("/event_summaries") => {
                 reply((200, self.summary(path, &pairs(request.target.split_once('?')))))
@@ -255,6 +260,8 @@ impl Books {
             );
         }
         let _under_way = UnderWay { books: self, lane: &lane };
+        // What it knows is what it knew when it was asked.
+        let now = self.clock.seconds();
         tokio::time::sleep(self.pace).await;
         let key = request.header("idempotency-key").map(str::to_string);
         let is_lost =
@@ -262,15 +269,20 @@ impl Books {
         if is_lost {
             return refused(500, "api_error", "", "An unknown error occurred");
         }
-        self.answer(&form, &text, key, fault)
+        self.answer(&form, &text, key, (fault, now))
     }
 
-    fn answer(&self, form: &Form, text: &str, key: Option<String>, fault: Fault) -> (u16, Value) {
+    fn answer(
+        &self,
+        form: &Form,
+        text: &str,
+        key: Option<String>,
+        (fault, now): (Fault, i64),
+    ) -> (u16, Value) {
         let mut state = self.state.lock().expect("no panic");
-        let now = self.clock.seconds();
         state.once(text, key, (fault, now), |state| {
             let taken = state.check(form, now)?;
-            state.identifiers.insert(taken.identifier.clone(), now);
+            state.learn(&taken.identifier, now);
             let body = json!({"object": "billing.meter_event", "identifier": taken.identifier,
                 "event_name": taken.meter, "timestamp": taken.timestamp, "livemode": false});
             state.taken.push(taken);
@@ -363,6 +375,13 @@ impl State {
 
     fn is_known(&self, identifier: &str, now: i64) -> bool {
         self.identifiers.get(identifier).is_some_and(|at| now - at < KEPT_SECONDS)
+    }
+
+    /// What is taken when its identifier is forgotten is counted twice.
+    fn learn(&mut self, identifier: &str, now: i64) {
+        if let Some(before) = self.identifiers.insert(identifier.to_string(), now) {
+            self.wrong.push(format!("{identifier} was sent again after {} s", now - before));
+        }
     }
 
     fn check(&self, form: &Form, now: i64) -> Result<Taken, (u16, Value)> {

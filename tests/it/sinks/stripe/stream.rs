@@ -9,6 +9,7 @@ use super::{Books, Stripe, Taken};
 use crate::sinks::server::{Fault, Reply};
 use crate::upstream::http::Request;
 
+pub const SESSION_PATH: &str = "/v2/billing/meter_event_session";
 const EVENTS_MAX: usize = 100;
 
 #[derive(Default)]
@@ -16,6 +17,7 @@ pub struct Stream {
     /// Tokens, and until when they are good.
     sessions: Vec<(String, OffsetDateTime)>,
     opened: usize,
+    pub is_opened_always: bool,
     largest: usize,
     duplicates: usize,
     /// Identifiers that were taken and dropped afterwards.
@@ -28,6 +30,11 @@ impl Stripe {
     /// Every session ends before its time.
     pub fn end_sessions(&self) {
         self.state().stream.sessions.clear();
+    }
+
+    /// Whether no session goes wrong, whatever else does.
+    pub fn always_opens(&self, always: bool) {
+        self.state().stream.is_opened_always = always;
     }
 
     pub fn sessions_opened(&self) -> usize {
@@ -105,7 +112,7 @@ impl Books {
                 state.stream.duplicates += 1;
                 continue;
             }
-            state.identifiers.insert(event.identifier.clone(), now.unix_timestamp());
+            state.learn(&event.identifier, now.unix_timestamp());
             if is_there {
                 state.taken.push(event);
             } else {
