@@ -5,6 +5,7 @@
 
 use super::{Failed, Hurry};
 use crate::store::{LedgerOp, Outcome};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -87,6 +88,8 @@ impl Queue {
             return None;
         }
         let began = tokio::time::Instant::now();
+        // One for all that come: a timer set anew is a system call that wakes the runtime.
+        let mut end = pin!(tokio::time::sleep_until(began + COMPANY_WAIT));
         let mut hurried = 0;
         loop {
             hurried += self.hurry.take();
@@ -101,9 +104,16 @@ impl Queue {
                 Some(Wanted::Soon) => AHEAD_WAIT,
                 _ => COMPANY_WAIT,
             };
-            match tokio::time::timeout_at(began + wait, self.more(queued, room)).await {
-                Ok(true) => {}
-                _ => return Some(awaited),
+            if end.deadline() != began + wait {
+                end.as_mut().reset(began + wait);
+            }
+            let is_more = tokio::select! {
+                biased;
+                is_more = self.more(queued, room) => is_more,
+                () = &mut end => false,
+            };
+            if !is_more {
+                return Some(awaited);
             }
         }
     }
