@@ -1,5 +1,6 @@
 //! What a decision costs, and what a row costs when it goes with others: the books alone, and each
-//! store's transactions of one, 32 and 256 requests of one account, and of 256 of a thousand.
+//! store's transactions of one, 32 and 256 requests of one account, and of 256 of a thousand; and 256
+//! settlements alone.
 //!
 //! `cargo bench --bench ledger`; a database that `BENCH_DATABASE_URL` names, of either kind and with
 //! whatever is in it, is measured beside a new SQLite file. An element is one request, placed and
@@ -29,6 +30,8 @@ mod seed;
 
 /// Requests at once, and the accounts that they are of.
 const BATCHES: [(usize, usize); 4] = [(1, 1), (32, 1), (256, 1), (256, 1_000)];
+/// Numbers of requests that the other benches do not reach.
+const SETTLED_FROM: u64 = 1 << 40;
 const PLENTY: NanoUsd = NanoUsd(1_000_000_000_000_000);
 
 fn price() -> Price {
@@ -148,6 +151,41 @@ fn batches(criterion: &mut Criterion, url: &str, kind: &str) {
             });
         });
     }
+    group.finish();
+    settlements(criterion, url, kind);
+}
+
+/// The heavier half alone: holds that are there become records, entries and events.
+fn settlements(criterion: &mut Criterion, url: &str, kind: &str) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let (name, price) = (format!("settle {}", Timestamp::now()), price());
+    let (store, accounts) = runtime.block_on(filled(url, &name, 1));
+    let size = BATCHES[BATCHES.len() - 1].0;
+    let mut number = SETTLED_FROM;
+    let mut group = criterion.benchmark_group(format!("settle, {kind}"));
+    group.sample_size(10).measurement_time(Duration::from_secs(3));
+    group.throughput(Throughput::Elements(size as u64));
+    group.bench_function(format!("{size} at once, accounts: 1"), |bencher| {
+        bencher.iter_custom(|rounds| {
+            let mut took = Duration::ZERO;
+            for _ in 0..rounds {
+                let mut request = || {
+                    number += 1;
+                    seed::request(&price, &call(accounts[0]), number)
+                };
+                let requests = std::iter::repeat_with(&mut request).take(size);
+                let (places, settles): (Vec<_>, Vec<_>) = requests.unzip();
+                let commit = |ops| runtime.block_on(store.commit(ops, Timestamp::now()));
+                commit(&places).expect("the store takes holds");
+                let began = Instant::now();
+                let settled = commit(black_box(&settles)).expect("the store settles");
+                took += began.elapsed();
+                let is_settled = |outcome: &Outcome| matches!(outcome, Outcome::Settled { .. });
+                assert!(settled.iter().all(is_settled), "{settled:?}");
+            }
+            took
+        });
+    });
     group.finish();
 }
 

@@ -1,8 +1,8 @@
 //! The store: business transactions in batches, on SQLite or PostgreSQL.
 //!
 //! Invariant: what one call changes it changes in one transaction, and both implementations decide
-//! with the same code (`books`). Rows travel as JSON both ways (in the ledger's batches on SQLite
-//! as bound values), so that the structs in `models` are the only mapping (`table`). No SQL outside
+//! with the same code (`books`). Rows travel as JSON both ways, in the ledger's batches as
+//! bound values, so that the structs in `models` are the only mapping (`table`). No SQL outside
 //! this module, no prices or HTTP inside it.
 
 /// Months that are kept in files.
@@ -11,6 +11,8 @@ pub mod archives;
 pub mod books;
 /// Accounts and keys.
 pub mod directory;
+/// Structs as the values of columns.
+mod encode;
 /// Merged billing events.
 pub mod exports;
 /// Holds and the batches that change the books.

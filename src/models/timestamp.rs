@@ -121,7 +121,8 @@ impl Timestamp {
         u16::from(at.hour()) * 60 + u16::from(at.minute())
     }
 
-    fn datetime(self) -> OffsetDateTime {
+    #[must_use]
+    pub fn datetime(self) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }

@@ -1,9 +1,11 @@
-//! PostgreSQL: for more than one machine. Rows go in as JSON arrays.
+//! PostgreSQL: for more than one machine. Rows go in as JSON arrays, those of every call as an array
+//! for each column.
 //!
 //! Invariant: a batch locks its accounts in the order of their ids before it reads anything else,
 //! so two writers or replicas wait for each other and never deadlock.
 
 mod archives;
+mod arrays;
 mod batch;
 mod directory;
 mod exports;
@@ -21,6 +23,7 @@ mod script;
 mod verify;
 mod watch;
 
+use arrays::Inserts;
 use batch::Sql;
 use rows::{classify, select};
 
@@ -42,6 +45,8 @@ pub struct PostgresStore {
     pool: PgPool,
     events: Arc<EventTerms>,
     sql: Sql,
+    /// Made for the first batch.
+    inserts: OnceCell<Inserts>,
     /// Set once the connections are known to be sessions.
     checked: OnceCell<()>,
 }
@@ -75,7 +80,13 @@ impl PostgresStore {
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options);
-        Ok(Self { pool, events: Arc::new(events), sql: Sql::new(), checked: OnceCell::new() })
+        Ok(Self {
+            pool,
+            events: Arc::new(events),
+            sql: Sql::new(),
+            inserts: OnceCell::new(),
+            checked: OnceCell::new(),
+        })
     }
 }
 

@@ -408,15 +408,9 @@ pub mod postgres {
     /// `$1`: the rows.
     pub fn insert(table: &Table) -> String {
         let columns = table.columns.join(", ");
-        insert_as(table, &columns)
-    }
-
-    /// The same; `values`: what the columns get, by what is in the rows.
-    pub fn insert_as(table: &Table, values: &str) -> String {
-        let columns = table.columns.join(", ");
         let Table { name, .. } = table;
         format!(
-            "INSERT INTO {name} ({columns}) SELECT {values} \
+            "INSERT INTO {name} ({columns}) SELECT {columns} \
              FROM json_populate_recordset(NULL::{name}, $1::json)"
         )
     }

@@ -2,6 +2,7 @@
 //! written, nearly all of them as one statement.
 
 use super::PostgresStore;
+use super::arrays::Inserts;
 use super::rows::{classify, ids, one_reference, select, texts, write_rows};
 use super::script::Script;
 use crate::models::account::Account;
@@ -14,9 +15,8 @@ use crate::models::usage::UsageCorrection;
 use crate::models::window::RateWindow;
 use crate::store::books::{Books, Changes, Needs};
 use crate::store::table::{
-    ACCOUNT_BALANCES, ACCOUNTS, AUDIT_LOG, BILLING_EVENTS, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS,
-    KEY_BUDGETS, KEY_SPENDING, LEDGER_ENTRIES, LOOKUPS, RATE_WINDOWS, USAGE_CORRECTIONS,
-    USAGE_RECORDS, WINDOW_CHANGES, postgres as sql,
+    ACCOUNT_BALANCES, ACCOUNTS, AUDIT_LOG, HOLD_CHANGES, HOLDS, IDEMPOTENCY_KEYS, KEY_BUDGETS,
+    KEY_SPENDING, LOOKUPS, RATE_WINDOWS, USAGE_CORRECTIONS, WINDOW_CHANGES, postgres as sql,
 };
 use crate::store::{LedgerOp, Outcome, StoreError};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -37,11 +37,7 @@ pub struct Sql {
     upsert_windows: Arc<str>,
     insert_lookups: Arc<str>,
     insert_corrections: Arc<str>,
-    insert_holds: Arc<str>,
     update_holds: Arc<str>,
-    insert_usage: Arc<str>,
-    insert_ledger: Arc<str>,
-    insert_events: Arc<str>,
     pub insert_audit: Arc<str>,
 }
 
@@ -64,11 +60,7 @@ impl Sql {
             insert_lookups: sql::insert(&LOOKUPS).into(),
             insert_corrections: sql::insert(&USAGE_CORRECTIONS).into(),
             update_accounts: sql::update(&ACCOUNTS, "id", ACCOUNT_BALANCES).into(),
-            insert_holds: insert_holds().into(),
             update_holds: sql::update(&HOLDS, "request_id", HOLD_CHANGES).into(),
-            insert_usage: sql::insert(&USAGE_RECORDS).into(),
-            insert_ledger: sql::insert(&LEDGER_ENTRIES).into(),
-            insert_events: sql::insert(&BILLING_EVENTS).into(),
             insert_audit: sql::insert(&AUDIT_LOG).into(),
         }
     }
@@ -85,15 +77,6 @@ fn load() -> String {
         sql::select(&KEY_BUDGETS, budgets),
         sql::select(&HOLDS, "WHERE request_id = ANY($2)"),
     )
-}
-
-/// A lease is counted from the clock that all processes share: by that of one that is wrong, others
-/// would take a living hold for a dead one, or leave it.
-fn insert_holds() -> String {
-    let leased = "clock_timestamp() + (lease_expires_at - placed_at)";
-    let values = HOLDS.columns.iter();
-    let values = values.map(|name| if *name == "lease_expires_at" { leased } else { *name });
-    sql::insert_as(&HOLDS, &values.collect::<Vec<_>>().join(", "))
 }
 
 /// A row of [`load`]: one of the three.
@@ -227,18 +210,19 @@ impl PostgresStore {
         if !changes.corrections.is_empty() {
             self.write_corrections(conn, &changes.corrections).await?;
         }
+        let inserts = self.inserts.get_or_try_init(|| Inserts::read(&mut *conn)).await?;
         // A hold is placed, changed or closed, never two of it: the books see to that.
         let (sql, mut script) = (&self.sql, Script::default());
         script.rows(&sql.update_accounts, accounts.values())?;
         script.rows(&sql.update_budgets, budgets.values())?;
-        script.rows(&sql.insert_holds, placed.values())?;
+        script.insert(&inserts.holds, placed.values())?;
         script.rows(&sql.update_holds, changed.values())?;
         script.ids(CLOSE_HOLDS, closed.iter().map(|id| id.0).collect());
         script.rows(&sql.upsert_windows, changes.windows.values())?;
         script.rows(&sql.insert_lookups, changes.lookups.iter())?;
-        script.rows(&sql.insert_usage, changes.usage_records.iter())?;
-        script.rows(&sql.insert_ledger, changes.ledger_entries.iter())?;
-        script.rows(&sql.insert_events, changes.billing_events.iter())?;
+        script.insert(&inserts.usage, changes.usage_records.iter())?;
+        script.insert(&inserts.ledger, changes.ledger_entries.iter())?;
+        script.insert(&inserts.events, changes.billing_events.iter())?;
         script.rows(&sql.insert_audit, changes.audit.iter())?;
         script.run(conn).await.map_err(one_reference)
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: no part sees what another one changes, so no two parts may be about the same row.
 
+use super::arrays::{Array, Insert};
 use super::rows::classify;
 use crate::store::StoreError;
 use serde::Serialize;
@@ -9,7 +10,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 use uuid::Uuid;
 
-/// The parts, each with one parameter.
+/// The parts and their parameters.
 #[derive(Default)]
 pub struct Script {
     parts: Vec<String>,
@@ -20,6 +21,8 @@ enum Parameter {
     /// A JSON array.
     Rows(String),
     Ids(Vec<Uuid>),
+    /// One of an [`Insert`]'s.
+    Array(Array),
 }
 
 impl Script {
@@ -39,6 +42,23 @@ impl Script {
         Ok(())
     }
 
+    /// Adds an insert of these rows, if there are any.
+    ///
+    /// # Errors
+    /// When a row is not what the columns hold.
+    pub fn insert<'a, T: Serialize + 'a>(
+        &mut self,
+        insert: &Insert,
+        rows: impl Iterator<Item = &'a T>,
+    ) -> Result<(), StoreError> {
+        let rows: Vec<&T> = rows.collect();
+        if !rows.is_empty() {
+            self.part(&insert.text(self.parameters.len() + 1));
+            self.parameters.extend(insert.arrays(&rows)?.into_iter().map(Parameter::Array));
+        }
+        Ok(())
+    }
+
     /// Adds a statement for these ids as its `$1`, if there are any.
     pub fn ids(&mut self, statement: &str, ids: Vec<Uuid>) {
         if !ids.is_empty() {
@@ -48,9 +68,11 @@ impl Script {
 
     fn add(&mut self, statement: &str, parameter: Parameter) {
         self.parameters.push(parameter);
-        let number = self.parameters.len();
-        let statement = statement.replace("$1", &format!("${number}"));
-        self.parts.push(format!("part{number} AS ({statement})"));
+        self.part(&statement.replace("$1", &format!("${}", self.parameters.len())));
+    }
+
+    fn part(&mut self, statement: &str) {
+        self.parts.push(format!("part{} AS ({statement})", self.parts.len()));
     }
 
     /// There are few sets of tables that change together: each text stays prepared.
@@ -67,6 +89,7 @@ impl Script {
             self.parameters.into_iter().fold(statement, |statement, parameter| match parameter {
                 Parameter::Rows(rows) => statement.bind(rows),
                 Parameter::Ids(ids) => statement.bind(ids),
+                Parameter::Array(array) => array.bind(statement),
             });
         bound.execute(conn).await.map_err(classify)?;
         Ok(())

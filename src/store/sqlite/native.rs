@@ -8,12 +8,11 @@
 //! `rows`.
 
 mod decode;
-mod encode;
 
 use super::rows::classify;
 use crate::store::StoreError;
+use crate::store::encode::{self, Value};
 use crate::store::table::{Table, on_conflict};
-use encode::Value;
 use futures::TryStreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -7,7 +7,7 @@ use serde::ser::{Error as _, Impossible, SerializeMap, SerializeStruct};
 use serde::{Serialize, Serializer};
 use serde_json::Error;
 
-/// What SQLite keeps of us.
+/// What a column holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     Null,
