@@ -1,7 +1,7 @@
 //! The store: business transactions in batches, on SQLite or PostgreSQL.
 //!
 //! Invariant: what one call changes it changes in one transaction, and both implementations decide
-//! with the same code (`books`). Rows travel as JSON both ways, in the ledger's batches as
+//! with the same code (`books`). Rows travel as JSON both ways, in the ledger's batches mostly as
 //! bound values, so that the structs in `models` are the only mapping (`table`). No SQL outside
 //! this module, no prices or HTTP inside it.
 

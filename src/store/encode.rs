@@ -18,8 +18,8 @@ pub enum Value {
 /// Adds the values of these columns; NULL where the struct has no such member.
 ///
 /// # Errors
-/// When a member is nothing that a column can hold, or the column of the `key` is NULL: such a row
-/// would be taken for one that fills up its statement.
+/// When a member is nothing that a column can hold, or the column of the `key` is NULL: no row
+/// is without it, and SQLite's statements take one that is for what fills them up.
 pub fn row<T: Serialize>(
     row: &T,
     columns: &[&str],

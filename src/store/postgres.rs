@@ -1,5 +1,5 @@
-//! PostgreSQL: for more than one machine. Rows go in as JSON arrays, those of every call as an array
-//! for each column.
+//! PostgreSQL: for more than one machine. Rows go in as JSON arrays, those of every call as an
+//! array for each column.
 //!
 //! Invariant: a batch locks its accounts in the order of their ids before it reads anything else,
 //! so two writers or replicas wait for each other and never deadlock.
@@ -37,7 +37,7 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -46,7 +46,7 @@ pub struct PostgresStore {
     events: Arc<EventTerms>,
     sql: Sql,
     /// Made for the first batch.
-    inserts: OnceCell<Inserts>,
+    inserts: OnceLock<Inserts>,
     /// Set once the connections are known to be sessions.
     checked: OnceCell<()>,
 }
@@ -84,7 +84,7 @@ impl PostgresStore {
             pool,
             events: Arc::new(events),
             sql: Sql::new(),
-            inserts: OnceCell::new(),
+            inserts: OnceLock::new(),
             checked: OnceCell::new(),
         })
     }

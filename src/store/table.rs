@@ -1,7 +1,7 @@
 //! Tables as lists of columns, and the statements made from them for either dialect.
 //!
-//! A batch of rows goes in as one JSON array in one parameter, where the store has no better way for
-//! it; rows come out as JSON texts. The column lists are held against the structs by a test.
+//! A batch of rows goes in as one JSON array in one parameter, where the store has no better way
+//! for it; rows come out as JSON texts. The column lists are held against the structs by a test.
 
 use super::StoreError;
 use crate::models::price::{Price, Terms};

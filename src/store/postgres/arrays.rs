@@ -2,7 +2,8 @@
 //! call. A usage record takes PostgreSQL half of what it takes as JSON (measured: 7 µs, not 14).
 //!
 //! Invariants: the type of a column is what the database says; a value that is not of it fails
-//! before anything is sent; a column without a member is NULL.
+//! before anything is sent; a column without a member is NULL. A table that is not as this program
+//! knows it, before its migration say, is waited for: what is to be written is lost by no refusal.
 
 use super::rows::classify;
 use crate::models::timestamp::Timestamp;
@@ -62,7 +63,7 @@ impl Inserts {
     /// Asks for the columns' types.
     ///
     /// # Errors
-    /// The database's, or that a table has other columns than ours.
+    /// The database's, or that a table has other columns than ours: both pass.
     pub async fn read(conn: &mut PgConnection) -> Result<Self, StoreError> {
         let tables = [&HOLDS, &USAGE_RECORDS, &LEDGER_ENTRIES, &BILLING_EVENTS];
         let names = tables.map(|table| table.name.to_owned()).to_vec();
@@ -90,7 +91,8 @@ impl Insert {
             let known = columns.get(&(table.name.to_owned(), (*column).to_owned()));
             known.and_then(|name| Type::named(name)).ok_or_else(|| {
                 let what = known.map_or("missing", String::as_str);
-                StoreError::Setup(format!("the column {column} of {} is {what}", table.name))
+                let what = format!("the column {column} of {} is {what}", table.name);
+                StoreError::Unavailable(sqlx::Error::Protocol(what))
             })
         };
         let types = table.columns.iter().map(type_of).collect::<Result<_, _>>()?;
@@ -234,9 +236,10 @@ mod tests {
     #[test]
     fn a_column_that_is_none_of_ours_is_named() {
         let Err(error) = leases("jsonb") else { panic!("it was taken") };
-        assert_eq!(error.to_string(), "the column model of leases is jsonb");
+        assert!(error.to_string().contains("the column model of leases is jsonb"), "{error}");
+        assert!(error.is_transient(), "it may be mended while the operation waits");
         let Err(error) = Insert::new(&LEASES, &HashMap::new()) else { panic!("it was taken") };
-        assert_eq!(error.to_string(), "the column id of leases is missing");
+        assert!(error.to_string().contains("the column id of leases is missing"), "{error}");
     }
 
     #[test]

@@ -201,6 +201,15 @@ impl PostgresStore {
         write_rows(conn, &self.sql.insert_idempotency, changes.values().flatten()).await
     }
 
+    /// Who asks for the first time does so on a connection of its own, and keeps nobody waiting.
+    async fn inserts(&self, conn: &mut PgConnection) -> Result<&Inserts, StoreError> {
+        if let Some(known) = self.inserts.get() {
+            return Ok(known);
+        }
+        let read = Inserts::read(conn).await?;
+        Ok(self.inserts.get_or_init(|| read))
+    }
+
     async fn write(&self, conn: &mut PgConnection, changes: Changes) -> Result<(), StoreError> {
         let Changes { accounts, budgets, placed, changed, closed, idempotency, .. } = changes;
         // Both forget rows and may write the same ones.
@@ -210,7 +219,7 @@ impl PostgresStore {
         if !changes.corrections.is_empty() {
             self.write_corrections(conn, &changes.corrections).await?;
         }
-        let inserts = self.inserts.get_or_try_init(|| Inserts::read(&mut *conn)).await?;
+        let inserts = self.inserts(conn).await?;
         // A hold is placed, changed or closed, never two of it: the books see to that.
         let (sql, mut script) = (&self.sql, Script::default());
         script.rows(&sql.update_accounts, accounts.values())?;

@@ -48,6 +48,8 @@ struct State {
     /// What a caller should never have done.
     wrong: Vec<String>,
     calls: usize,
+    /// Those that had usage.
+    usage_calls: usize,
     summaries: usize,
     stream: Stream,
 }
@@ -139,6 +141,10 @@ impl Stripe {
 
     pub fn calls(&self) -> usize {
         self.state().calls
+    }
+
+    pub fn usage_calls(&self) -> usize {
+        self.state().usage_calls
     }
 
     pub fn summaries_read(&self) -> usize {
@@ -280,6 +286,7 @@ impl Books {
         (fault, now): (Fault, i64),
     ) -> (u16, Value) {
         let mut state = self.state.lock().expect("no panic");
+        state.usage_calls += 1;
         state.once(text, key, (fault, now), |state| {
             let taken = state.check(form, now)?;
             state.learn(&taken.identifier, now);

@@ -101,6 +101,7 @@ impl Books {
         if read.iter().any(|event| state.stream.bad.contains(&event.identifier)) {
             return refused(400, "invalid_fields", "an event is refused");
         }
+        state.usage_calls += 1;
         state.stream.largest = state.stream.largest.max(events.len());
         for event in read {
             if fault != Fault::None && state.unlucky.contains(&event.customer) {
