@@ -1,6 +1,6 @@
 //! What a decision costs, and what a row costs when it goes with others: the books alone, and each
-//! store's transactions of one, 32 and 256 requests of one account, and of 256 of a thousand; and 256
-//! settlements alone.
+//! store's transactions of one, 32 and 256 requests of one account, and of 256 of a thousand; and
+//! 256 settlements alone.
 //!
 //! `cargo bench --bench ledger`; a database that `BENCH_DATABASE_URL` names, of either kind and with
 //! whatever is in it, is measured beside a new SQLite file. An element is one request, placed and

@@ -121,6 +121,7 @@ impl Timestamp {
         u16::from(at.hour()) * 60 + u16::from(at.minute())
     }
 
+    /// The same in UTC; 1970 for what is beyond any date.
     #[must_use]
     pub fn datetime(self) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000)

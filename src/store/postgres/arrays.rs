@@ -30,9 +30,11 @@ pub struct Inserts {
 /// An insert of many rows.
 pub struct Insert {
     table: &'static Table,
-    /// What the columns get, by what is in the rows.
-    values: String,
     types: Vec<Type>,
+    /// Its text before its parameters, …
+    before: String,
+    /// … and behind them.
+    after: String,
 }
 
 /// The types that these tables have.
@@ -97,8 +99,15 @@ impl Insert {
         };
         let types = table.columns.iter().map(type_of).collect::<Result<_, _>>()?;
         let value = |name: &&'static str| if *name == LEASED.0 { LEASED.1 } else { *name };
+        // What the columns get, by what is in the rows.
         let values: Vec<&str> = table.columns.iter().map(value).collect();
-        Ok(Self { table, values: values.join(", "), types })
+        let (name, columns, values) = (table.name, table.columns.join(", "), values.join(", "));
+        Ok(Self {
+            table,
+            types,
+            before: format!("INSERT INTO {name} ({columns}) SELECT {values} FROM unnest("),
+            after: format!(") r ({columns})"),
+        })
     }
 
     /// The statement, with its parameters from the number `first` on.
@@ -106,11 +115,7 @@ impl Insert {
         let arrays = self.types.iter().zip(first..);
         let arrays = arrays.map(|(kind, number)| format!("${number}::{}[]", kind.name()));
         let arrays = arrays.collect::<Vec<_>>().join(", ");
-        let (name, columns) = (self.table.name, self.table.columns.join(", "));
-        let values = &self.values;
-        format!(
-            "INSERT INTO {name} ({columns}) SELECT {values} FROM unnest({arrays}) r ({columns})"
-        )
+        format!("{}{arrays}{}", self.before, self.after)
     }
 
     /// Its parameters.
