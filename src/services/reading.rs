@@ -1,7 +1,8 @@
 //! What was read of an answer: its text counted, its usage, who served it, how it stopped.
 //!
 //! Invariant: the last believable usage counts, an explicit zero is a zero, and text is counted
-//! whether or not the upstream says a number. Keeps no text beyond what counting needs.
+//! whether or not the upstream says a number. Of an answer that was broken off, a usage that came
+//! before its last text is none. Keeps no text beyond what counting needs.
 
 use crate::models::openai::answer::{Answer, Choice, Delta, Reported};
 use crate::models::usage::shortened;
@@ -14,6 +15,8 @@ pub struct Reading {
     pub provider: Option<String>,
     pub finish_reason: Option<String>,
     pub reported: Option<Reported>,
+    /// Text has come since.
+    is_behind: bool,
     pub counter: StreamCounter,
     /// The upstream said in the stream that it failed.
     pub has_failed: bool,
@@ -36,6 +39,7 @@ impl Reading {
             provider: None,
             finish_reason: None,
             reported: None,
+            is_behind: false,
             counter: StreamCounter::new(tokenizer),
             has_failed: false,
             has_unreadable: false,
@@ -62,6 +66,14 @@ impl Reading {
         self.reported.is_some() || self.counter.tokens_so_far() > 0
     }
 
+    /// The answer was not heard to its end: servers that say the usage so far on each chunk, or
+    /// nothing yet on the first, have not said the usage of what came after.
+    pub fn break_off(&mut self) {
+        if self.is_behind {
+            self.reported = None;
+        }
+    }
+
     /// Takes the answer's name out of a chunk that is taken in later.
     pub fn take_id(&mut self, answer: &Answer<'_>) {
         first(&mut self.generation_id, answer.id.0.as_ref());
@@ -77,6 +89,7 @@ impl Reading {
         }
         if let Some(reported) = answer.reported() {
             self.reported = Some(reported);
+            self.is_behind = false;
         }
         self.has_failed |= answer.failure().is_some();
     }
@@ -93,6 +106,7 @@ impl Reading {
 
     /// Takes in a further piece of a choice's content, known from [`Reading::only_text`].
     pub fn take_text(&mut self, choice: u32, text: &str) {
+        self.is_behind = true;
         self.counter.push(Lane { choice, field: Field::Content }, text);
     }
 
@@ -112,6 +126,7 @@ impl Reading {
     fn take_delta(&mut self, choice: u32, delta: &Delta<'_>) {
         let mut push = |field, text: &Option<Cow<'_, str>>| {
             if let Some(text) = text {
+                self.is_behind |= !text.is_empty();
                 self.counter.push(Lane { choice, field }, text);
             }
         };

@@ -11,8 +11,8 @@ mod told;
 use crate::config::Disconnect;
 use crate::models::attempt::Attempts;
 use crate::models::hold::Hold;
-use crate::models::money::{Tokens, parse_cost_pico};
-use crate::models::openai::answer::Reported;
+use crate::models::money::Tokens;
+use crate::models::openai::answer::{Reported, plausible_cost};
 use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
@@ -134,7 +134,10 @@ impl OpenHold {
 
     /// Closes the hold with what was read. Returns at once; what takes longer than a moment goes on
     /// as a tracked task.
-    pub fn settle(self, reading: Reading, ending: Ending) {
+    pub fn settle(self, mut reading: Reading, ending: Ending) {
+        if ending != Ending::Completed {
+            reading.break_off();
+        }
         let settler = self.settler.clone();
         let is_known = reading.reported.is_some() && !self.has_costs_to_ask_for();
         let is_quick = is_known && is_short(&reading, None);
@@ -225,7 +228,7 @@ impl OpenHold {
 
     /// Zero there means that LiteLLM does not know, or answered from its cache.
     fn cost_from_header(&self) -> Option<i128> {
-        self.cost_header.as_deref().and_then(parse_cost_pico).filter(|pico| *pico > 0)
+        self.cost_header.as_deref().and_then(plausible_cost).filter(|pico| *pico > 0)
     }
 
     fn send(mut self, numbers: &Numbers, named: Named, ending: Ending) {

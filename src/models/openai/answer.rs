@@ -285,7 +285,19 @@ impl Usage<'_> {
 }
 
 fn plausible(number: Int) -> Option<i64> {
-    number.0.filter(|number| (0..=TOKENS_PLAUSIBLE_MAX).contains(number))
+    number.0.and_then(plausible_tokens)
+}
+
+/// A number of tokens that can be believed, wherever an upstream says it.
+#[must_use]
+pub fn plausible_tokens(tokens: i64) -> Option<i64> {
+    (0..=TOKENS_PLAUSIBLE_MAX).contains(&tokens).then_some(tokens)
+}
+
+/// A cost in dollars that can be believed, in pico-USD.
+#[must_use]
+pub fn plausible_cost(dollars: &str) -> Option<i128> {
+    parse_cost_pico(dollars).filter(|cost| (0..=COST_PLAUSIBLE_PICO_MAX).contains(cost))
 }
 
 fn either(first: Int, second: Int) -> Int {
@@ -301,7 +313,7 @@ fn part(number: Int, rest: &mut i64) -> i64 {
 
 /// Null and odd costs are unknown; zero is zero.
 fn cost_of(raw: Option<&RawValue>) -> Option<i128> {
-    parse_cost_pico(raw?.get()).filter(|cost| (0..=COST_PLAUSIBLE_PICO_MAX).contains(cost))
+    plausible_cost(raw?.get())
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 
 use super::Upstream;
 use crate::error::Error;
-use crate::models::money::{Tokens, parse_cost_pico};
-use crate::models::openai::answer::Reported;
+use crate::models::money::Tokens;
+use crate::models::openai::answer::{Reported, plausible_cost, plausible_tokens};
 use crate::models::usage::{TokenUsage, shortened};
 use axum::http::StatusCode;
 use serde::Deserialize;
@@ -107,8 +107,8 @@ impl Upstream {
 
 impl Generation<'_> {
     fn read(self) -> Option<Found> {
-        let prompt = self.native_tokens_prompt.filter(|tokens| *tokens >= 0)?;
-        let completion = self.native_tokens_completion.filter(|tokens| *tokens >= 0)?;
+        let prompt = self.native_tokens_prompt.and_then(plausible_tokens)?;
+        let completion = self.native_tokens_completion.and_then(plausible_tokens)?;
         let part = |tokens: Option<i64>, whole: i64| Tokens(tokens.unwrap_or(0).clamp(0, whole));
         let tokens = TokenUsage {
             prompt: Tokens(prompt),
@@ -127,7 +127,7 @@ impl Generation<'_> {
 
     /// As in `usage`: the provider's price comes on top only with a bring-your-own key.
     fn cost_pico(&self) -> Option<i128> {
-        let cost = |raw: Option<&RawValue>| parse_cost_pico(raw?.get()).filter(|pico| *pico >= 0);
+        let cost = |raw: Option<&RawValue>| plausible_cost(raw?.get());
         let total = cost(self.total_cost)?;
         match self.is_byok {
             Some(true) => Some(total + cost(self.upstream_inference_cost)?),
@@ -139,4 +139,28 @@ impl Generation<'_> {
 fn is_id(id: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     !id.is_empty() && id.len() <= ID_BYTES_MAX && id.bytes().all(is_plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(cost: &str, completion: i64) -> Option<Found> {
+        let text = format!(
+            r#"{{"native_tokens_prompt":12,"native_tokens_completion":{completion},"total_cost":{cost}}}"#
+        );
+        serde_json::from_str::<Generation<'_>>(&text).unwrap().read()
+    }
+
+    #[test]
+    fn what_cannot_be_believed_was_not_found() {
+        let reported = found("0.0001", 5).unwrap().reported;
+        assert_eq!(reported.cost_pico, Some(100_000_000));
+        assert_eq!(reported.tokens.completion, Tokens(5));
+        assert_eq!(found("0.0001", 9_000_000_000_000_000_000), None);
+        assert_eq!(found("0.0001", -5), None);
+        for cost in ["1e5", "-0.1", "null"] {
+            assert_eq!(found(cost, 5).unwrap().reported.cost_pico, None, "{cost}");
+        }
+    }
 }

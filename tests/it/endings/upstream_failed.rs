@@ -9,7 +9,11 @@ use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 use crate::upstream::script::{Gate, Script, Step};
 
-both_stores!(failures_before_the_first_byte, failures_in_the_middle);
+both_stores!(
+    failures_before_the_first_byte,
+    failures_in_the_middle,
+    a_usage_before_the_last_text_is_not_that_of_a_broken_answer,
+);
 
 /// What the client and the record must say of a call that failed before its first byte.
 struct Failure {
@@ -252,5 +256,30 @@ async fn a_plain_answer_to_a_streamed_request_is_not_taken_for_a_stream() {
     assert!([200, 502].contains(&got.status), "{}", got.text());
     let record = app.record_of(&got).await;
     assert_whole(&record, "upstream", "plain answer to a stream");
+    app.finish().await;
+}
+
+/// Servers say the usage so far with each chunk, or begin with one of nothing.
+async fn a_usage_before_the_last_text_is_not_that_of_a_broken_answer(store: Store) {
+    let app = Setup::new(store).kind(Kind::OpenAi).start().await;
+    let answer = Answer::openai();
+    let words = tiktoken_rs::o200k_base_singleton().encode_ordinary(&answer.text()).len();
+    let words = i64::try_from(words).expect("few");
+    let usage_of = |prompt, completion| answer.clone().tokens(prompt, completion).usage_event();
+    let text = answer.content_events().concat();
+    for (sent, source, completion) in [
+        (usage_of(12, 1) + &text, "counted", words),
+        (usage_of(0, 0) + &text, "counted", words),
+        (text.clone() + &usage_of(12, 7), "upstream", 7),
+    ] {
+        let mut script = answer.head().chunk(&sent).rst();
+        script.truth = None;
+        app.upstream.script(script);
+        let got = app.chat(&streamed("gpt-4o-mini")).await;
+        let record = app.record_of(&got).await;
+        assert_eq!(record.ending, "upstream_failed", "{sent}");
+        assert_eq!((record.source.as_str(), record.completion_tokens), (source, completion));
+        assert!(record.charge_nusd > 0, "{record:#?}");
+    }
     app.finish().await;
 }
