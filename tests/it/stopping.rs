@@ -4,15 +4,16 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use crate::app::{Kind, Setup, Store, TestApp, both_stores, eventually, streamed};
+use crate::app::{Kind, Setup, Store, TestApp, both_stores, eventually, question, streamed};
 use crate::client::{Ask, Exchange};
 use crate::upstream::answer::{Answer, DONE};
 use crate::upstream::catalog::MODEL;
-use crate::upstream::script::Gate;
+use crate::upstream::script::{Gate, Script};
 
 both_stores!(
     sigterm_lets_a_stream_end,
     sigterm_settles_what_outlasts_the_deadline,
+    sigterm_charges_nothing_for_an_answer_that_it_cut,
     sigkill_is_made_good_by_a_look_up,
     sigkill_is_made_good_by_an_estimate,
     sigkill_with_many_streams,
@@ -69,6 +70,41 @@ async fn sigterm_settles_what_outlasts_the_deadline(store: Store) {
     let record = app.record().await;
     assert_eq!((record.source.as_str(), record.completion_tokens), ("counted", 3), "{record:#?}");
     assert_ne!(record.ending, "completed");
+    app.finish().await;
+}
+
+/// Its client waited and got nothing, though the upstream made it and can be asked: with a head and
+/// without, plain and streamed.
+async fn sigterm_charges_nothing_for_an_answer_that_it_cut(store: Store) {
+    let setup = Setup::new(store).env("TOLLGATE_DRAIN_SECONDS", "1");
+    let mut app = setup.env("TOLLGATE_SLOW_LOOKUP_EVERY_SECONDS", "1").start().await;
+    let never = Gate::new();
+    let mut open = Vec::new();
+    for body in [question(MODEL), streamed(MODEL)] {
+        for has_head in [false, true] {
+            let answer = Answer::openrouter();
+            app.upstream.generation(0, answer.generation(12, 5, 0.0001));
+            let head = if has_head { answer.head() } else { Script::new() };
+            let mut script = head.wait(&never);
+            script.truth = None;
+            app.upstream.script(script);
+            open.push(app.begin_chat(&body).await);
+            app.upstream.wait_for_chats(open.len()).await;
+        }
+    }
+    app.sigterm();
+    assert_eq!(app.stopped().await.code(), Some(0));
+    for exchange in open {
+        let got = exchange.finish().await;
+        assert!(!got.complete || got.text().contains(r#""error""#), "{}", got.text());
+    }
+    for record in app.records(4).await {
+        assert_eq!((record.ending.as_str(), record.source.as_str()), ("upstream_failed", "none"));
+        assert_eq!(record.charge_nusd, 0, "{record:#?}");
+    }
+    app.restart().await;
+    let look_ups = app.books.rows("SELECT * FROM lookups").await;
+    assert!(look_ups.is_empty(), "what nobody got is asked after: {look_ups:?}");
     app.finish().await;
 }
 

@@ -1,7 +1,7 @@
 //! What becomes of an exchange whose client has gone.
 //!
-//! Invariant: bounded in time, bytes and number; when the process is about to end, what was read
-//! until then is settled as it stands.
+//! Invariants: bounded in time, bytes and number; when the process is about to end, what was read
+//! until then is settled as it stands, and whom that cut off pays as for an upstream's failure.
 
 use super::{Ending, Leg, Live};
 use crate::config::Disconnect;
@@ -26,6 +26,9 @@ impl Live {
     /// The client has gone. Decides, and hands over what takes time.
     pub(super) fn client_gone(mut self: Box<Self>) {
         let settler = self.open.settler.clone();
+        if settler.stop.is_cancelled() {
+            return self.cut_by_us();
+        }
         match self.leg {
             // Nothing has left: nothing was used.
             Leg::NotCalled => self.open.void(Ending::ClientGone),
@@ -49,6 +52,15 @@ impl Live {
         }
     }
 
+    /// It is us who go: the client waited, and got no answer.
+    fn cut_by_us(self: Box<Self>) {
+        if self.is_streamed && self.tap.judge.reading.is_worth_something() {
+            self.conclude(Ending::UpstreamFailed);
+        } else {
+            self.open.void(Ending::UpstreamFailed);
+        }
+    }
+
     fn read_on(&self) -> ReadOn {
         let reading = &self.tap.judge.reading;
         match self.open.upstream.disconnect(reading.provider.as_deref()) {
@@ -65,21 +77,23 @@ impl Live {
         let settler = self.open.settler.clone();
         let wait = self.open.upstream.terms.disconnect_drain;
         let read = tokio::time::timeout(wait, self.read_to(goal));
-        let failure = tokio::select! {
-            read = read => read.ok().and_then(Result::err),
+        let read = tokio::select! {
+            read = read => read.ok(),
             () = settler.stop.cancelled() => None,
         };
-        match failure {
+        match read {
             // It failed before it gave anything of use: no client would have paid for it.
-            Some(_) if self.open.upstream_status.is_none() || !self.is_streamed => {
+            Some(Err(_)) if self.open.upstream_status.is_none() || !self.is_streamed => {
                 self.open.void(Ending::ClientGone);
+                return;
             }
-            _ => {
-                // What has not been read is not wanted.
-                self.leg = Leg::Over;
-                self.conclude_gone();
-            }
+            // The upstream goes on, and bills an answer that nobody has counted.
+            None if !self.is_streamed => self.tap.judge.reading.has_unreadable = true,
+            _ => {}
         }
+        // What has not been read is not wanted.
+        self.leg = Leg::Over;
+        self.conclude_gone();
     }
 
     /// A client that leaves over an upstream's failure was not the one to end it.
