@@ -195,6 +195,44 @@ async fn a_commit_whose_answer_is_lost_is_not_done_twice() {
     app.finish().await;
 }
 
+/// An orphan's estimate is committed and nobody is told: that is no news of it, and the truth that
+/// the upstream tells later still counts.
+#[tokio::test]
+async fn an_estimate_whose_answer_is_lost_is_not_the_truth() {
+    let setup = Setup::new(Store::Postgres).proxied().env("TOLLGATE_LEASE_SECONDS", "1");
+    let mut app = setup.env("TOLLGATE_SLOW_LOOKUP_EVERY_SECONDS", "1").start().await;
+    let answer = Answer::openrouter();
+    let [first, rest @ ..] = &answer.events()[..] else { panic!("events") };
+    let script = answer.head().chunk(first).wait(&Gate::new()).chunks(rest).end();
+    app.upstream.script(script);
+    let mut exchange = app.begin_chat(&streamed(MODEL)).await;
+    exchange.until("data: ").await;
+    app.kill9();
+    let request = exchange.finish().await.request_id();
+    app.restart().await;
+    let owner_of = async || {
+        let holds = app.books.rows("SELECT owner FROM holds").await;
+        holds.first().map(|hold| hold["owner"].to_string())
+    };
+    let dead = owner_of().await.expect("the hold outlives the program");
+    eventually("the orphan is claimed", async || owner_of().await.filter(|owner| *owner != dead))
+        .await;
+    let proxy = app.proxy.as_ref().expect("it was asked for");
+    proxy.lose(1);
+    let record = app.record().await;
+    assert_eq!((record.ending.as_str(), record.source.as_str()), ("killed", "estimated"));
+    assert_eq!((record.id.as_str(), proxy.lost()), (request.as_str(), 1));
+    // Later than any second decision of the same settlement.
+    app.upstream.generation(2, answer.generation(12, 5, 0.0001));
+    let correction = eventually("the truth corrects it", async || {
+        app.books.rows("SELECT * FROM usage_corrections").await.pop()
+    })
+    .await;
+    assert_eq!(correction["completion_tokens"], 5, "{correction}");
+    assert_eq!(correction["charge_nusd"], 120_000, "{correction}");
+    app.finish().await;
+}
+
 #[tokio::test]
 async fn a_silence_longer_than_a_lease_orphans_nothing_that_lives() {
     outlast(async |cluster| {
