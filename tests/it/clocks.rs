@@ -1,5 +1,5 @@
 //! Replicas whose clocks are wrong: who lives keeps its holds, and who has died leaves none, for
-//! leases go by the database's clock.
+//! leases go by the database's clock; and what is spent is dated in the windows that count it.
 //!
 //! PostgreSQL only: a SQLite file has one server.
 
@@ -9,7 +9,8 @@ use crate::app::clock::Clock;
 use crate::app::process::Process;
 use crate::app::{Setup, Store, TestApp, address_of, eventually, streamed};
 use crate::client::Exchange;
-use crate::upstream::catalog::OLD_MODEL;
+use crate::upstream::answer::Answer;
+use crate::upstream::catalog::{MODEL, OLD_MODEL};
 use crate::upstream::model::{Manner, Model, Stall};
 use crate::upstream::script::Gate;
 
@@ -26,6 +27,31 @@ async fn a_clock_that_is_ahead_takes_no_hold_that_lives() {
 #[tokio::test]
 async fn a_clock_that_is_behind_loses_no_hold_that_lives() {
     beside(-WRONG_SECONDS).await;
+}
+
+/// Spending is counted in the windows that the other has begun, and dated within them: the books
+/// agree with their entries.
+#[tokio::test]
+async fn a_day_that_began_elsewhere_counts_what_is_spent_here() {
+    let app = TestApp::start(Store::Postgres).await;
+    let account = app.create_account("ahead", &["--credit", "5"]).await;
+    let key = app.create_key(&account, &["--budget", "1"]).await;
+    let clock = Clock::default();
+    // Another month, so that day, week and account have begun anew as well.
+    clock.set(32 * 24 * 3_600);
+    let mut other = Process::serve(&clock.of(&app.environment), app.folder());
+    let other_url = other.base_url().await;
+    let ask = app.chat_ask(&streamed(MODEL)).bearer(&key);
+    for address in [address_of(&other_url), app.address()] {
+        app.upstream.script(Answer::openrouter().stream());
+        let got = Exchange::open(address, &ask.bytes()).await.finish().await;
+        got.ok();
+        app.record_of(&got).await;
+    }
+    other.kill();
+    let said = app.try_cli(&["verify"]).await;
+    assert!(said.status.success(), "{}\n{}", said.stdout, said.stderr);
+    app.finish().await;
 }
 
 async fn beside(seconds: i64) {
