@@ -71,8 +71,11 @@ enum Commit {
 }
 
 /// What was placed.
+#[derive(Default)]
 struct Placed {
     amount: NanoUsd,
+    /// What account and key had, this amount included.
+    funds: NanoUsd,
     room: Room,
 }
 
@@ -96,6 +99,10 @@ const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
 const SEARCHES_MAX: i64 = 5;
 /// An answer of fewer tokens is of no use: the account is refused instead.
 const COMPLETION_TOKENS_FLOOR: i64 = 16;
+/// No model whose limit is not known is thought to say more at once: what the largest do.
+const ANSWER_TOKENS_MAX: i64 = 128 << 10;
+/// A cap above a model's limit is refused by some upstreams; this one no chat model refuses.
+const CAP_TAKEN_BY_ALL: i64 = 4_096;
 
 impl HoldTerms {
     #[must_use]
@@ -130,16 +137,16 @@ impl Admission {
         let placement = self.placement(caller, request, &size, &model, first, &worst)?;
         let hold = placement.hold.clone();
         let is_limited = has_key_limits || !size.limits.is_none();
-        let is_comfortable = !is_limited && self.is_comfortable(&hold);
+        let comfort = if is_limited { None } else { self.comfort(&hold) };
         self.ledger.expect_hold(hold.account_id, hold.amount_nusd);
         let place = LedgerOp::Place(placement);
-        let placed = if is_comfortable {
+        let placed = if comfort.is_some() {
             self.ledger.submit_ahead(place)
         } else {
             self.ledger.submit(place)
         };
         let placed = placed.map_err(|_| Error::Overloaded)?;
-        let (user, wanted) = (hold.account_id.to_string(), hold.amount_nusd);
+        let (user, amount) = (hold.account_id.to_string(), hold.amount_nusd);
         let open = OpenHold {
             hold,
             upstream: first.upstream.clone(),
@@ -161,12 +168,14 @@ impl Admission {
         };
         let (mut exchange, wait) = (Exchange::new(open, request), self.terms.database_wait);
         let hurry = self.ledger.hurry().clone();
+        let limit = model.completion_tokens_max;
         let mut commit = Commit::Waiting { answer: placed, wait, model, hurry };
-        let (mut held, mut room) = (wanted, Room::default());
-        if !is_comfortable {
-            (held, room) = commit.committed(&mut exchange).await?;
-        }
-        let cap = affordable(request, &size, &worst, held);
+        let placed = match comfort {
+            Some(funds) => Placed { amount, funds, room: Room::default() },
+            None => commit.committed(&mut exchange).await?,
+        };
+        let room = placed.room;
+        let cap = affordable(request, &size, &worst, &placed, limit);
         if let Some(tokens) = cap.sent {
             exchange.capped(tokens);
         }
@@ -256,16 +265,17 @@ impl Admission {
         Tokens(smallest.min(self.terms.completion_tokens_max.0))
     }
 
-    /// Who has limits never is, nor a request that may be refused for its name, nor anybody while
-    /// the database is away: calling the upstream for nothing is at the operator's cost.
-    fn is_comfortable(&self, hold: &Hold) -> bool {
+    /// What the account has, when it is comfortable. Who has limits never is, nor a request that
+    /// may be refused for its name, nor anybody while the database is away: calling the upstream
+    /// for nothing is at the operator's cost.
+    fn comfort(&self, hold: &Hold) -> Option<NanoUsd> {
         if hold.idempotency_key.is_some() || self.ledger.away().is_away() {
-            return false;
+            return None;
         }
-        self.ledger.snapshot(hold.account_id).is_some_and(|snapshot| {
-            snapshot.taken_at.elapsed() < SNAPSHOT_FRESH
-                && snapshot.available.0 / COMFORTABLE_HOLDS >= hold.amount_nusd.0
-        })
+        let snapshot = self.ledger.snapshot(hold.account_id)?;
+        let is_fresh = snapshot.taken_at.elapsed() < SNAPSHOT_FRESH;
+        let is_plenty = snapshot.available.0 / COMFORTABLE_HOLDS >= hold.amount_nusd.0;
+        (is_fresh && is_plenty).then_some(snapshot.available)
     }
 }
 
@@ -276,21 +286,40 @@ struct Cap {
     lowered: Option<i64>,
 }
 
-/// The cap that what was set aside pays for.
-fn affordable(request: &ChatRequest<'_>, size: &Size, worst: &WorstCase, held: NanoUsd) -> Cap {
+/// The cap that what there is pays for; `limit`: the model's own.
+fn affordable(
+    request: &ChatRequest<'_>,
+    size: &Size,
+    worst: &WorstCase,
+    placed: &Placed,
+    limit: Option<i64>,
+) -> Cap {
     let Size { completion: wanted, is_fitted, limits, .. } = size;
-    if let Some(Tokens(paid)) = worst.tokens(held).filter(|paid| paid < wanted) {
+    if let Some(Tokens(paid)) = worst.tokens(placed.amount).filter(|paid| paid < wanted) {
         return Cap { sent: Some(paid), lowered: Some(paid) };
     }
     // A stream can be ended where its money does, but not where a limit of tokens does, and a plain
     // answer not at all: they are capped where the client has not done so.
-    let can_be_ended = request.stream && limits.tokens_per_minute().is_none();
+    if request.stream && limits.tokens_per_minute().is_none() {
+        let paid = worst.tokens(placed.funds).and_then(|paid| unseen_cap(request, limit, paid));
+        let paid = paid.map(|paid| paid.max(wanted.0));
+        return Cap { sent: paid, lowered: paid };
+    }
     let is_open = request.completion_tokens_max.is_none_or(|max| max > wanted.0);
-    if can_be_ended || !is_open {
+    if !is_open {
         return Cap::default();
     }
     let is_less = *is_fitted || request.completion_tokens_max.is_some();
     Cap { sent: Some(wanted.0), lowered: is_less.then_some(wanted.0) }
+}
+
+/// What a model thinks unseen is known at the end of its answer only, when no stream can be ended
+/// any more: it may come to no more than all that the caller could pay for. `None`: it cannot.
+fn unseen_cap(request: &ChatRequest<'_>, limit: Option<i64>, Tokens(paid): Tokens) -> Option<i64> {
+    let known = [request.completion_tokens_max, limit].into_iter().flatten().min();
+    let may_come = known.unwrap_or(ANSWER_TOKENS_MAX);
+    let cap = if known.is_some() { paid } else { paid.min(CAP_TAKEN_BY_ALL) };
+    (paid < may_come).then_some(cap)
 }
 
 /// The longest answer to a request without a cap of its own that the limit of tokens has room for;
@@ -378,14 +407,13 @@ fn not_priced(model: &Model) -> Error {
 }
 
 impl Commit {
-    /// Waits for the hold before anything leaves; what was set aside, and what is left of limits.
-    async fn committed(&mut self, exchange: &mut Exchange) -> Result<(NanoUsd, Room), Error> {
+    /// Waits for the hold before anything leaves.
+    async fn committed(&mut self, exchange: &mut Exchange) -> Result<Placed, Error> {
         match self.wait().await {
             Ok(placed) => {
-                let placed = placed.map(|placed| (placed.amount, placed.room));
-                let (held, room) = placed.unwrap_or_default();
-                exchange.held(held);
-                Ok((held, room))
+                let placed = placed.unwrap_or_default();
+                exchange.held(placed.amount);
+                Ok(placed)
             }
             Err(error) => {
                 exchange.void(&error);
@@ -413,7 +441,10 @@ impl Commit {
         let model = model.clone();
         *self = Self::Stands;
         match outcome {
-            Ok(Outcome::Placed { amount, room, .. }) => Ok(Some(Placed { amount, room })),
+            Ok(Outcome::Placed { amount, left, room, .. }) => {
+                let funds = amount.plus(left).unwrap_or(NanoUsd(i64::MAX));
+                Ok(Some(Placed { amount, funds, room }))
+            }
             Ok(Outcome::Limited(limited)) => {
                 Err(Error::RateLimited { model: model.id.clone(), limited })
             }

@@ -107,6 +107,15 @@ impl Payer {
         Standing::of(&self.account, self.budget.as_ref())
     }
 
+    /// When what is spent now is dated: not before the windows that it is counted in, which a
+    /// process whose clock is ahead may have begun.
+    fn dated(&self, now: Timestamp) -> Timestamp {
+        let budget = self.budget.as_ref();
+        let starts = budget.map(|it| [it.day_start, it.week_start, it.month_start]);
+        let starts = starts.into_iter().flatten();
+        starts.fold(now.max(self.account.period_start), Timestamp::max)
+    }
+
     fn spend(&mut self, charge: NanoUsd) -> Result<(), OutOfRange> {
         let account = &mut self.account;
         account.period_charged_nusd = account.period_charged_nusd.plus(charge)?;
@@ -162,7 +171,8 @@ impl Books {
         let (available, by) = payer.available(now)?;
         if let Some(placed) = self.holds.get(&hold.request_id) {
             let (amount, room) = (placed.amount_nusd, self.room_of(hold, *demand, now));
-            return Ok(Outcome::Placed { amount, available, room });
+            let left = available;
+            return Ok(Outcome::Placed { amount, available, left, room });
         }
         if *is_granted {
             return self.place_granted(hold, payer, now);
@@ -178,6 +188,7 @@ impl Books {
             return Ok(Outcome::Refused { available, by });
         }
         payer.hold(amount)?;
+        let (left, _) = payer.available(now)?;
         let available = payer.account.available(now)?;
         let (counted, room) = match self.count(hold, *demand, now) {
             Ok(counted) => counted,
@@ -193,7 +204,7 @@ impl Books {
         }
         self.holds.insert(hold.request_id, hold.clone());
         self.changes.placed.insert(hold.request_id, hold);
-        Ok(Outcome::Placed { amount, available, room })
+        Ok(Outcome::Placed { amount, available, left, room })
     }
 
     /// It runs, or has run: what there is is set aside, if only nothing. It was counted in its
@@ -208,11 +219,12 @@ impl Books {
         let amount = hold.amount_nusd.min(available).max(NanoUsd::ZERO);
         payer.hold(amount)?;
         let hold = Hold { amount_nusd: amount, counted: Counted::default(), ..hold.clone() };
+        let (left, _) = payer.available(now)?;
         let available = payer.account.available(now)?;
         self.keep(payer);
         self.holds.insert(hold.request_id, hold.clone());
         self.changes.placed.insert(hold.request_id, hold);
-        Ok(Outcome::Placed { amount, available, room: Room::default() })
+        Ok(Outcome::Placed { amount, available, left, room: Room::default() })
     }
 
     fn is_repeated(&self, hold: &Hold, now: Timestamp) -> bool {
@@ -287,7 +299,8 @@ impl Books {
         };
         payer.spend(charge)?;
         // Also of zero: every usage record is in the chain, so that none can be changed unseen.
-        let entry = post(&mut payer.account, charge_of(&record)?, now)?;
+        let dated = payer.dated(now);
+        let entry = post(&mut payer.account, charge_of(&record)?, dated)?;
         let available = payer.account.available(now)?;
 
         self.warn(&before, &payer.standing(), ChargeOf::Usage(&record));
@@ -362,7 +375,8 @@ impl Books {
             reason: "the upstream's numbers came late".to_owned(),
             reference: None,
         };
-        let entry = post(&mut payer.account, posting, now)?;
+        let dated = payer.dated(now);
+        let entry = post(&mut payer.account, posting, dated)?;
         self.changes.ledger_entries.push(entry);
         self.warn(&before, &payer.standing(), ChargeOf::Correction(&correction));
         self.keep(payer);

@@ -151,10 +151,12 @@ impl Entry {
 /// What became of one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was set aside, and what is left. Also the answer to a repetition.
+    /// What was set aside, and what is left: to the account, and to it and the key. Also the
+    /// answer to a repetition.
     Placed {
         amount: NanoUsd,
         available: NanoUsd,
+        left: NanoUsd,
         room: Room,
     },
     /// The hold's new amount.

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use crate::app::books::UsageRecord;
 use crate::app::process::Process;
-use crate::app::{Setup, Store, TestApp, address_of, both_stores, question, streamed};
+use crate::app::{Kind, Setup, Store, TestApp, address_of, both_stores, question, streamed};
 use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{MODEL, OLD_MODEL};
-use crate::upstream::model::{COMPLETION_NUSD, Manner, Model, PROMPT_NUSD};
+use crate::upstream::model::{COMPLETION_NUSD, Manner, Model, PROMPT_NUSD, PROMPT_TOKENS};
 use crate::upstream::script::Gate;
 
 both_stores!(
@@ -25,6 +25,8 @@ both_stores!(
     plain_answers_of_a_disobedient_upstream_spend_no_more_than_there_is,
     a_stream_that_outgrows_its_hold_is_extended,
     a_stream_that_cannot_be_extended_is_cut_off,
+    what_is_thought_unseen_costs_no_more_than_there_is,
+    a_cap_is_one_that_any_model_takes,
     a_stream_within_its_cap_takes_no_more_than_its_hold,
 );
 
@@ -305,7 +307,7 @@ async fn a_stream_that_outgrows_its_hold_is_extended(store: Store) {
 }
 
 async fn a_stream_that_cannot_be_extended_is_cut_off(store: Store) {
-    let model = Model::start(Manner { tokens: 400, ..Manner::obedient() }).await;
+    let model = Model::start(Manner { tokens: 400, obeys: false, ..Manner::obedient() }).await;
     let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url()).credit("0.01");
     let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
     let got = app.chat(&body(None)).await;
@@ -319,6 +321,59 @@ async fn a_stream_that_cannot_be_extended_is_cut_off(store: Store) {
     assert!((0..floor).contains(&rest), "cut off though {rest} nano-USD were to be had");
     let [account] = &app.books.accounts().await[..] else { panic!("one account") };
     assert_eq!(account.balance_nusd, 10_000_000 - record.charge_nusd);
+    app.finish().await;
+}
+
+/// The tokens that so many nano-USD pay for, after the prompt.
+fn paid_by(nusd: i64) -> i64 {
+    (nusd - retail(PROMPT_TOKENS * PROMPT_NUSD)) / retail(COMPLETION_NUSD)
+}
+
+/// What a model thinks is known when it has ended: no stream can be ended for it, so it is told how
+/// much there is, to an account, to its key, and to an account whose call does not wait.
+async fn what_is_thought_unseen_costs_no_more_than_there_is(store: Store) {
+    let manner = Manner { tokens: 3_000, unseen: 2_999, ..Manner::obedient() };
+    let model = Model::start(manner).await;
+    let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url());
+    let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    let account = app.create_account("poor", &["--credit", "0.1"]).await;
+    let poor = app.create_key(&account, &[]).await;
+    let limited = app.create_key("test", &["--budget", "0.1"]).await;
+    let account = app.create_account("comfortable", &["--credit", "0.3"]).await;
+    let comfortable = app.create_key(&account, &[]).await;
+    let callers = [(&poor, DOLLAR / 10), (&limited, DOLLAR / 10), (&comfortable, DOLLAR * 3 / 10)];
+    for (number, (key, funds)) in callers.into_iter().enumerate() {
+        let got = app.ask(&app.chat_ask(&body(None)).bearer(key)).await;
+        assert_eq!(end_of(&got), End::Whole);
+        let record = app.record_of(&got).await;
+        let cap = model.chats()[number]["max_tokens"].as_i64().expect("the upstream is told");
+        assert!((paid_by(funds) - 20..=paid_by(funds)).contains(&cap), "{cap} of {funds}");
+        assert_eq!(got.header("x-tollgate-completion-tokens-max"), Some(&*cap.to_string()));
+        assert_eq!(record.completion_tokens, cap.min(3_000), "{record:#?}");
+        assert!(record.charge_nusd <= funds && record.shortfall_nusd == 0, "{record:#?}");
+    }
+    // Told what it had, it does not overspend what it has: its call does not wait for its hold.
+    let got = app.ask(&app.chat_ask(&body(None)).bearer(&comfortable)).await;
+    assert_eq!(end_of(&got), End::Whole);
+    assert_eq!(app.record_of(&got).await.shortfall_nusd, 0);
+    app.finish().await;
+}
+
+/// A model whose limit nobody tells may refuse a larger one.
+async fn a_cap_is_one_that_any_model_takes(store: Store) {
+    let app = Setup::new(store).kind(Kind::OpenAi).start().await;
+    let mut body = streamed("gpt-4o-mini");
+    body.as_object_mut().expect("an object").remove("max_tokens");
+    for (credit, is_told) in [("0.02", true), ("5", false)] {
+        let account = app.create_account(credit, &["--credit", credit]).await;
+        let key = app.create_key(&account, &[]).await;
+        app.upstream.script(Answer::openai().stream());
+        app.ask(&app.chat_ask(&body).bearer(&key)).await.ok();
+        let sent = app.upstream.last_chat().json();
+        let cap = ["max_tokens", "max_completion_tokens"].map(|name| sent[name].as_i64());
+        let cap = cap.into_iter().flatten().next();
+        assert_eq!(cap, is_told.then_some(16_384), "{credit}: {sent}");
+    }
     app.finish().await;
 }
 

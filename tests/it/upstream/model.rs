@@ -49,6 +49,8 @@ pub struct Manner {
     pub spread: i64,
     /// Tokens beyond its cap, when it does not obey.
     pub excess: i64,
+    /// So many tokens of a stream it thinks first, and does not show; the last one it does.
+    pub unseen: i64,
     pub head_after: Duration,
     pub pause: Duration,
     /// Ends the stream with its usage.
@@ -78,6 +80,7 @@ impl Manner {
             tokens: 20,
             spread: 1,
             excess: 0,
+            unseen: 0,
             head_after: Duration::ZERO,
             pause: Duration::ZERO,
             tells_usage: true,
@@ -362,7 +365,9 @@ async fn speak(
     for said in 0..says {
         manner.stall(Stall::Tokens(said)).await;
         shared.change(id, |generation| generation.completion_tokens += 1);
-        write(stream, &chunk(chunk_text(id, manner, word, "").as_bytes())).await?;
+        if said >= manner.unseen || said + 1 == says {
+            write(stream, &chunk(chunk_text(id, manner, word, "").as_bytes())).await?;
+        }
         if !manner.pause.is_zero() {
             tokio::time::sleep(manner.pause).await;
         }
