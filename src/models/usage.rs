@@ -224,6 +224,10 @@ impl Outline {
 /// no NUL), and not endless.
 #[must_use]
 pub fn shortened(name: &str) -> String {
+    // As nearly all names are.
+    if name.len() <= NAME_CHARS_MAX && name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return name.to_owned();
+    }
     name.chars().filter(|character| !character.is_control()).take(NAME_CHARS_MAX).collect()
 }
 

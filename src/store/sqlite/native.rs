@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{AssertSqlSafe, Either, Sqlite, SqliteConnection};
+use sqlx::{Arguments, AssertSqlSafe, Either, Sqlite, SqliteConnection};
 use std::sync::Arc;
 
 /// Rows of one statement at most: 37 columns of 32 rows are far from SQLite's 32,766 parameters.
@@ -176,26 +176,34 @@ impl Script {
         let values = self.steps.iter().map(|(_, values)| values.len()).sum::<usize>();
         if values > JOINED_VALUES_MAX {
             for (text, values) in self.steps {
-                bound(&text, values).execute(&mut *conn).await.map_err(classify)?;
+                bound(&text, values)?.execute(&mut *conn).await.map_err(classify)?;
             }
             return Ok(());
         }
         let (texts, values): (Vec<_>, Vec<_>) = self.steps.into_iter().unzip();
-        let values = values.into_iter().flatten();
-        bound(&texts.join("; ").into(), values).execute(conn).await.map_err(classify)?;
+        let statement = bound(&texts.join("; ").into(), values.into_iter().flatten())?;
+        statement.execute(conn).await.map_err(classify)?;
         Ok(())
     }
 }
 
 type Statement = Query<'static, Sqlite, SqliteArguments>;
 
-fn bound(text: &Arc<str>, values: impl IntoIterator<Item = Value>) -> Statement {
-    let statement = sqlx::query(AssertSqlSafe(text.clone()));
-    values.into_iter().fold(statement, |statement, value| match value {
-        Value::Null => statement.bind(None::<i64>),
-        Value::Integer(number) => statement.bind(number),
-        Value::Text(text) => statement.bind(text),
-    })
+/// All at once: bound one by one, each moves the whole statement.
+fn bound(
+    text: &Arc<str>,
+    values: impl IntoIterator<Item = Value>,
+) -> Result<Statement, StoreError> {
+    let mut arguments = SqliteArguments::default();
+    for value in values {
+        let added = match value {
+            Value::Null => arguments.add(None::<i64>),
+            Value::Integer(number) => arguments.add(number),
+            Value::Text(text) => arguments.add(text),
+        };
+        added.map_err(|error| classify(sqlx::Error::Encode(error)))?;
+    }
+    Ok(sqlx::query_with(AssertSqlSafe(text.clone()), arguments))
 }
 
 // === Reading ===
@@ -219,7 +227,7 @@ pub async fn read<T: DeserializeOwned>(
     text: &Arc<str>,
     key: String,
 ) -> Result<Vec<T>, StoreError> {
-    let rows = bound(text, [Value::Text(key)]).fetch_all(conn).await.map_err(classify)?;
+    let rows = bound(text, [Value::Text(key)])?.fetch_all(conn).await.map_err(classify)?;
     parse(&rows)
 }
 
@@ -273,7 +281,7 @@ impl<const N: usize> Queries<N> {
         let mut sets = std::array::from_fn(|_| Vec::new());
         let mut set = Vec::new();
         #[expect(deprecated, reason = "nothing else runs several statements at once and binds")]
-        let mut results = bound(text, values).fetch_many(conn);
+        let mut results = bound(text, values)?.fetch_many(conn);
         while let Some(result) = results.try_next().await.map_err(classify)? {
             match result {
                 // What is run before the queries ends like them.
