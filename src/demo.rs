@@ -27,8 +27,9 @@ const ECHO_CHARS_MAX: usize = 200;
 
 #[derive(Deserialize)]
 struct Request {
+    /// Null is as good as not there, as with OpenAI.
     #[serde(default)]
-    stream: bool,
+    stream: Option<bool>,
     messages: Vec<Message>,
 }
 
@@ -71,7 +72,7 @@ async fn complete(Json(request): Json<Request>) -> Response {
     let answer = answer(&question.unwrap_or_default());
     let words: Vec<String> = answer.split_inclusive(' ').map(str::to_owned).collect();
     let usage = usage(&request, words.len());
-    if request.stream { stream(words, &usage) } else { plain(&answer, &usage) }
+    if request.stream == Some(true) { stream(words, &usage) } else { plain(&answer, &usage) }
 }
 
 fn text(content: &Value) -> String {

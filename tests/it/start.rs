@@ -101,6 +101,14 @@ async fn the_demo_streams_and_its_books_add_up() {
     assert!(!got.content().is_empty(), "{}", got.text());
     let usage = got.events().pop().expect("events")["usage"].clone();
     assert!(usage["completion_tokens"].as_i64() > Some(0), "{usage}");
+    // As some programs say that they want none.
+    let mut body = crate::app::question("tollgate-demo");
+    body["stream"] = serde_json::Value::Null;
+    let ask = Ask::post_json("/v1/chat/completions", body.to_string()).bearer(&key);
+    let ask = ask.header("Connection", "close");
+    let got = Exchange::open(address, &ask.bytes()).await.finish().await;
+    got.ok();
+    assert_eq!(got.json()["object"], "chat.completion", "{}", got.text());
     let verified = eventually("the books are settled", async || {
         let ended = run(&["verify"], &fresh(), folder.path()).await;
         ended.status.success().then_some(ended)
