@@ -1,7 +1,8 @@
 //! The command line: `serve`, and the commands that do an operator's work beside a running server.
 //!
-//! Invariant: a command changes the books through the same `Store` as the server. What a program
-//! reads (a new key, a new account's id) is alone on standard output.
+//! Invariants: a command changes the books through the same `Store` as the server. What a program
+//! reads (a new key, a new account's id) is alone on standard output. A database is made by what
+//! begins one: a check in the wrong folder must not find that its books are right.
 
 /// Like `println!`, but a reader that has gone is an error and not a panic.
 macro_rules! say {
@@ -25,7 +26,7 @@ use crate::models::limits::RateLimits;
 use crate::services::catalog::OperatorTable;
 use crate::store::Store;
 use crate::store::postgres::PostgresStore;
-use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::{IfMissing, SqliteStore};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, value_parser};
 use secrecy::ExposeSecret;
@@ -75,6 +76,18 @@ enum Command {
     Verify,
     /// Compare the books with the upstream and the sinks; fails when anything differs.
     Reconcile(reconcile::Reconcile),
+}
+
+impl Command {
+    /// An operator begins with one of these; the others have nothing to work on without a database.
+    fn if_missing(&self) -> IfMissing {
+        match self {
+            Self::Serve | Self::Migrate | Self::Account(account::Account::Create { .. }) => {
+                IfMissing::Make
+            }
+            _ => IfMissing::Refuse,
+        }
+    }
 }
 
 /// How lists are printed.
@@ -134,7 +147,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
     if matches!(command, Command::Serve) {
         return serve::run(config).await;
     }
-    let store = open_store(&config).await?;
+    let store = open_store(&config, command.if_missing()).await?;
     if config.database.migrate || matches!(command, Command::Migrate) {
         store.migrate().await.context("applying migrations")?;
     } else {
@@ -158,12 +171,12 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+async fn open_store(config: &Config, if_missing: IfMissing) -> anyhow::Result<Arc<dyn Store>> {
     let DatabaseConfig { url, kind, .. } = &config.database;
     let url = url.expose_secret();
     let events = config.billing.event_terms();
     Ok(match kind {
-        DatabaseKind::Sqlite => Arc::new(SqliteStore::open(url, events).await?),
+        DatabaseKind::Sqlite => Arc::new(SqliteStore::open_or(if_missing, url, events).await?),
         DatabaseKind::Postgres => Arc::new(PostgresStore::open(url, events)?),
     })
 }

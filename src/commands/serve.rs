@@ -32,6 +32,7 @@ use crate::services::trace::Tracer;
 use crate::services::upstreams::Upstreams;
 use crate::services::watch::Watch;
 use crate::state::App;
+use crate::store::sqlite::IfMissing;
 use crate::store::{Store, StoreError};
 use crate::{demo, log};
 use anyhow::{Context, bail};
@@ -74,7 +75,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     let hangups = signal(SignalKind::hangup())?;
     config.check_demo()?;
     let lock = lock(&config)?;
-    let store = super::open_store(&config).await?;
+    let store = super::open_store(&config, IfMissing::Make).await?;
     if config.database.migrate {
         store.migrate().await.context("applying migrations")?;
     } else {

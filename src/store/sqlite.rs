@@ -35,6 +35,7 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, SqlitePool};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,16 +66,40 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the file is looked at for changes by another process: they show within a second.
 const CHANGE_POLL: Duration = Duration::from_millis(400);
 
+/// What becomes of a file that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfMissing {
+    Make,
+    /// In an empty database every check finds that all is well: who looks at one must not make it.
+    Refuse,
+}
+
 impl SqliteStore {
     /// Opens the file, and makes it when it is missing.
     ///
     /// # Errors
     /// [`StoreError::Setup`] when the URL does not parse or the file cannot be opened.
     pub async fn open(url: &str, events: EventTerms) -> Result<Self, StoreError> {
+        Self::open_or(IfMissing::Make, url, events).await
+    }
+
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// Those of [`SqliteStore::open`], and when the file is missing and is not to be made.
+    pub async fn open_or(
+        if_missing: IfMissing,
+        url: &str,
+        events: EventTerms,
+    ) -> Result<Self, StoreError> {
         let options: SqliteConnectOptions = url
-            .parse::<SqliteConnectOptions>()
-            .map_err(|_| StoreError::Setup("DATABASE_URL is not a SQLite address".into()))?
-            .create_if_missing(true)
+            .parse()
+            .map_err(|_| StoreError::Setup("DATABASE_URL is not a SQLite address".into()))?;
+        if if_missing == IfMissing::Refuse {
+            check_is_there(options.get_filename())?;
+        }
+        let options = options
+            .create_if_missing(if_missing == IfMissing::Make)
             .journal_mode(SqliteJournalMode::Wal)
             // NORMAL may lose the last commits when the power fails; these commits are money.
             .synchronous(SqliteSynchronous::Full)
@@ -89,6 +114,19 @@ impl SqliteStore {
         let reporters = pool(REPORTERS_MAX).connect_lazy_with(options);
         Ok(Self { writer, readers, reporters, events: Arc::new(events), sql: Sql::new() })
     }
+}
+
+/// An empty file is a database that nobody has begun.
+fn check_is_there(file: &Path) -> Result<(), StoreError> {
+    if std::fs::metadata(file).is_ok_and(|file| file.len() > 0) {
+        return Ok(());
+    }
+    // Whoever is in the wrong folder sees which one that is.
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    Err(StoreError::Setup(format!(
+        "there is no database at {}: DATABASE_URL says where it is, and `tollgate migrate` makes one",
+        file.display()
+    )))
 }
 
 fn pool(connections_max: u32) -> SqlitePoolOptions {

@@ -168,6 +168,64 @@ async fn values_that_make_no_sense_are_named() {
     }
 }
 
+/// What looks at a database, or changes what is in one, does not make an empty one to do so.
+#[tokio::test]
+async fn a_command_in_the_wrong_folder_says_so_and_leaves_nothing_there() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    let archive = here.join("archive").display().to_string();
+    let key = "00000000-0000-7000-8000-000000000000";
+    let commands: [&[&str]; 14] = [
+        &["verify"],
+        &["reconcile"],
+        &["account", "list"],
+        &["account", "show", "--account", "acme"],
+        &["account", "update", "--account", "acme", "--suspend"],
+        &["credit", "grant", "--account", "acme", "--usd", "5", "--reason", "r"],
+        &["key", "create", "--account", "acme"],
+        &["key", "list", "--account", "acme"],
+        &["key", "revoke", key],
+        &["member", "list", "--account", "acme"],
+        &["audit", "list"],
+        &["events", "list"],
+        &["payments", "list"],
+        &["archive", "--before", "2026-01", "--to", &archive],
+    ];
+    for command in commands {
+        let ended = run(command, &fresh(), here).await;
+        assert_eq!(ended.status.code(), Some(2), "{command:?}: {ended:?}");
+        assert!(ended.stdout.is_empty(), "{command:?}: {ended:?}");
+        let named = format!("there is no database at {}", here.join("tollgate.db").display());
+        assert!(ended.stderr.contains(&named), "{command:?}: {ended:?}");
+        let left: Vec<_> = std::fs::read_dir(here).expect("the test's own folder").collect();
+        assert!(left.is_empty(), "{command:?} left {left:?}");
+    }
+    for command in [&["migrate"][..], &["account", "create", "--name", "acme"]] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let made = run(command, &fresh(), folder.path()).await;
+        assert!(made.status.success(), "{command:?}: {made:?}");
+        let verified = run(&["verify"], &fresh(), folder.path()).await;
+        assert!(verified.status.success(), "{command:?}: {verified:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mistyped_address_or_an_empty_file_is_no_database() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let made = run(&["migrate"], &fresh(), folder.path()).await;
+    assert!(made.status.success(), "{made:?}");
+    std::fs::write(folder.path().join("empty.db"), "").expect("the test's own folder");
+    for name in ["tolgate.db", "empty.db", "no/such/folder.db"] {
+        let mut environment = fresh();
+        environment.insert("DATABASE_URL".to_string(), format!("sqlite://{name}?mode=rwc"));
+        let ended = run(&["verify"], &environment, folder.path()).await;
+        assert_eq!(ended.status.code(), Some(2), "{name}: {ended:?}");
+        assert!(ended.stderr.contains("there is no database at"), "{name}: {ended:?}");
+        let length = std::fs::metadata(folder.path().join(name)).map_or(0, |file| file.len());
+        assert_eq!(length, 0, "{name} was made");
+    }
+}
+
 #[tokio::test]
 async fn the_demo_is_for_one_machine_only() {
     let folder = tempfile::tempdir().expect("a temporary folder");
