@@ -1,10 +1,13 @@
 //! The listener: accepts connections, and lets them go in order when the process leaves.
 //!
 //! Invariant: a connection that sends nothing, or half a head, is closed; the number of connections
-//! is bounded; after `drain` every connection ends with the answer it is giving.
+//! is bounded; after `drain` every connection ends with the answer it is giving; a client that is
+//! refused before its body is read is told so.
 
 mod refusal;
+mod unread;
 
+use crate::config::ServerConfig;
 use crate::controllers::client::Peer;
 use axum::Router;
 use axum::http::Request;
@@ -24,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use unread::Unread;
 
 /// Connections at once. Each costs a file descriptor, and most have another one upstream.
 const CONNECTIONS_MAX: usize = 16_384;
@@ -49,14 +53,30 @@ pub struct Signals {
     pub abort: CancellationToken,
 }
 
-/// Serves until `drain`. Connections go on in `connections`; a client that takes nothing for
-/// `write_wait` has gone.
+/// What a client may take its time with, and how much of a body it may leave to be thrown away.
+#[derive(Clone, Copy)]
+pub struct Bounds {
+    /// One that takes nothing for so long has gone.
+    write: Duration,
+    body_rest: usize,
+}
+
+impl Bounds {
+    /// A body that is refused for its length is longer than the longest: twice that and a head are
+    /// read before its client may lose the refusal.
+    pub fn of(config: &ServerConfig) -> Self {
+        let two_bodies = config.body_bytes_max.saturating_mul(2);
+        Self { write: config.write, body_rest: two_bodies.saturating_add(HEAD_BYTES_MAX) }
+    }
+}
+
+/// Serves until `drain`. Connections go on in `connections`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     signals: Signals,
     connections: TaskTracker,
-    write_wait: Duration,
+    bounds: Bounds,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -69,7 +89,7 @@ pub async fn serve(
         };
         let (router, signals) = (router.clone(), signals.clone());
         connections.spawn(async move {
-            serve_connection(stream, peer, router, signals, write_wait).await;
+            serve_connection(stream, peer, router, signals, bounds).await;
             drop(place);
         });
     }
@@ -95,7 +115,7 @@ async fn serve_connection(
     peer: Peer,
     router: Router,
     signals: Signals,
-    write_wait: Duration,
+    bounds: Bounds,
 ) {
     // Small events must leave at once, not with the next ones.
     if stream.set_nodelay(true).is_err() {
@@ -107,12 +127,14 @@ async fn serve_connection(
     };
     let Ok(Ok(protocol)) = protocol else { return };
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(write_wait));
+    stream.set_write_timeout(Some(bounds.write));
     let stream = Box::pin(stream);
     let router = TowerToHyperService::new(router);
+    let unread = Unread::default();
+    let watching = unread.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        router.call(request)
+        router.call(watching.watch(request))
     });
     match protocol {
         Protocol::Http1 => {
@@ -124,10 +146,12 @@ async fn serve_connection(
             let ended = run(&mut connection, &signals, http1::Connection::graceful_shutdown).await;
             if let Some(ended) = ended {
                 let is_unreadable = ended.is_err_and(|error| error.is_parse());
+                let body_rest_max = unread.is_left().then_some(bounds.body_rest);
                 let stream = connection.into_parts().io.into_inner();
-                until_abort(stream.finish(is_unreadable), &signals).await;
+                until_abort(stream.finish(is_unreadable, body_rest_max), &signals).await;
             }
         }
+        // Here a stream's answer is its end, and what is left of its body is taken in by h2.
         Protocol::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());
             builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);

@@ -14,7 +14,7 @@ use crate::models::account::AccountKind;
 use crate::models::ids::InstanceId;
 use crate::models::timestamp::Timestamp;
 use crate::routes;
-use crate::server::{self, Signals};
+use crate::server::{self, Bounds, Signals};
 use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
 use crate::services::billing;
@@ -396,8 +396,8 @@ async fn serve(
     let signals = Signals::default();
     let connections = TaskTracker::new();
     let router = routes::router(app.clone());
-    let write_wait = app.config.server.write;
-    let serving = server::serve(listener, router, signals.clone(), connections.clone(), write_wait);
+    let bounds = Bounds::of(&app.config.server);
+    let serving = server::serve(listener, router, signals.clone(), connections.clone(), bounds);
     let serving = tokio::spawn(serving);
     tokio::select! {
         () = leave_signals.wait() => {}

@@ -7,21 +7,19 @@
 
 use crate::error::Error;
 use crate::models::ids::RequestId;
+use crate::server::unread::discard;
 use axum::http::StatusCode;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// A status line, `connection`, `content-length` and `date` are shorter.
 const REFUSAL_BYTES_MAX: usize = 192;
 const START: &[u8] = b"HTTP/1.1 4";
 const NO_BODY: &str = "content-length: 0\r\n";
-/// A socket that is closed over unread bytes is reset, and the client may lose what it was told: so
-/// the rest of a head is read, this much of it and for so long.
-const REST_BYTES_MAX: u64 = 1 << 20;
-const REST_WAIT: Duration = Duration::from_secs(2);
+/// Of the rest of a head, which is read so that its client does not lose what it was told.
+const REST_BYTES_MAX: usize = 1 << 20;
 
 /// A connection's stream, which holds back what may be a refusal.
 pub struct Spoken<S> {
@@ -35,20 +33,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Spoken<S> {
         Self { stream, held: Vec::new() }
     }
 
-    /// Lets go what is held, once hyper is done with the connection.
-    pub async fn finish(mut self, is_unreadable: bool) {
-        if self.held.is_empty() {
-            return;
-        }
+    /// Lets go what is held, once hyper is done with the connection, and reads what is left: up to
+    /// `body_rest_max` bytes where some of a body is.
+    pub async fn finish(mut self, is_unreadable: bool, body_rest_max: Option<usize>) {
         let held = std::mem::take(&mut self.held);
+        let rest_max = if held.is_empty() { body_rest_max } else { Some(REST_BYTES_MAX) };
+        let Some(rest_max) = rest_max else { return };
         let told = if is_unreadable { enveloped(&held) } else { None };
         // A client that has gone is no failure of ours.
         if self.stream.write_all(&told.unwrap_or(held)).await.is_ok()
             && self.stream.shutdown().await.is_ok()
         {
-            let (mut rest, mut nowhere) = (self.stream.take(REST_BYTES_MAX), tokio::io::sink());
-            let read = tokio::io::copy(&mut rest, &mut nowhere);
-            let _ = tokio::time::timeout(REST_WAIT, read).await;
+            discard(&mut self.stream, rest_max).await;
         }
     }
 
@@ -156,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncReadExt;
 
     const BARE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
         content-length: 0\r\ndate: Sat, 28 Nov 2026 12:00:00 GMT\r\n\r\n";
@@ -168,7 +165,7 @@ mod tests {
             stream.write_all(bytes).await.unwrap();
         }
         stream.shutdown().await.unwrap();
-        let last = stream.finish(is_unreadable);
+        let last = stream.finish(is_unreadable, None);
         let mut text = String::new();
         let read = async {
             there.read_to_string(&mut text).await.unwrap();

@@ -1,6 +1,6 @@
 //! Hostile clients: framing that two readers read differently, JSON that two parsers read
-//! differently, paths that lead elsewhere, texts that are SQL elsewhere, and clients that never
-//! finish.
+//! differently, paths that lead elsewhere, texts that are SQL elsewhere, clients that never finish,
+//! and bodies that nobody reads.
 //!
 //! The rule: a request is refused with a 4xx, or means the same to everybody who reads it; what is
 //! charged is what was forwarded; the server serves the next client.
@@ -10,3 +10,4 @@ mod json;
 mod paths;
 mod slow;
 mod sql;
+mod unread;

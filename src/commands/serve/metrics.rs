@@ -3,7 +3,7 @@
 //! Invariant: it ends with the rest of the process, after the last request, and holds nothing up.
 
 use crate::routes;
-use crate::server::{self, Signals};
+use crate::server::{self, Bounds, Signals};
 use crate::state::App;
 use anyhow::Context;
 use std::sync::Arc;
@@ -19,8 +19,9 @@ pub async fn start(app: &Arc<App>, stop: &CancellationToken) -> anyhow::Result<T
         let listener = listener.with_context(|| format!("listening on {address} for metrics"))?;
         tracing::info!("metrics on http://{}/metrics", listener.local_addr()?);
         let signals = Signals { drain: stop.clone(), abort: stop.clone() };
-        let (router, wait) = (routes::metrics_router(app.clone()), app.config.server.write);
-        connections.spawn(server::serve(listener, router, signals, connections.clone(), wait));
+        let router = routes::metrics_router(app.clone());
+        let bounds = Bounds::of(&app.config.server);
+        connections.spawn(server::serve(listener, router, signals, connections.clone(), bounds));
     }
     connections.close();
     Ok(connections)
