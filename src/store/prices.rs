@@ -9,8 +9,15 @@ use crate::store::StoreError;
 use async_trait::async_trait;
 use std::sync::Arc;
 
-/// The table that follows the one before it, and its entry in the audit log.
-pub type NextTable<'a> = &'a (dyn Fn(Option<&PriceTable>) -> (PriceTable, AuditEntry) + Sync);
+/// What becomes of the table in force.
+pub enum Next {
+    Stays(PriceTable),
+    /// Another follows it, with its entry in the audit log.
+    Follows(PriceTable, AuditEntry),
+}
+
+/// Decides, told the table in force.
+pub type NextTable<'a> = &'a (dyn Fn(Option<PriceTable>) -> Next + Sync);
 
 #[async_trait]
 pub trait PriceStore: Send + Sync {
@@ -19,7 +26,7 @@ pub trait PriceStore: Send + Sync {
 
     async fn price(&self, id: &str) -> Result<Option<Price>, StoreError>;
 
-    /// Adds the table that `decide` makes, told the one before it while nobody else sets one.
+    /// The table that is in force then: what `decide` says while nobody else sets one.
     async fn put_price_table(&self, decide: NextTable<'_>) -> Result<PriceTable, StoreError>;
     /// The newest.
     async fn price_table(&self) -> Result<Option<PriceTable>, StoreError>;

@@ -6,7 +6,7 @@ use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::directory::log;
 use crate::store::postgres::rows::{classify, write_rows};
-use crate::store::prices::{NextTable, PriceStore};
+use crate::store::prices::{Next, NextTable, PriceStore};
 use crate::store::table::{PRICE_TABLES, postgres as sql, price_rows};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -58,8 +58,10 @@ impl PriceStore for PostgresStore {
             .execute(&mut *tx)
             .await
             .map_err(classify)?;
-        let before = newest(&mut tx).await?;
-        let (table, audit) = decide(before.as_ref());
+        let (table, audit) = match decide(newest(&mut tx).await?) {
+            Next::Stays(table) => return Ok(table),
+            Next::Follows(table, audit) => (table, audit),
+        };
         log(&mut tx, &audit).await?;
         write_rows(&mut tx, &sql::insert(&PRICE_TABLES).into(), std::iter::once(&table)).await?;
         tx.commit().await.map_err(classify)?;

@@ -3,7 +3,7 @@
 use crate::models::price::{Price, PriceTable};
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::prices::{NextTable, PriceStore};
+use crate::store::prices::{Next, NextTable, PriceStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::directory::log;
 use crate::store::sqlite::rows::{classify, write_rows};
@@ -55,8 +55,10 @@ impl PriceStore for SqliteStore {
     async fn put_price_table(&self, decide: NextTable<'_>) -> Result<PriceTable, StoreError> {
         let mut writing = self.writer.acquire().await?;
         let mut tx = writing.begin().await?;
-        let before = newest(&mut tx).await?;
-        let (table, audit) = decide(before.as_ref());
+        let (table, audit) = match decide(newest(&mut tx).await?) {
+            Next::Stays(table) => return Ok(table),
+            Next::Follows(table, audit) => (table, audit),
+        };
         log(&mut tx, &audit).await?;
         write_rows(&mut tx, &sql::insert(&PRICE_TABLES).into(), std::iter::once(&table)).await?;
         tx.commit().await.map_err(classify)?;

@@ -10,6 +10,7 @@ use crate::upstream::catalog::{MODEL, UNPRICED_MODEL};
 
 both_stores!(
     a_table_changes_the_next_request_and_no_past_one,
+    the_table_in_force_set_again_changes_nothing,
     a_table_is_in_force_after_a_restart_and_for_commands,
     a_bad_table_is_refused_and_says_why,
     plans_are_shown_with_what_they_give,
@@ -75,6 +76,20 @@ async fn a_table_changes_the_next_request_and_no_past_one(store: Store) {
     assert_eq!(price_of(&admin, UNPRICED_MODEL, "").await, json!(null));
     app.settled().await;
     app.cli(&["verify"]).await;
+    app.finish().await;
+}
+
+async fn the_table_in_force_set_again_changes_nothing(store: Store) {
+    let app = TestApp::start(store).await;
+    let admin = Admin::of(&app).await;
+    let first = set(&admin, table("")).await;
+    let audit = admin.audit().await;
+    assert_eq!(set(&admin, table("")).await, first, "its version and its time are what they were");
+    assert_eq!(admin.audit().await, audit);
+    assert_eq!(set(&admin, table("# other\n")).await["table"]["version"], json!(2));
+    // One that was in force before is another change.
+    assert_eq!(set(&admin, table("")).await["table"]["version"], json!(3));
+    assert_eq!(admin.audit().await.len(), audit.len() + 2);
     app.finish().await;
 }
 
