@@ -43,8 +43,10 @@ fn change<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Chang
     Option::deserialize(de).map(Some)
 }
 
-/// For members that have no null.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Option<T>, D::Error> {
+/// For members that have no null: with `#[serde(default)]`.
+pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    de: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(de).map(Some)
 }
 

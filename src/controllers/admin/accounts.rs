@@ -7,7 +7,7 @@ use crate::models::account::{Account, AccountKind, NewAccount};
 use crate::models::ids::AccountId;
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
-use crate::services::directory::{self, AccountPatch, shown};
+use crate::services::directory::{self, AccountPatch, present, shown};
 use crate::state::App;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 #[serde(deny_unknown_fields)]
 pub struct New {
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "present")]
     kind: Option<AccountKind>,
     #[serde(default)]
     plan: Option<String>,

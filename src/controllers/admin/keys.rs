@@ -10,7 +10,7 @@ use crate::models::key::KeyLimits;
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
-use crate::services::directory::{self, KeyPatch, NewKey, shown_key};
+use crate::services::directory::{self, KeyPatch, NewKey, present, shown_key};
 use crate::state::App;
 use crate::store::directory::OwnKey;
 use axum::Json;
@@ -29,7 +29,7 @@ pub struct New {
     name: String,
     #[serde(default)]
     models: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "present")]
     role: Option<Role>,
     #[serde(default)]
     expires_at: Option<Timestamp>,

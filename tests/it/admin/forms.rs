@@ -1,13 +1,28 @@
 //! What is no form: a refusal that names the member at fault, and nothing changed.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::{Admin, text};
 use crate::app::{Setup, Store, TestApp, both_stores};
 use crate::bad_input::assert_refused;
 use crate::client::Ask;
+use crate::source::read;
 
 both_stores!(forms_that_do_not_fit_are_refused, what_is_no_object_is_refused);
+
+/// The forms, and where they are sent.
+const FORMS: [(&str, &str, &str); 8] = [
+    ("NewAccount", "POST", "/accounts"),
+    ("AccountPatch", "PATCH", "/accounts/A"),
+    ("NewMember", "POST", "/accounts/A/members"),
+    ("NewKey", "POST", "/accounts/A/keys"),
+    ("KeyPatch", "PATCH", "/keys/K"),
+    ("Rotation", "POST", "/keys/K/rotate"),
+    ("NewCredit", "POST", "/accounts/A/credits"),
+    ("NewPriceTable", "PUT", "/price-table"),
+];
 
 /// The path, the body, and the member that the refusal names.
 type Case = (&'static str, Value, &'static str);
@@ -198,6 +213,40 @@ async fn what_is_no_object_is_refused(store: Store) {
     }
     let unknown = app.ask(&Ask::get("/admin/v1/nothing").bearer(&admin.key)).await;
     assert_refused(&unknown, "no such path", 404, "unknown_url", "");
+    assert_eq!(admin.audit().await, before, "what is refused changes nothing");
+    app.finish().await;
+}
+
+/// The server names the members that it takes, and those are the document's; null is one of their
+/// values where the document says so, and nowhere else.
+#[tokio::test]
+async fn the_forms_are_those_of_the_document() {
+    let app = TestApp::start(Store::Sqlite).await;
+    let admin = Admin::of(&app).await;
+    let before = admin.audit().await;
+    let document: serde_yaml_ng::Value =
+        serde_yaml_ng::from_str(&read("openapi.yaml")).expect("openapi.yaml is YAML");
+    for (form, method, path) in FORMS {
+        let path = path.replace("/A", &format!("/{}", app.account)).replace("/K", "/no-key");
+        let members = &document["components"]["schemas"][form]["properties"];
+        let members = members.as_mapping().expect("a form has members");
+        let documented: BTreeSet<&str> =
+            members.keys().map(|name| name.as_str().expect("a name")).collect();
+        let got = admin.send(method, &path, Some(&json!({"zz_none": 1}))).await;
+        let message = text(&got.json()["error"]["message"]);
+        let known = message.split_once("expected ").expect("the members that there are").1;
+        let taken: BTreeSet<&str> = known.split('`').skip(1).step_by(2).collect();
+        assert_eq!(documented, taken, "{form}");
+        for (name, schema) in members {
+            let name = name.as_str().expect("a name");
+            let types = schema["type"].as_sequence();
+            let has_null = types.is_some_and(|types| types.iter().any(|it| it == "null"));
+            let got = admin.send(method, &path, Some(&json!({name: null, "zz_none": 1}))).await;
+            // One fault is told, the first.
+            let param = if has_null { "zz_none" } else { name };
+            assert_refused(&got, &format!("{form}: {name} is null"), 400, "", param);
+        }
+    }
     assert_eq!(admin.audit().await, before, "what is refused changes nothing");
     app.finish().await;
 }
