@@ -15,7 +15,7 @@ mod server;
 mod upstream;
 
 pub use billing::{BillingConfig, OpenMeterConfig, StreamConfig, StripeConfig, WebhookConfig};
-pub use billing::{OPENMETER, STRIPE, WEBHOOK};
+pub use billing::{OPENMETER, SINKS, STRIPE, WEBHOOK};
 pub use database::{DatabaseConfig, DatabaseKind, OutageConfig};
 use hyper::Uri;
 pub use identity::{IdentityConfig, SignInConfig, SignupConfig, TokenConfig};

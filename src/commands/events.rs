@@ -1,12 +1,14 @@
 //! `tollgate events …` and `tollgate verify`.
 
 use super::{Output, print};
+use crate::config::SINKS;
 use crate::models::billing::DeliveryState;
 use crate::services::directory::{self, OPERATOR};
 use crate::services::verify;
 use crate::store::Store;
 use crate::store::outbox::EventFilter;
 use anyhow::bail;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
 
@@ -18,7 +20,7 @@ pub enum Events {
         #[arg(long)]
         parked: bool,
         /// Only those for this sink.
-        #[arg(long)]
+        #[arg(long, value_parser = PossibleValuesParser::new(SINKS))]
         sink: Option<String>,
         #[command(flatten)]
         output: Output,

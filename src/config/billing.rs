@@ -17,6 +17,8 @@ use std::time::Duration;
 pub const STRIPE: &str = "stripe";
 pub const OPENMETER: &str = "openmeter";
 pub const WEBHOOK: &str = "webhook";
+/// All that there may be.
+pub const SINKS: [&str; 3] = [STRIPE, OPENMETER, WEBHOOK];
 
 #[derive(Clone, Debug)]
 pub struct BillingConfig {
