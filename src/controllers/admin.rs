@@ -12,45 +12,57 @@ pub mod overview;
 pub mod prices;
 pub mod records;
 
+use crate::controllers::parameters::Parameters;
 use crate::error::Error;
 use crate::services::directory::shown;
 use axum::Json;
-use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::str::FromStr;
 
 /// What a list is asked for.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug)]
 pub struct Page {
     /// The id of the last row seen.
-    #[serde(default)]
     after: Option<String>,
-    #[serde(default)]
-    limit: Option<usize>,
+    limit: usize,
 }
+
+/// What a page is asked for with.
+const PARAMETERS: [&str; 2] = ["after", "limit"];
 
 const LIMIT_USUAL: usize = 20;
 const LIMIT_MAX: usize = 100;
 
+impl<S: Send + Sync> FromRequestParts<S> for Page {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let parameters = Parameters::from_request_parts(parts, state).await?;
+        parameters.only(&PARAMETERS)?;
+        Self::read(&parameters)
+    }
+}
+
 impl Page {
+    fn read(parameters: &Parameters) -> Result<Self, Error> {
+        Ok(Self {
+            after: parameters.one("after")?.map(str::to_owned),
+            limit: parameters.number("limit", LIMIT_USUAL, LIMIT_MAX)?,
+        })
+    }
+
     pub(super) fn after<T: FromStr>(&self) -> Result<Option<T>, Error> {
         let after = self.after.as_deref();
         after.map(|text| text.parse().map_err(|_| unreadable("after"))).transpose()
     }
 
-    fn limit(&self) -> Result<usize, Error> {
-        match self.limit.unwrap_or(LIMIT_USUAL) {
-            limit if (1..=LIMIT_MAX).contains(&limit) => Ok(limit),
-            _ => Err(Error::invalid("limit", "must be from 1 to 100")),
-        }
-    }
-
     /// The answer from rows that are at least one more than asked for, where there are.
-    fn of<T: Serialize>(&self, rows: &[T], id: impl Fn(&T) -> String) -> Result<Response, Error> {
+    fn of<T: Serialize>(&self, rows: &[T], id: impl Fn(&T) -> String) -> Response {
         self.told(rows, shown, id)
     }
 
@@ -59,18 +71,17 @@ impl Page {
         rows: &[T],
         tell: impl Fn(&T) -> Value,
         id: impl Fn(&T) -> String,
-    ) -> Result<Response, Error> {
-        let limit = self.limit()?;
-        let page = &rows[..rows.len().min(limit)];
+    ) -> Response {
+        let page = &rows[..rows.len().min(self.limit)];
         let data: Vec<Value> = page.iter().map(tell).collect();
-        Ok(Json(json!({
+        Json(json!({
             "object": "list",
             "data": data,
             "first_id": page.first().map(&id),
             "last_id": page.last().map(&id),
-            "has_more": rows.len() > limit,
+            "has_more": rows.len() > self.limit,
         }))
-        .into_response())
+        .into_response()
     }
 }
 

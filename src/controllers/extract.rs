@@ -10,7 +10,7 @@ use crate::models::openai::request::Invalid;
 use crate::services::auth::Principal;
 use crate::services::trace::RequestTrace;
 use crate::state::App;
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
@@ -35,9 +35,6 @@ pub struct Owner(pub Principal);
 
 /// A body of this form.
 pub struct Form<T>(pub T);
-
-/// What the query string says.
-pub struct Question<T>(pub T);
 
 /// A caller who runs this service.
 pub struct Operator(pub Principal);
@@ -100,15 +97,6 @@ impl FromRequestParts<Arc<App>> for Owner {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
         let principal = Principal::from_request_parts(parts, app).await?;
         if principal.is_owner() { Ok(Self(principal)) } else { Err(Error::Forbidden) }
-    }
-}
-
-impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Question<T> {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        let read = Query::try_from_uri(&parts.uri);
-        read.map(|Query(value)| Self(value)).map_err(|error| invalid(error.body_text()))
     }
 }
 

@@ -7,7 +7,7 @@
 
 use crate::controllers::admin::keys::with_secret;
 use crate::controllers::admin::{Page, id};
-use crate::controllers::extract::{Form, Owner, Question};
+use crate::controllers::extract::{Form, Owner};
 use crate::error::Error;
 use crate::models::ids::ApiKeyId;
 use crate::models::key::KeyLimits;
@@ -50,10 +50,10 @@ pub struct New {
 pub async fn list(
     State(app): State<Arc<App>>,
     Owner(principal): Owner,
-    Question(page): Question<Page>,
+    page: Page,
 ) -> Result<Response, Error> {
     let rows = app.store.keys_of(principal.account_id, page.after()?).await?;
-    page.told(&rows, |key| private(shown(key)), |key| key.id.to_string())
+    Ok(page.told(&rows, |key| private(shown(key)), |key| key.id.to_string()))
 }
 
 /// Makes a key; the answer has its secret, once.

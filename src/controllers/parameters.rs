@@ -42,9 +42,10 @@ impl Parameters {
         Err(Invalid { message, param: None }.into())
     }
 
-    /// The value of a parameter that is given once or not at all.
+    /// The value of a parameter that is given once or not at all, also where it is written as a
+    /// list.
     pub fn one(&self, name: &'static str) -> Result<Option<&str>, Error> {
-        let mut values = self.0.iter().filter(|(key, _)| key == name);
+        let mut values = self.0.iter().filter(|(key, _)| bare(key) == name);
         let value = values.next().map(|(_, value)| value.as_str());
         match values.next() {
             None => Ok(value),

@@ -1,7 +1,7 @@
 //! `/admin/v1/accounts`.
 
 use super::{Page, id};
-use crate::controllers::extract::{Form, Operator, Question};
+use crate::controllers::extract::{Form, Operator};
 use crate::error::Error;
 use crate::models::account::{Account, AccountKind, NewAccount};
 use crate::models::ids::AccountId;
@@ -75,13 +75,9 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(shown(&account))).into_response())
 }
 
-pub async fn list(
-    State(app): State<Arc<App>>,
-    _: Operator,
-    Question(page): Question<Page>,
-) -> Result<Response, Error> {
+pub async fn list(State(app): State<Arc<App>>, _: Operator, page: Page) -> Result<Response, Error> {
     let rows = app.store.accounts_after(page.after()?).await?;
-    page.of(&rows, |account| account.id.to_string())
+    Ok(page.of(&rows, |account| account.id.to_string()))
 }
 
 pub async fn retrieve(

@@ -2,7 +2,7 @@
 
 use super::Page;
 use super::accounts::find;
-use crate::controllers::extract::{Form, Operator, Question};
+use crate::controllers::extract::{Form, Operator};
 use crate::error::Error;
 use crate::models::ledger::EntryKind;
 use crate::models::money::NanoUsd;
@@ -63,9 +63,9 @@ pub async fn ledger(
     State(app): State<Arc<App>>,
     _: Operator,
     path: Result<Path<String>, PathRejection>,
-    Question(page): Question<Page>,
+    page: Page,
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
     let rows = app.store.ledger_after(account.id, page.after()?.unwrap_or_default()).await?;
-    page.of(&rows, |entry| entry.seq.to_string())
+    Ok(page.of(&rows, |entry| entry.seq.to_string()))
 }

@@ -1,8 +1,9 @@
 //! `/admin/v1/events`: billing events on their way to the sinks, as `tollgate events` has them.
 
-use super::{Page, unfolded, unreadable};
-use crate::config::{OPENMETER, STRIPE, WEBHOOK};
-use crate::controllers::extract::{Form, Operator, Question};
+use super::{PARAMETERS, Page, unfolded, unreadable};
+use crate::config::SINKS;
+use crate::controllers::extract::{Form, Operator};
+use crate::controllers::parameters::{Parameters, not_among};
 use crate::error::Error;
 use crate::models::billing::{BillingEvent, DeliveryState, EventId};
 use crate::services::directory::{self, shown};
@@ -16,61 +17,44 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// A page, and what is wanted on it.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Wanted {
-    #[serde(default)]
-    after: Option<String>,
-    #[serde(default)]
-    limit: Option<usize>,
-    #[serde(default)]
-    sink: Option<String>,
-    #[serde(default)]
-    state: Option<String>,
-    #[serde(default)]
-    account: Option<String>,
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Park {
     reason: String,
 }
 
-impl Wanted {
-    fn filter(&self) -> Result<EventFilter, Error> {
-        let is_sink = |name: &str| [STRIPE, OPENMETER, WEBHOOK].contains(&name);
-        if self.sink.as_deref().is_some_and(|name| !is_sink(name)) {
-            return Err(Error::invalid("sink", "must be stripe, openmeter or webhook"));
-        }
-        let state = self.state.as_deref().map(|name| match name {
-            "waiting" => Ok(DeliveryState::Waiting),
-            "exported" => Ok(DeliveryState::Exported),
-            "parked" => Ok(DeliveryState::Parked),
-            _ => Err(Error::invalid("state", "must be waiting, exported or parked")),
-        });
-        let account = self.account.as_deref();
-        let account = account.map(|id| id.parse().map_err(|_| unreadable("account")));
-        Ok(EventFilter {
-            sink: self.sink.clone(),
-            state: state.transpose()?,
-            account: account.transpose()?,
-        })
+/// What is wanted on a page.
+fn filter(parameters: &Parameters) -> Result<EventFilter, Error> {
+    let sink = parameters.one("sink")?;
+    if sink.is_some_and(|name| !SINKS.contains(&name)) {
+        return Err(not_among("sink", &SINKS));
     }
+    let state = parameters.one("state")?.map(|name| match name {
+        "waiting" => Ok(DeliveryState::Waiting),
+        "exported" => Ok(DeliveryState::Exported),
+        "parked" => Ok(DeliveryState::Parked),
+        _ => Err(not_among("state", &["waiting", "exported", "parked"])),
+    });
+    let account = parameters.one("account")?;
+    let account = account.map(|id| id.parse().map_err(|_| unreadable("account")));
+    Ok(EventFilter {
+        sink: sink.map(str::to_owned),
+        state: state.transpose()?,
+        account: account.transpose()?,
+    })
 }
 
 /// Oldest request first.
 pub async fn list(
     State(app): State<Arc<App>>,
     _: Operator,
-    Question(wanted): Question<Wanted>,
+    parameters: Parameters,
 ) -> Result<Response, Error> {
-    let filter = wanted.filter()?;
-    let page = Page { after: wanted.after, limit: wanted.limit };
+    parameters.only(&[&PARAMETERS[..], &["sink", "state", "account"]].concat())?;
+    let (filter, page) = (filter(&parameters)?, Page::read(&parameters)?);
     let after = page.after::<EventId>()?.map(|id| id.0).unwrap_or_default();
     let rows = app.store.billing_events_after(&filter, &after).await?;
-    page.told(&rows, told, |event| event.id.clone())
+    Ok(page.told(&rows, told, |event| event.id.clone()))
 }
 
 /// A parked event waits again.

@@ -2,7 +2,7 @@
 
 use super::accounts::find;
 use super::{Page, id};
-use crate::controllers::extract::{Form, Operator, Question};
+use crate::controllers::extract::{Form, Operator};
 use crate::error::Error;
 use crate::models::identity::Role;
 use crate::models::ids::ApiKeyId;
@@ -61,11 +61,11 @@ pub async fn list(
     State(app): State<Arc<App>>,
     _: Operator,
     path: Result<Path<String>, PathRejection>,
-    Question(page): Question<Page>,
+    page: Page,
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
     let rows = app.store.keys_of(account.id, page.after()?).await?;
-    page.of(&rows, |key| key.id.to_string())
+    Ok(page.of(&rows, |key| key.id.to_string()))
 }
 
 /// Makes a key; the answer has its secret, once. The account's plan gives the budgets that the

@@ -2,7 +2,7 @@
 
 use super::Page;
 use super::accounts::find;
-use crate::controllers::extract::{Form, Operator, Question};
+use crate::controllers::extract::{Form, Operator};
 use crate::error::Error;
 use crate::models::ids::UserId;
 use crate::services::directory::{self, shown};
@@ -25,11 +25,11 @@ pub async fn list(
     State(app): State<Arc<App>>,
     _: Operator,
     path: Result<Path<String>, PathRejection>,
-    Question(page): Question<Page>,
+    page: Page,
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
     let rows = app.store.members_of(account.id, page.after()?).await?;
-    page.of(&rows, |member| member.user_id.to_string())
+    Ok(page.of(&rows, |member| member.user_id.to_string()))
 }
 
 /// Lets a user act for the account, and for no other from now on.

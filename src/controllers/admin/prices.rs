@@ -2,7 +2,7 @@
 //! `/admin/v1/price-table`, the operator's table that says both.
 
 use super::Page;
-use crate::controllers::extract::{Form, Operator, Question};
+use crate::controllers::extract::{Form, Operator};
 use crate::error::Error;
 use crate::services::directory;
 use crate::state::App;
@@ -21,24 +21,20 @@ pub struct New {
 }
 
 /// The prices in force, by model and plan.
-pub async fn list(
-    State(app): State<Arc<App>>,
-    _: Operator,
-    Question(page): Question<Page>,
-) -> Result<Response, Error> {
+pub async fn list(State(app): State<Arc<App>>, _: Operator, page: Page) -> Result<Response, Error> {
     let after: String = page.after()?.unwrap_or_default();
     let rows = app.catalog.prices_after(&after)?;
-    page.of(&rows, |price| price.key.clone())
+    Ok(page.of(&rows, |price| price.key.clone()))
 }
 
 /// The plans in force; `after` is a name.
 pub async fn plans(
     State(app): State<Arc<App>>,
     _: Operator,
-    Question(page): Question<Page>,
+    page: Page,
 ) -> Result<Response, Error> {
     let after: String = page.after()?.unwrap_or_default();
-    page.of(&app.catalog.plans_after(&after), |plan| plan.name.clone())
+    Ok(page.of(&app.catalog.plans_after(&after), |plan| plan.name.clone()))
 }
 
 /// The table that was set while running; null when there is none.

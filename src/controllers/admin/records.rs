@@ -2,7 +2,7 @@
 
 use super::accounts::find;
 use super::{Page, unfolded};
-use crate::controllers::extract::{Operator, Question};
+use crate::controllers::extract::Operator;
 use crate::error::Error;
 use crate::models::audit::AuditEntry;
 use crate::models::usage::UsageRecord;
@@ -19,21 +19,21 @@ pub async fn usage(
     State(app): State<Arc<App>>,
     _: Operator,
     path: Result<Path<String>, PathRejection>,
-    Question(page): Question<Page>,
+    page: Page,
 ) -> Result<Response, Error> {
     let account = find(&app, path).await?;
     let rows = app.store.usage_of(account.id, page.after()?).await?;
-    page.told(&rows, told_of_usage, |record| record.id.to_string())
+    Ok(page.told(&rows, told_of_usage, |record| record.id.to_string()))
 }
 
 /// Who changed what, oldest first.
 pub async fn audit(
     State(app): State<Arc<App>>,
     _: Operator,
-    Question(page): Question<Page>,
+    page: Page,
 ) -> Result<Response, Error> {
     let entries = app.store.audit_after(page.after()?).await?;
-    page.told(&entries, told, |entry| entry.id.to_string())
+    Ok(page.told(&entries, told, |entry| entry.id.to_string()))
 }
 
 /// The states before and after are JSON in the row, and objects here.

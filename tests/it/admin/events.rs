@@ -149,7 +149,8 @@ async fn events_that_are_none(store: Store) {
         (&format!("after={NOBODY}:a%00"), "after"),
         ("limit=0", "limit"),
         ("limit=101", "limit"),
-        ("state=parked&state=waiting", ""),
+        ("limit=many", "limit"),
+        ("state=parked&state=waiting", "state"),
         ("acount=7", ""),
     ] {
         let got = admin.send("GET", &format!("/events?{query}"), None).await;
