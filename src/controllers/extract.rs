@@ -137,7 +137,12 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        let Some(value) = parts.headers.get("idempotency-key") else { return Ok(Self(None)) };
+        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let Some(value) = values.next() else { return Ok(Self(None)) };
+        // Whoever sends two means one of them, and we cannot know which.
+        if values.next().is_some() {
+            return Err(invalid("Idempotency-Key must be given once.".to_owned()));
+        }
         match value.to_str() {
             Ok(key) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_BYTES_MAX => {
                 Ok(Self(Some(key.to_owned())))

@@ -53,6 +53,9 @@ async fn an_idempotency_key_is_served_once(store: Store) {
     let neighbour = app.create_key("neighbour", &[]).await;
     app.upstream.script(Answer::openrouter().stream());
     app.ask(&once.clone().bearer(&neighbour)).await.ok();
+    // Two of them: whoever sent them meant one, and nobody knows which.
+    let two = ask("once").header("Idempotency-Key", "another");
+    crate::bad_input::assert_refused(&app.ask(&two).await, "two keys", 400, "", "");
     // What failed before it gave anything may be tried again.
     let failed = app.chat_ask(&streamed(MODEL)).header("Idempotency-Key", "failed");
     app.upstream.script(Script::json(500, "{}"));
