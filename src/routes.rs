@@ -63,7 +63,7 @@ pub fn router(app: Arc<App>) -> Router {
 
 /// Of the listener that is for metrics alone: who reaches it may read them.
 pub fn metrics_router(app: Arc<App>) -> Router {
-    measured(metrics::open).fallback(unknown).with_state(app)
+    measured(metrics::open).fallback(unknown).with_state(app).layer(from_fn(name))
 }
 
 fn measured<H: Handler<T, Arc<App>>, T: 'static>(tell: H) -> Router<Arc<App>> {
@@ -192,14 +192,24 @@ async fn identify(State(app): State<Arc<App>>, mut request: Request, next: Next)
     if let Some(trace) = &trace {
         request.extensions_mut().insert(trace.clone());
     }
-    request.extensions_mut().insert(id);
-    let span = tracing::info_span!("request", id = %id);
-    let mut response = next.run(request).instrument(span).await;
+    let response = run_as(id, request, next).await;
     let code = response.extensions().get().map(|ErrorCode(code)| *code);
     if let Some(trace) = trace {
         trace.answered(response.status(), code);
     }
     app.metrics.surface.answered(surface, response.status(), code, began.elapsed());
+    response
+}
+
+/// Gives the request its id, where answers are not counted: whoever watches is not watched.
+async fn name(request: Request, next: Next) -> Response {
+    run_as(RequestId::generate(), request, next).await
+}
+
+async fn run_as(id: RequestId, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(id);
+    let span = tracing::info_span!("request", id = %id);
+    let mut response = next.run(request).instrument(span).await;
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(X_REQUEST_ID, value);
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::app::{Setup, Store, TestApp, UPSTREAM_KEY, both_stores, eventually};
 use crate::app::{question, streamed, streamed_with_usage};
-use crate::client::Ask;
+use crate::client::{Ask, Exchange};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{MODEL, OLD_MODEL};
 use crate::upstream::script::Script;
@@ -163,6 +163,16 @@ async fn only_operators_read_them_on_the_clients_port(store: Store) {
     let got = app.ask(&Ask::get("/metrics").bearer(&service)).await;
     assert_eq!(got.status, 404, "they have a port of their own");
     scrape(&app).await;
+    // Answers of that port have an id as all others.
+    for (ask, status) in [
+        (Ask::get("/metrics"), 200),
+        (Ask::get("/healthz"), 404),
+        (Ask::new("POST", "/metrics"), 405),
+    ] {
+        let got = Exchange::open(scrape::address(&app).await, &ask.bytes()).await.finish().await;
+        assert_eq!(got.status, status, "{}", got.text());
+        assert_eq!(got.request_id().len(), 36);
+    }
     app.finish().await;
 }
 
