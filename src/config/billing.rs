@@ -121,7 +121,7 @@ impl BillingConfig {
 impl StripeConfig {
     fn read(env: &mut Reader) -> Result<Option<Self>, ConfigError> {
         let key = env.secret("STRIPE_SECRET_KEY");
-        let base = env.text("STRIPE_API_BASE", "https://api.stripe.com");
+        let base = env.address_or("STRIPE_API_BASE", "https://api.stripe.com");
         let charge = env.text("STRIPE_CHARGE_METER", "tollgate_charge_microusd");
         let others = env.optional("STRIPE_METERS").unwrap_or_default();
         let customer_key = env.text("STRIPE_CUSTOMER_KEY", "stripe_customer_id");
@@ -132,7 +132,7 @@ impl StripeConfig {
         }
         let is_sink = env.switch("STRIPE_METERING", "on")?;
         let streams = env.switch("STRIPE_METER_STREAM", "off")?;
-        let stream_base = env.text("STRIPE_STREAM_BASE", "https://meter-events.stripe.com");
+        let stream_base = env.address_or("STRIPE_STREAM_BASE", "https://meter-events.stripe.com");
         let Some(key) = key else { return Ok(None) };
         // The key would be readable on the way.
         secure("STRIPE_API_BASE", &base)?;
@@ -153,7 +153,7 @@ impl StripeConfig {
 
 impl OpenMeterConfig {
     fn read(env: &mut Reader) -> Result<Option<Self>, ConfigError> {
-        let url = env.optional("OPENMETER_URL");
+        let url = env.address("OPENMETER_URL");
         let token = env.secret("OPENMETER_TOKEN");
         let source = env.text("OPENMETER_SOURCE", "tollgate");
         let charge_meter = env.text("OPENMETER_CHARGE_METER", "tollgate_charge_nusd");
@@ -170,7 +170,7 @@ impl OpenMeterConfig {
 
 impl WebhookConfig {
     fn read(env: &mut Reader) -> Result<Option<Self>, ConfigError> {
-        let url = env.optional("TOLLGATE_WEBHOOK_URL");
+        let url = env.address("TOLLGATE_WEBHOOK_URL");
         let secret = env.secret("TOLLGATE_WEBHOOK_SECRET");
         let Some(url) = url else { return Ok(None) };
         secure("TOLLGATE_WEBHOOK_URL", &url)?;

@@ -72,7 +72,7 @@ const SECRET_BYTES_MIN: usize = 32;
 
 impl IdentityConfig {
     pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
-        let project = env.optional("SUPABASE_URL");
+        let project = env.address("SUPABASE_URL");
         let project = project.map(|url| checked("SUPABASE_URL", &url)).transpose()?;
         let server = project.map(|url| format!("{url}{AUTH_PATH}"));
         Ok(Self {
@@ -88,7 +88,7 @@ impl IdentityConfig {
 
 impl TokenConfig {
     fn read(env: &mut Reader, server: Option<String>) -> Result<Option<Self>, ConfigError> {
-        let jwks_url = env.optional("SUPABASE_JWKS_URL");
+        let jwks_url = env.address("SUPABASE_JWKS_URL");
         let jwks_url = jwks_url.map(|url| checked("SUPABASE_JWKS_URL", &url)).transpose()?;
         let jwks_url = jwks_url.or_else(|| Some(format!("{}{JWKS_PATH}", server.as_ref()?)));
         let secret = env.secret("SUPABASE_JWT_SECRET");
@@ -97,7 +97,7 @@ impl TokenConfig {
             let message = format!("SUPABASE_JWT_SECRET is shorter than {SECRET_BYTES_MIN} bytes");
             return Err(ConfigError(message));
         }
-        let issuer = env.optional("SUPABASE_ISSUER").or(server);
+        let issuer = env.address("SUPABASE_ISSUER").or(server);
         let audience = env.text("SUPABASE_AUDIENCE", "authenticated");
         let anonymous = env.switch("TOLLGATE_ANONYMOUS_USERS", "off")?;
         match issuer {

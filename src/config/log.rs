@@ -34,7 +34,7 @@ impl LogConfig {
 
 impl TraceConfig {
     pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
-        let endpoint = env.optional("OTEL_EXPORTER_OTLP_ENDPOINT");
+        let endpoint = env.address("OTEL_EXPORTER_OTLP_ENDPOINT");
         let is_http = |url: &String| url.starts_with("http://") || url.starts_with("https://");
         if endpoint.as_ref().is_some_and(|url| !is_http(url)) {
             let what = "OTEL_EXPORTER_OTLP_ENDPOINT is not an http(s) address";

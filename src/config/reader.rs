@@ -25,6 +25,34 @@ pub fn listed(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
+/// An address without its user and password, and without what its query and fragment say.
+fn masked(address: &str) -> String {
+    let (place, fragment) =
+        address.split_once('#').map_or((address, ""), |(place, _)| (place, "#***"));
+    let (place, query) = match place.split_once('?') {
+        Some((place, query)) => (place, format!("?{}", masked_query(query))),
+        None => (place, String::new()),
+    };
+    let (scheme, rest) = place.split_once("://").unwrap_or(("", place));
+    let host_at = rest.find('/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(host_at);
+    let (user, host) = match authority.rsplit_once('@') {
+        Some((_, host)) => ("***@", host),
+        None => ("", authority),
+    };
+    let separator = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{separator}{user}{host}{path}{query}{fragment}")
+}
+
+/// The names stay: they say what is set.
+fn masked_query(query: &str) -> String {
+    let shown = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) => format!("{name}=***"),
+        None => "***".to_owned(),
+    });
+    shown.collect::<Vec<_>>().join("&")
+}
+
 impl Reader {
     pub fn of_process() -> Result<Self, ConfigError> {
         let mut variables = BTreeMap::new();
@@ -68,6 +96,19 @@ impl Reader {
     pub fn text(&mut self, name: &'static str, default: &str) -> String {
         let value = self.variables.get(name).cloned().unwrap_or_else(|| default.to_owned());
         self.show(name, value.clone());
+        value
+    }
+
+    /// Somebody's address: what may be secret in it is masked.
+    pub fn address(&mut self, name: &'static str) -> Option<String> {
+        let value = self.variables.get(name).cloned();
+        self.show(name, value.as_deref().map(masked).unwrap_or_default());
+        value
+    }
+
+    pub fn address_or(&mut self, name: &'static str, default: &str) -> String {
+        let value = self.variables.get(name).cloned().unwrap_or_else(|| default.to_owned());
+        self.show(name, masked(&value));
         value
     }
 
@@ -175,5 +216,28 @@ impl Reader {
             let names: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
             ConfigError(format!("{name} must be one of {}", names.join(", ")))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_secret_in_an_address_is_masked() {
+        for (address, shown) in [
+            ("https://api.example/v1", "https://api.example/v1"),
+            ("http://[::1]:8080/v1/@cf/", "http://[::1]:8080/v1/@cf/"),
+            ("http://user:pw@host:1/v1", "http://***@host:1/v1"),
+            ("http://token@host", "http://***@host"),
+            ("http://u:p@w@host/v1", "http://***@host/v1"),
+            ("user:pw@host/v1", "***@host/v1"),
+            ("http://host/v1?key=a&b=&c", "http://host/v1?key=***&b=***&***"),
+            ("http://host?key=a@b#c", "http://host?key=***#***"),
+            ("http://u:p@host?x", "http://***@host?***"),
+            ("", ""),
+        ] {
+            assert_eq!(masked(address), shown, "{address}");
+        }
     }
 }

@@ -147,7 +147,7 @@ impl OneUpstream {
             is_kind_set: env.is_set("UPSTREAM_KIND"),
             kind: env.one_of("UPSTREAM_KIND", "openrouter", &KINDS)?,
             openrouter_key: env.secret("OPENROUTER_API_KEY"),
-            base_url: env.optional("UPSTREAM_BASE_URL"),
+            base_url: env.address("UPSTREAM_BASE_URL"),
             api_key: env.secret("UPSTREAM_API_KEY"),
         })
     }
