@@ -194,7 +194,7 @@ fn show(account: &account::Account, output: Output) -> anyhow::Result<()> {
 
 /// Dollars on the command line.
 pub fn usd(text: &str) -> Result<NanoUsd, String> {
-    NanoUsd::parse_usd(text)
+    NanoUsd::parse_typed(text)
         .filter(|amount| *amount >= NanoUsd::ZERO)
         .ok_or_else(|| "not an amount of dollars like 12.50".to_owned())
 }

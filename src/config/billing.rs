@@ -198,7 +198,7 @@ fn alerts(env: &mut Reader) -> Result<AlertTerms, ConfigError> {
     let low = env.optional("TOLLGATE_LOW_BALANCE_USD");
     let percents = env.text("TOLLGATE_BUDGET_ALERTS", "80,100");
     let low = low.map(|text| {
-        let amount = NanoUsd::parse_usd(&text).filter(|amount| *amount > NanoUsd::ZERO);
+        let amount = NanoUsd::parse_typed(&text).filter(|amount| *amount > NanoUsd::ZERO);
         let wanted = "TOLLGATE_LOW_BALANCE_USD is not an amount of dollars like 5.00";
         amount.ok_or_else(|| ConfigError(wanted.into()))
     });

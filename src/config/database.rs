@@ -64,7 +64,7 @@ impl DatabaseConfig {
 impl OutageConfig {
     fn read(env: &mut Reader, kind: DatabaseKind) -> Result<Option<Self>, ConfigError> {
         let exposure = env.text("TOLLGATE_OUTAGE_EXPOSURE", "0");
-        let exposure = NanoUsd::parse_usd(&exposure).filter(|usd| *usd >= NanoUsd::ZERO);
+        let exposure = NanoUsd::parse_typed(&exposure).filter(|usd| *usd >= NanoUsd::ZERO);
         let exposure = exposure.ok_or_else(|| {
             ConfigError("TOLLGATE_OUTAGE_EXPOSURE is not an amount of dollars like 5".into())
         })?;

@@ -141,7 +141,7 @@ fn origin(url: &str) -> Option<String> {
 impl SignupConfig {
     fn read(env: &mut Reader) -> Result<Self, ConfigError> {
         let credit = env.text("TOLLGATE_SIGNUP_CREDIT", "0");
-        let credit = NanoUsd::parse_usd(&credit).filter(|credit| *credit >= NanoUsd::ZERO);
+        let credit = NanoUsd::parse_typed(&credit).filter(|credit| *credit >= NanoUsd::ZERO);
         Ok(Self {
             is_open: env.switch("TOLLGATE_SIGNUP", "on")?,
             plan: env.optional("TOLLGATE_SIGNUP_PLAN"),

@@ -17,7 +17,7 @@ impl MoneyConfig {
     pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
         let markup = env.text("TOLLGATE_MARKUP", "1.20");
         Ok(Self {
-            markup: Markup::parse(&markup)
+            markup: Markup::parse_typed(&markup)
                 .ok_or_else(|| ConfigError("TOLLGATE_MARKUP is not a factor like 1.20".into()))?,
             prices: env.optional("TOLLGATE_PRICES"),
             completion_tokens_max: env.parsed("TOLLGATE_COMPLETION_TOKENS_MAX", "16384")?,

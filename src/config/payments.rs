@@ -66,7 +66,7 @@ fn return_url(text: &str) -> Result<Uri, ConfigError> {
 }
 
 fn cents(name: &str, text: &str) -> Result<i64, ConfigError> {
-    let amount = NanoUsd::parse_usd(text).filter(|amount| amount.0 % NANO_PER_CENT == 0);
+    let amount = NanoUsd::parse_typed(text).filter(|amount| amount.0 % NANO_PER_CENT == 0);
     let cents = amount.map(|amount| amount.0 / NANO_PER_CENT);
     cents.filter(|cents| CHARGEABLE_CENTS.contains(cents)).ok_or_else(|| {
         ConfigError(format!("{name} must be dollars and whole cents, from 0.50 to 999999.99"))

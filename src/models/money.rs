@@ -66,6 +66,12 @@ impl NanoUsd {
             .map(Self)
     }
 
+    /// Dollars as a person types them.
+    #[must_use]
+    pub fn parse_typed(text: &str) -> Option<Self> {
+        Self::parse_usd(text).filter(|_| is_written_out(text))
+    }
+
     /// # Errors
     /// [`OutOfRange`] on overflow.
     pub fn plus(self, other: Self) -> Result<Self, OutOfRange> {
@@ -161,6 +167,12 @@ impl Markup {
         i64::try_from(millionths).ok().filter(|millionths| *millionths >= 0).map(Self)
     }
 
+    /// A factor as a person types it.
+    #[must_use]
+    pub fn parse_typed(text: &str) -> Option<Self> {
+        Self::parse(text).filter(|_| is_written_out(text))
+    }
+
     /// An amount in pico-USD times this factor, as nano-USD.
     ///
     /// # Errors
@@ -183,6 +195,19 @@ pub fn parse_cost_pico(text: &str) -> Option<i128> {
 #[must_use]
 pub fn parse_whole(text: &str) -> Option<i64> {
     parse_decimal(text, 0, Rest::Refuse).and_then(|number| i64::try_from(number).ok())
+}
+
+/// Whether a number is as people write amounts: `12`, `12.50`, `-0.5`. Vendors' programs write
+/// 5e-9; from a person an exponent, half a fraction or a signed zero is a typing error about money.
+#[must_use]
+pub fn is_written_out(text: &str) -> bool {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, "0"));
+    let are_digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number = |part: &str| !part.is_empty() && are_digits(part);
+    let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+    let is_signed = unsigned.len() < text.len();
+    is_number(whole) && is_number(fraction) && !(is_signed && is_zero(whole) && is_zero(fraction))
 }
 
 /// What to do with digits beyond the wanted precision.
@@ -260,6 +285,21 @@ mod tests {
             let parsed = PicoUsd::parse_usd(odd);
             assert!(parsed.is_none() || odd == "1.", "{odd:?} was read as {parsed:?}");
         }
+    }
+
+    #[test]
+    fn what_a_person_types_is_written_out() {
+        for (text, nano) in
+            [("0", 0), ("25", 25_000_000_000), ("0.50", 500_000_000), ("-1.5", -1_500_000_000)]
+        {
+            assert_eq!(NanoUsd::parse_typed(text), Some(NanoUsd(nano)), "{text}");
+        }
+        for odd in ["1e3", "1E3", "5e-9", "1.5e0", "5.", "-5.", ".5", "-", "-0", "-0.00", "", "x"] {
+            assert_eq!(NanoUsd::parse_typed(odd), None, "{odd:?}");
+            assert_eq!(Markup::parse_typed(odd), None, "{odd:?}");
+            assert!(!is_written_out(odd), "{odd:?}");
+        }
+        assert_eq!(Markup::parse_typed("1.20"), Some(Markup(1_200_000)));
     }
 
     #[test]

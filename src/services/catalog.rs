@@ -174,7 +174,7 @@ impl Catalog {
         let Some(stored) = stored.filter(|it| self.operator().version != Some(it.version)) else {
             return Ok(());
         };
-        let table = OperatorTable::parse(&stored.text).map_err(Error::Internal)?;
+        let table = OperatorTable::stored(&stored.text).map_err(Error::Internal)?;
         let operator = Arc::new(Operator { version: Some(stored.version), table });
         let sources = self.sources.lock().await;
         if !sources.iter().any(Source::has_offers) {

@@ -293,6 +293,77 @@ async fn the_configuration_is_shown_with_its_secrets_masked() {
 }
 
 #[tokio::test]
+async fn what_is_secret_in_an_address_is_not_shown() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut environment = fresh();
+    let addresses = [
+        ("UPSTREAM_BASE_URL", "http://user:hunter2@host.example/v1?key=hunter3"),
+        ("OPENMETER_URL", "https://hunter2@host.example/events?token=hunter3&hunter4"),
+        ("TOLLGATE_WEBHOOK_URL", "https://user:hunter2@host.example/hook?key=hunter3#hunter4"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hunter2@host.example:4318?api-key=hunter3"),
+        ("SUPABASE_URL", "https://user:hunter2@host.example"),
+        ("STRIPE_API_BASE", "https://user:hunter2@host.example"),
+    ];
+    for (name, value) in addresses {
+        environment.insert(name.to_string(), value.to_string());
+    }
+    let secret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
+    environment.insert("TOLLGATE_WEBHOOK_SECRET".to_string(), secret.to_string());
+    let shown = run(&["config"], &environment, folder.path()).await;
+    assert!(shown.status.success(), "{shown:?}");
+    assert!(!shown.stdout.contains("hunter"), "{}", shown.stdout);
+    for (name, _) in addresses {
+        let line = shown.stdout.lines().find(|line| line.starts_with(&format!("{name}=http")));
+        let line = line.unwrap_or_else(|| panic!("{name}: {}", shown.stdout));
+        assert!(line.contains("***@host.example"), "{line}");
+    }
+    assert!(shown.stdout.contains("/v1?key=***\n"), "{}", shown.stdout);
+}
+
+/// A thousand dollars for 1e3 may be what was meant, and may be a slip of the keyboard.
+#[tokio::test]
+async fn amounts_that_are_not_written_out_are_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    for odd in ["1e3", "5e-9", "5.", ".5", "-0", "-5", "five", ""] {
+        let credit = format!("--credit={odd}");
+        let ended = run(&["account", "create", "--name", "a", &credit], &fresh(), here).await;
+        assert_eq!(ended.status.code(), Some(2), "{odd}: {ended:?}");
+        assert!(ended.stderr.contains("--credit"), "{odd}: {ended:?}");
+        if odd.is_empty() {
+            continue; // As good as not set.
+        }
+        for name in ["TOLLGATE_MARKUP", "TOLLGATE_SIGNUP_CREDIT", "TOLLGATE_LOW_BALANCE_USD"] {
+            let mut environment = fresh();
+            environment.insert(name.to_string(), odd.to_string());
+            let ended = run(&["config"], &environment, here).await;
+            assert_eq!(ended.status.code(), Some(2), "{name}={odd}: {ended:?}");
+            assert!(ended.stderr.contains(name), "{name}={odd}: {ended:?}");
+        }
+    }
+    let made =
+        run(&["account", "create", "--name", "a", "--credit", "12.50"], &fresh(), here).await;
+    assert!(made.status.success(), "{made:?}");
+    let shown = run(&["account", "list"], &fresh(), here).await;
+    assert!(shown.stdout.contains("balance 12.5 USD"), "{shown:?}");
+}
+
+#[tokio::test]
+async fn a_sink_that_is_none_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let made = run(&["migrate"], &fresh(), folder.path()).await;
+    assert!(made.status.success(), "{made:?}");
+    let list = |sink| ["events", "list", "--sink", sink];
+    let ended = run(&list("strpie"), &fresh(), folder.path()).await;
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("strpie") && ended.stderr.contains("stripe"), "{ended:?}");
+    for sink in ["stripe", "openmeter", "webhook"] {
+        let ended = run(&list(sink), &fresh(), folder.path()).await;
+        assert!(ended.status.success(), "{sink}: {ended:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_database_password_is_not_shown() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut environment = fresh();

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::models::account::AccountKind;
 use crate::models::key::{KeyLimits, matches_pattern};
 use crate::models::limits::{LimitsInForce, RateLimits};
-use crate::models::money::{Markup, NanoUsd, PicoUsd};
+use crate::models::money::{Markup, NanoUsd, PicoUsd, is_written_out};
 use crate::models::price::Rates;
 use crate::models::timestamp::Timestamp;
 use crate::store::Store;
@@ -78,18 +78,35 @@ impl OperatorTable {
             return Self::read(path).map_err(|error| Error::Internal(error.to_string()));
         }
         match store.price_table().await? {
-            Some(stored) => Self::parse(&stored.text).map_err(Error::Internal),
+            Some(stored) => Self::stored(&stored.text).map_err(Error::Internal),
             None => Ok(Self::default()),
         }
     }
 
+    /// As an operator writes it.
+    ///
     /// # Errors
     /// What is wrong with it, for whoever wrote it.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > TABLE_BYTES_MAX {
             return Err(format!("it is larger than {TABLE_BYTES_MAX} bytes"));
         }
-        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        let file = File::parse(text)?;
+        if let Some(amount) = file.amounts().find(|text| !is_written_out(text)) {
+            return Err(format!("«{amount}» is not a number that is written out, like 0.15"));
+        }
+        Self::of(&file)
+    }
+
+    /// One that was taken once: earlier versions took numbers that are not written out.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn stored(text: &str) -> Result<Self, String> {
+        Self::of(&File::parse(text)?)
+    }
+
+    fn of(file: &File) -> Result<Self, String> {
         let table = file.read().map_err(|Unreadable(text)| {
             format!(
                 "«{text}» is neither a decimal number in quotes, nor an RFC 3339 time, nor a rate \
@@ -255,6 +272,18 @@ fn rate(limit: Option<i64>) -> Result<Option<i64>, Unreadable> {
 }
 
 impl File {
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Every amount and factor.
+    fn amounts(&self) -> impl Iterator<Item = &str> {
+        let prices = self.price.iter().flat_map(FilePrice::amounts);
+        let factors = self.markup.iter().map(|row| &row.factor);
+        let plans = self.plan.iter().flat_map(FilePlan::amounts);
+        prices.chain(factors).chain(plans).map(String::as_str)
+    }
+
     fn read(&self) -> Result<OperatorTable, Unreadable> {
         Ok(OperatorTable {
             prices: self.price.iter().map(FilePrice::read).collect::<Result<_, _>>()?,
@@ -265,6 +294,23 @@ impl File {
 }
 
 impl FilePrice {
+    fn amounts(&self) -> impl Iterator<Item = &String> {
+        let always = [&self.prompt_usd_per_mtok, &self.completion_usd_per_mtok];
+        let others = [
+            &self.cached_usd_per_mtok,
+            &self.cache_write_usd_per_mtok,
+            &self.cache_write_1h_usd_per_mtok,
+            &self.reasoning_usd_per_mtok,
+            &self.audio_prompt_usd_per_mtok,
+            &self.audio_completion_usd_per_mtok,
+            &self.image_completion_usd_per_mtok,
+            &self.request_usd,
+            &self.web_search_usd,
+            &self.input_image_usd,
+        ];
+        always.into_iter().chain(others.into_iter().flatten())
+    }
+
     fn read(&self) -> Result<PriceRow, Unreadable> {
         let per_million =
             |text: &Option<String>| may(text.as_ref(), PicoUsd::parse_usd_per_million);
@@ -297,6 +343,18 @@ impl FileMarkup {
 }
 
 impl FilePlan {
+    fn amounts(&self) -> impl Iterator<Item = &String> {
+        let all = [
+            &self.limit_usd_per_month,
+            &self.markup,
+            &self.key_usd_per_day,
+            &self.key_usd_per_week,
+            &self.key_usd_per_month,
+            &self.key_usd_total,
+        ];
+        all.into_iter().flatten()
+    }
+
     fn read(&self) -> Result<Plan, Unreadable> {
         let usd = |text: &Option<String>| may(text.as_ref(), NanoUsd::parse_usd);
         Ok(Plan {
@@ -378,6 +436,45 @@ mod tests {
         assert_eq!(plan.rates.account.requests_per_minute, Some(600));
         assert_eq!(plan.rates.account.tokens_per_minute, None);
         assert_eq!(plan.rates.key.tokens_per_minute, Some(40_000));
+    }
+
+    #[test]
+    fn every_amount_is_written_out_but_in_a_table_that_was_taken_before() {
+        let price = |more: &str| {
+            let row = "[[price]]\nmodel = \"m\"\nprompt_usd_per_mtok = \"1\"\n\
+                       completion_usd_per_mtok = \"2\"\n";
+            format!("{row}{more}")
+        };
+        let files = [
+            price("cached_usd_per_mtok = \"#\""),
+            price("cache_write_usd_per_mtok = \"#\""),
+            price("cache_write_1h_usd_per_mtok = \"#\""),
+            price("reasoning_usd_per_mtok = \"#\""),
+            price("audio_prompt_usd_per_mtok = \"#\""),
+            price("audio_completion_usd_per_mtok = \"#\""),
+            price("image_completion_usd_per_mtok = \"#\""),
+            price("request_usd = \"#\""),
+            price("web_search_usd = \"#\""),
+            price("input_image_usd = \"#\""),
+            price("").replace("\"1\"", "\"#\""),
+            price("").replace("\"2\"", "\"#\""),
+            "[[markup]]\nmodel = \"m\"\nfactor = \"#\"".to_owned(),
+            "[[plan]]\nname = \"p\"\npostpaid = true\nlimit_usd_per_month = \"#\"".to_owned(),
+            "[[plan]]\nname = \"p\"\nmarkup = \"#\"".to_owned(),
+            "[[plan]]\nname = \"p\"\nkey_usd_per_day = \"#\"".to_owned(),
+            "[[plan]]\nname = \"p\"\nkey_usd_per_week = \"#\"".to_owned(),
+            "[[plan]]\nname = \"p\"\nkey_usd_per_month = \"#\"".to_owned(),
+            "[[plan]]\nname = \"p\"\nkey_usd_total = \"#\"".to_owned(),
+        ];
+        for file in files {
+            OperatorTable::parse(&file.replace('#', "1.5")).unwrap();
+            for odd in ["1e1", "1.", "-0"] {
+                let file = file.replace('#', odd);
+                let fault = OperatorTable::parse(&file).unwrap_err();
+                assert!(fault.contains(&format!("«{odd}»")), "{file}: {fault}");
+                assert!(OperatorTable::stored(&file).is_ok(), "{file}");
+            }
+        }
     }
 
     #[test]

@@ -140,6 +140,8 @@ async fn a_bad_table_is_refused_and_says_why(store: Store) {
         ("[[price]]\nmodel = \"m\"\n", "prompt_usd_per_mtok"),
         ("[[plan]]\nname = \"p\"\nlimmit = \"1\"\n", "limmit"),
         ("[[markup]]\nmodel = \"m\"\nfactor = \"much\"\n", "much"),
+        ("[[markup]]\nmodel = \"m\"\nfactor = \"1e3\"\n", "1e3"),
+        ("[[plan]]\nname = \"p\"\nkey_usd_per_day = \"5.\"\n", "«5.»"),
         ("[[markup]]\nmodel = \"m\"\nfactor = \"1\"\nplan = \"nowhere\"\n", "nowhere"),
         ("[[plan]]\nname = \"p\"\n[[plan]]\nname = \"p\"\n", "«p»"),
         ("[[plan]]\nname = \"\"\n", "called"),
