@@ -10,13 +10,15 @@ mod unread;
 use crate::config::ServerConfig;
 use crate::controllers::client::Peer;
 use axum::Router;
-use axum::http::Request;
-use hyper::body::Incoming;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Version};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use refusal::Spoken;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -134,7 +136,15 @@ async fn serve_connection(
     let watching = unread.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        router.call(watching.watch(request))
+        let long = is_long(&request).then(|| watching.clone());
+        let answer = router.call(watching.watch(request));
+        async move {
+            let mut answer = answer.await?;
+            if long.is_some_and(|body| body.is_left()) {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     match protocol {
         Protocol::Http1 => {
@@ -161,6 +171,14 @@ async fn serve_connection(
             run(&mut connection, &signals, http2::Connection::graceful_shutdown).await;
         }
     }
+}
+
+/// Whether the body is longer than what hyper reads by the way when nobody else reads it. The
+/// connection ends with an answer that leaves such a body unread, and the client should know. In
+/// HTTP/2 that is not said, and not so.
+fn is_long(request: &Request<Incoming>) -> bool {
+    let is_short = |length: u64| length <= HEAD_BYTES_MAX as u64;
+    request.version() < Version::HTTP_2 && !request.body().size_hint().exact().is_some_and(is_short)
 }
 
 enum Protocol {

@@ -60,6 +60,7 @@ fn assert_told(what: &str, got: &str, status: u16, code: &str) {
     assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {got}");
     assert!(got.contains(&format!(r#""code":"{code}""#)), "{what}: {got}");
     assert_eq!(got.matches("HTTP/1.1").count(), 1, "{what}: {got}");
+    assert!(got.contains("\r\nconnection: close\r\n"), "{what}: {got}");
 }
 
 #[tokio::test]
@@ -141,6 +142,7 @@ async fn a_short_body_that_nobody_reads_does_not_end_its_connection() {
     assert_eq!(got.matches("HTTP/1.1 404").count(), 2, "{got}");
     assert_eq!(got.matches("HTTP/1.1 200").count(), 1, "{got}");
     assert_eq!(got.matches("HTTP/1.1").count(), 3, "{got}");
+    assert_eq!(got.matches("connection: close").count(), 1, "the last: {got}");
     app.finish().await;
 }
 
@@ -162,6 +164,7 @@ async fn a_refusal_reaches_a_client_of_http_2_and_its_connection_goes_on() {
         let got = timeout(PATIENCE, client.send_request(request)).await.expect("in time");
         let got = got.expect("an answer");
         assert_eq!(got.status(), status);
+        assert!(!got.headers().contains_key("connection"), "it is none of HTTP/2");
         let text = got.into_body().collect().await.expect("a whole body").to_bytes();
         assert!(text.starts_with(br#"{"error":"#), "{text:?}");
     }
