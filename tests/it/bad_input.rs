@@ -79,6 +79,12 @@ fn wrong_members() -> Vec<Case> {
         ("n", json!(0)),
         ("n", json!(-1)),
         ("stream_options", json!(true)),
+        // They have prices of their own, which no book has.
+        ("service_tier", json!("priority")),
+        ("service_tier", json!("fast")),
+        ("service_tier", json!("scale")),
+        ("service_tier", json!("Priority")),
+        ("service_tier", json!(1)),
     ];
     let wrong = wrong.map(|(member, value)| (member, with(member, value).into(), 400, "", member));
     let mut cases = wrong.to_vec();

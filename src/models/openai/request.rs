@@ -47,13 +47,15 @@ struct Members<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     n: Option<&'a RawValue>,
     user: Option<&'a RawValue>,
+    service_tier: Option<&'a RawValue>,
     /// Everything else that a model may read: tools, functions, schemas.
     rest: Vec<&'a RawValue>,
     has_fees: bool,
 }
 
 /// Would change the model, its price, or whose upstream is called, behind admission's back.
-/// OpenRouter's `models` bills the model that answered; LiteLLM takes the others from clients.
+/// OpenRouter's `models` bills the model that answered; Anthropic's `speed` multiplies the price;
+/// LiteLLM takes the others from clients, the prices by which it says what an answer cost included.
 const REFUSED: &[&str] = &[
     "models",
     "preset",
@@ -66,7 +68,18 @@ const REFUSED: &[&str] = &[
     "base_url",
     "extra_body",
     "user_config",
+    "base_model",
+    "input_cost_per_token",
+    "output_cost_per_token",
+    "input_cost_per_second",
+    "output_cost_per_second",
+    "mock_response",
+    "speed",
 ];
+/// The tiers of service that cost no more than the price in the book. The others (`priority`,
+/// `fast`, `scale`) are billed at prices of their own, which no list of models has.
+/// <https://platform.openai.com/docs/api-reference/chat/create>
+const TIERS: &[&str] = &["auto", "default", "flex"];
 /// Bring fees on top of tokens: they are held for.
 const WITH_FEES: &[&str] = &["plugins", "web_search_options"];
 /// Steer the call; no model reads them.
@@ -94,7 +107,7 @@ impl<'a> Members<'a> {
     /// Names are told apart by case, as JSON has it, but an upstream in another language may not do
     /// so: a name that differs from one of ours by case only is refused.
     fn take(&mut self, name: &str, value: &'a RawValue) -> Result<(), Invalid> {
-        let lower = name.to_ascii_lowercase();
+        let lower = folded(name);
         if REFUSED.contains(&lower.as_str()) {
             return Err(invalid(&format!("The parameter '{name}' is not supported here."), None));
         }
@@ -126,9 +139,22 @@ impl<'a> Members<'a> {
             "max_completion_tokens" => ("max_completion_tokens", &mut self.max_completion_tokens),
             "n" => ("n", &mut self.n),
             "user" => ("user", &mut self.user),
+            "service_tier" => ("service_tier", &mut self.service_tier),
             _ => return None,
         })
     }
+}
+
+/// A name without its case. Two letters beyond ASCII have one of ASCII's as their other case: the
+/// sign for Kelvin and the long s. Go's JSON takes `max_to\u{212a}ens` for `max_tokens`.
+/// <https://pkg.go.dev/encoding/json#Unmarshal>
+fn folded(name: &str) -> String {
+    let fold = |character| match character {
+        '\u{212a}' => 'k',
+        '\u{17f}' => 's',
+        other => other.to_ascii_lowercase(),
+    };
+    name.chars().map(fold).collect()
 }
 
 /// A setting's value is no longer than this.
@@ -160,6 +186,7 @@ impl<'a> ChatRequest<'a> {
             return Err(invalid(&message, None));
         }
         let raw = Members::read(body)?;
+        check_tier(raw.service_tier)?;
         Ok(Self {
             model: model(raw.model)?,
             messages: messages(raw.messages)?,
@@ -292,6 +319,12 @@ fn include_usage(raw: Option<&RawValue>) -> Result<bool, Invalid> {
     if raw.is_some_and(|raw| raw.get().starts_with('[')) {
         return Err(wrong_type("stream_options", "an object"));
     }
+    let named: Option<Pairs<'_>> = optional(raw, "stream_options", "an object")?;
+    let names = named.iter().flat_map(|Pairs(pairs)| pairs).map(|(name, _)| name);
+    if names.into_iter().any(|name| name != "include_usage" && folded(name) == "include_usage") {
+        let message = "Unknown parameter in 'stream_options': 'include_usage' in another case.";
+        return Err(invalid(message, Some("stream_options")));
+    }
     let options: Option<StreamOptions<'_>> = optional(raw, "stream_options", "an object")?;
     let raw = options.and_then(|options| options.include_usage);
     let include = optional(raw, "stream_options", "an object with a boolean 'include_usage'")?;
@@ -303,6 +336,16 @@ fn completion_tokens_max(raw: &Members<'_>) -> Result<Option<i64>, Invalid> {
     let older = positive(raw.max_tokens, "max_tokens", i64::MAX)?;
     // An upstream may obey either: the larger one is the worst case.
     Ok(newer.max(older))
+}
+
+fn check_tier(raw: Option<&RawValue>) -> Result<(), Invalid> {
+    let tier: Option<String> = optional(raw, "service_tier", "a string")?;
+    if tier.is_none_or(|tier| TIERS.contains(&tier.as_str())) {
+        return Ok(());
+    }
+    let message = "Unsupported value for 'service_tier': only 'auto', 'default' and 'flex' have a \
+        price here.";
+    Err(invalid(message, Some("service_tier")))
 }
 
 fn choices(raw: Option<&RawValue>) -> Result<i64, Invalid> {
@@ -368,6 +411,14 @@ mod tests {
     }
 
     #[test]
+    fn a_tier_that_has_a_price_passes_as_it_came() {
+        for tier in ["null", r#""auto""#, r#""default""#, r#""flex""#, r#""fl\u0065x""#] {
+            let body = format!(r#"{{"user":"u","service_tier":{tier},"model":"m",{MESSAGES}}}"#);
+            assert_eq!(forwarded(&body), body);
+        }
+    }
+
+    #[test]
     fn a_member_at_fault_is_named() {
         for (body, param) in [
             (r#"{"messages":[{}]}"#, Some("model")),
@@ -387,6 +438,13 @@ mod tests {
             (r#"{"model":"m","messages":[{}],"MAX_TOKENS":9}"#, Some("max_tokens")),
             (r#"{"model":"m","messages":[{}],"models":["x"]}"#, None),
             (r#"{"model":"m","messages":[{}],"Api_Base":"x"}"#, None),
+            (r#"{"model":"m","messages":[{}],"api_ba\u017fe":"x"}"#, None),
+            (r#"{"model":"m","messages":[{}],"input_cost_per_token":0}"#, None),
+            (r#"{"model":"m","messages":[{}],"service_tier":"priority"}"#, Some("service_tier")),
+            (r#"{"model":"m","messages":[{}],"service_tier":7}"#, Some("service_tier")),
+            (r#"{"model":"m","messages":[{}],"Service_Tier":"flex"}"#, Some("service_tier")),
+            (r#"{"model":"m","messages":[{}],"max_to\u212aens":9}"#, Some("max_tokens")),
+            (r#"{"model":"m","messages":[{}],"u\u017fer":"x"}"#, Some("user")),
             ("[]", None),
             (r#"{"model":"#, None),
             ("", None),

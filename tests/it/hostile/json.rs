@@ -14,7 +14,7 @@ const CHAT: &str = "/v1/chat/completions";
 const MESSAGES: &str = r#""messages":[{"role":"user","content":"x"}]"#;
 
 /// Each member that decides what is charged, with the value that a cheat would add.
-const DECIDING: [(&str, &str, &str); 8] = [
+const DECIDING: [(&str, &str, &str); 9] = [
     ("model", r#""openai/gpt-4o-mini""#, r#""openai/gpt-4""#),
     ("max_tokens", "5", "50000"),
     ("max_completion_tokens", "5", "50000"),
@@ -23,6 +23,7 @@ const DECIDING: [(&str, &str, &str); 8] = [
     ("stream_options", "{}", r#"{"include_usage":true}"#),
     ("user", r#""a""#, r#""b""#),
     ("messages", "[{}]", r#"[{"role":"user","content":"a long one"}]"#),
+    ("service_tier", r#""flex""#, r#""priority""#),
 ];
 
 async fn members_given_twice_are_refused(store: Store) {
@@ -30,12 +31,14 @@ async fn members_given_twice_are_refused(store: Store) {
     for (name, cheap, dear) in DECIDING {
         let escaped = format!("\\u{:04x}{}", u32::from(name.as_bytes()[0]), &name[1..]);
         let upper = name.to_ascii_uppercase();
+        // Go's JSON takes the sign for Kelvin for a k, and the long s for an s.
+        let folded = name.replace('k', "\u{212a}").replace('s', "\u{17f}");
         let others: Vec<String> = DECIDING
             .iter()
             .filter(|(other, ..)| *other != name && ["model", "messages"].contains(other))
             .map(|(other, value, _)| format!(r#""{other}":{value},"#))
             .collect();
-        for second in [name, &escaped, &upper] {
+        for second in [name, &escaped, &upper, &folded] {
             for (first, last) in [(cheap, dear), (dear, cheap), (cheap, cheap)] {
                 let body = format!(r#"{{{}"{name}":{first},"{second}":{last}}}"#, others.concat());
                 let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;
@@ -43,10 +46,34 @@ async fn members_given_twice_are_refused(store: Store) {
             }
         }
     }
-    let nested = r#""stream":true,"stream_options":{"include_usage":false,"include_usage":true}"#;
-    let body = format!(r#"{{"model":"{MODEL}",{MESSAGES},{nested}}}"#);
-    let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;
-    assert_refused(&got, &body, 400, "", "stream_options");
+    for other in ["include_usage", "Include_Usage", "include_u\u{17f}age", r"include_u\u017fage"] {
+        let nested = format!(r#""stream_options":{{"include_usage":true,"{other}":false}}"#);
+        let body = format!(r#"{{"model":"{MODEL}",{MESSAGES},"stream":true,{nested}}}"#);
+        let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;
+        assert_refused(&got, &body, 400, "", "stream_options");
+    }
+    app.assert_untouched().await;
+    app.finish().await;
+}
+
+/// Where it stands alone, such a name is refused as well.
+#[tokio::test]
+async fn names_in_another_case_are_refused() {
+    let app = TestApp::start(Store::Sqlite).await;
+    for (name, param) in [
+        ("Max_Tokens", "max_tokens"),
+        ("max_to\u{212a}ens", "max_tokens"),
+        ("u\u{17f}er", "user"),
+        (r"u\u017fer", "user"),
+        ("\u{17f}tream", "stream"),
+        ("\u{17f}ervice_tier", "service_tier"),
+        ("model\u{17f}", ""),
+        ("api_ba\u{17f}e", ""),
+    ] {
+        let body = format!(r#"{{"model":"{MODEL}",{MESSAGES},"{name}":null}}"#);
+        let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;
+        assert_refused(&got, &body, 400, "", param);
+    }
     app.assert_untouched().await;
     app.finish().await;
 }
@@ -63,6 +90,13 @@ async fn members_that_choose_another_model_are_refused() {
         ("api_base", json!("http://elsewhere")),
         ("api_key", json!("sk-mine")),
         ("extra_body", json!({"model": OLD_MODEL})),
+        ("speed", json!("fast")),
+        ("base_model", json!(OLD_MODEL)),
+        ("input_cost_per_token", json!(0)),
+        ("output_cost_per_token", json!(0)),
+        ("Input_Cost_Per_Second", json!(0)),
+        ("output_cost_per_second", json!(0)),
+        ("mock_response", json!("free")),
     ] {
         let body = format!(r#"{{"model":"{MODEL}",{MESSAGES},"{name}":{value}}}"#);
         let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;
