@@ -3,6 +3,7 @@
 //! Nothing here fails over an odd member: what cannot be read is missing (see `lenient`).
 
 use super::lenient::{Flag, Int, List, Object, Text};
+use super::pairs;
 use crate::models::money::{Tokens, parse_cost_pico};
 use crate::models::usage::TokenUsage;
 use serde::Deserialize;
@@ -24,6 +25,9 @@ pub struct Answer<'a> {
     pub usage: Object<Usage<'a>>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+    /// Some member came twice, and its last counts: the text itself may say other things too.
+    #[serde(skip)]
+    pub has_doubles: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -139,6 +143,7 @@ struct CostDetails<'a> {
 ///
 /// A text cut in the middle of a surrogate pair (`\\ud83d` alone) is no valid string to a strict
 /// parser, and the whole answer would go unread over it: then it is read again with U+FFFD there.
+/// So it is where a member comes twice: then the last one counts, as it does for most readers.
 pub fn read<T>(text: &str, use_it: impl FnOnce(&Answer<'_>) -> T) -> Option<T> {
     if !text.trim_start().starts_with('{') {
         return None;
@@ -147,8 +152,21 @@ pub fn read<T>(text: &str, use_it: impl FnOnce(&Answer<'_>) -> T) -> Option<T> {
         return Some(use_it(&answer));
     }
     let mended = without_lone_surrogates(text);
-    serde_json::from_str(&mended).ok().map(|answer| use_it(&answer))
+    if let Ok(answer) = serde_json::from_str(&mended) {
+        return Some(use_it(&answer));
+    }
+    if mended.len() > DOUBLES_BYTES_MAX {
+        return None;
+    }
+    let mended = pairs::last_of_each(&mended, LEVELS);
+    let answer: Answer<'_> = serde_json::from_str(&mended).ok()?;
+    Some(use_it(&Answer { has_doubles: true, ..answer }))
 }
+
+/// How deep the members that are read lie, from the answer to a tool call's function.
+const LEVELS: u32 = 8;
+/// Looking for doubles takes a few times the text's room: no answer with any is near so long.
+const DOUBLES_BYTES_MAX: usize = 4 << 20;
 
 fn without_lone_surrogates(text: &str) -> String {
     let unit = |at: usize| {
@@ -228,8 +246,10 @@ impl<'a> Answer<'a> {
     }
 }
 
-fn is_truthy(error: &RawValue) -> bool {
-    !matches!(error.get(), "null" | "false" | "{}" | "\"\"")
+/// Whether a member says that there is an error: servers without one have its place empty, too.
+#[must_use]
+pub fn is_truthy(error: &RawValue) -> bool {
+    !matches!(error.get(), "null" | "false" | "0" | "{}" | "[]" | "\"\"")
 }
 
 impl Usage<'_> {
@@ -372,6 +392,23 @@ mod tests {
         assert_eq!(read("[1]", |_| ()), None);
         assert_eq!(read("{", |_| ()), None);
         assert_eq!(read(r#"{"a":"\"#, |_| ()), None);
+    }
+
+    #[test]
+    fn the_last_of_doubles_counts() {
+        let text = r#"{"id":"a","choices":[{"message":{"content":"x","content":"y\ud83d"}}],
+            "usage":{"prompt_tokens":1,"completion_tokens":1},"id":"b","error":null,
+            "usage":{"prompt_tokens":2,"completion_tokens":3,"cost":1,"cost":0.5}}"#;
+        let read = read(text, |answer| {
+            let content = answer.choices.0[0].value.said().content.0.as_deref().map(str::to_owned);
+            let id = answer.id.0.as_deref().map(str::to_owned);
+            (id.unwrap(), content.unwrap(), answer.reported().unwrap(), answer.has_doubles)
+        });
+        let (id, content, reported, has_doubles) = read.unwrap();
+        assert_eq!((id.as_str(), content.as_str()), ("b", "y\u{fffd}"));
+        assert_eq!(reported.tokens.completion, Tokens(3));
+        assert_eq!(reported.cost_pico, Some(500_000_000_000));
+        assert!(has_doubles);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The members of a JSON object as they stand in its text, doubles included.
+//! The members of a JSON object as they stand in its text, doubles included; a text without them.
 
 use super::lenient::Text;
 use serde::de::{Error as _, MapAccess, Visitor};
@@ -39,5 +39,54 @@ impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for Pairs<'a, MAX> {
         }
 
         deserializer.deserialize_map(PairsVisitor(PhantomData))
+    }
+}
+
+/// A JSON text in which each object has the last of its members of one name only, so many levels
+/// deep. What cannot be read member by member stays as it is.
+#[must_use]
+pub fn last_of_each(text: &str, levels: u32) -> String {
+    let is_list = text.trim_start().starts_with('[');
+    let below = levels.checked_sub(1);
+    let all = below.and_then(|below| if is_list { list(text, below) } else { object(text, below) });
+    all.unwrap_or_else(|| text.to_owned())
+}
+
+fn list(text: &str, levels: u32) -> Option<String> {
+    let items: Vec<&RawValue> = serde_json::from_str(text).ok()?;
+    let items: Vec<_> = items.iter().map(|item| last_of_each(item.get(), levels)).collect();
+    Some(format!("[{}]", items.join(",")))
+}
+
+fn object(text: &str, levels: u32) -> Option<String> {
+    let Pairs(pairs): Pairs<'_> = serde_json::from_str(text).ok()?;
+    let mut members = Vec::new();
+    for (place, (name, value)) in pairs.iter().enumerate() {
+        if pairs[place + 1..].iter().any(|(other, _)| other == name) {
+            continue;
+        }
+        let name = serde_json::to_string(name).ok()?;
+        members.push(format!("{name}:{}", last_of_each(value.get(), levels)));
+    }
+    Some(format!("{{{}}}", members.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_each_name_stays() {
+        for (text, last) in [
+            (r#"{"a":1,"b":2,"\u0061":3}"#, r#"{"b":2,"a":3}"#),
+            (r#" {"a":[{"b":1,"b":"x"} , 1.50]}"#, r#"{"a":[{"b":"x"},1.50]}"#),
+            (r#"{"a":{"a":{"b":1,"b":2}}}"#, r#"{"a":{"a":{"b":2}}}"#),
+            (r#"{"a":{"a":{"a":{"b":1,"b":2}}}}"#, r#"{"a":{"a":{"a":{"b":1,"b":2}}}}"#),
+            ("[]", "[]"),
+            ("{", "{"),
+            ("null", "null"),
+        ] {
+            assert_eq!(last_of_each(text, 3), last, "{text}");
+        }
     }
 }
