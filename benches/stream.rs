@@ -18,7 +18,7 @@ use tollgate::models::money::{Markup, PicoUsd};
 use tollgate::models::price::{Price, Rates, Rule, Terms};
 use tollgate::models::timestamp::Timestamp;
 use tollgate::services::reading::Reading;
-use tollgate::services::tap::{Asked, Tap};
+use tollgate::services::tap::{Asked, Operator, Tap};
 use tollgate::services::tokens::{Field, Lane, StreamCounter, Tokenizer, Vocabularies};
 
 const EVENTS: usize = 100;
@@ -67,7 +67,12 @@ fn price() -> Arc<Price> {
 /// All that the path does with a stream's bytes: split, read, counted, rewritten.
 fn tap(frames: &[Bytes], tokenizer: &Tokenizer, price: &Arc<Price>) -> i64 {
     let asked = Asked { placed_at: Timestamp::now(), images: 0, shows_usage: true };
-    let mut tap = Tap::new(Reading::new(tokenizer.clone()), price.clone(), asked);
+    let mut tap = Tap::new(
+        Reading::new(tokenizer.clone()),
+        price.clone(),
+        Arc::new(Operator::default()),
+        asked,
+    );
     let mut out = VecDeque::new();
     for frame in frames {
         tap.frame(frame, &mut out).expect("events of a common length");

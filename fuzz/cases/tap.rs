@@ -8,7 +8,7 @@ use tollgate::models::money::Markup;
 use tollgate::models::price::{Price, Rates, Rule, Terms};
 use tollgate::models::timestamp::Timestamp;
 use tollgate::services::reading::Reading;
-use tollgate::services::tap::{Asked, Finish, Tap};
+use tollgate::services::tap::{Asked, Finish, Operator, Tap};
 use tollgate::services::tokens::{Tokenizer, Vocabularies};
 
 static TOKENIZER: LazyLock<Tokenizer> =
@@ -31,7 +31,7 @@ fn price() -> Arc<Price> {
 fn run(frames: &[&[u8]], shows_usage: bool) -> (Vec<String>, String) {
     let reading = Reading::new(TOKENIZER.clone());
     let asked = Asked { placed_at: Timestamp::now(), images: 0, shows_usage };
-    let mut tap = Tap::new(reading, price(), asked);
+    let mut tap = Tap::new(reading, price(), Arc::new(Operator::default()), asked);
     let mut out = VecDeque::new();
     for frame in frames {
         if tap.frame(&Bytes::copy_from_slice(frame), &mut out).is_err() {

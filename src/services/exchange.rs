@@ -81,6 +81,8 @@ enum Form {
 
 /// A plain answer larger than this is a fault: it is held in memory to be read.
 const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+/// The media type of a stream, which ignores case.
+const EVENTS: &[u8] = b"text/event-stream";
 /// How often a long stream's progress is written down.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
@@ -94,7 +96,8 @@ impl Exchange {
             images: hold.input_images.unwrap_or_default(),
             shows_usage: request.include_usage,
         };
-        let tap = Tap::new(reading, open.price.clone(), asked);
+        let operator = open.upstream.operator.clone();
+        let tap = Tap::new(reading, open.price.clone(), operator, asked);
         let mut allowance = Allowance::new(open.price.clone(), hold, request.choices);
         if let Some(cap) = request.completion_tokens_max {
             allowance.cap(cap);
@@ -334,10 +337,8 @@ impl Live {
             self.tap.judge.reading.generation_id = Some(id);
             self.note();
         }
-        let is_events = head
-            .headers
-            .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let kind = head.headers.get(CONTENT_TYPE).and_then(|it| it.as_bytes().get(..EVENTS.len()));
+        let is_events = kind.is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
         Ok(if is_events && self.is_streamed { Form::Events } else { Form::Document })
     }
 
@@ -439,7 +440,7 @@ impl Live {
             std::str::from_utf8(document).map_err(|_| not_a_completion("not valid UTF-8"))?;
         let judge = &mut self.tap.judge;
         judge.document(text)?;
-        Ok(judge.shown(text).map(Bytes::from))
+        Ok(judge.shown(text)?.map(Bytes::from))
     }
 
     fn conclude(self, ending: Ending) {

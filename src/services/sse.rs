@@ -159,6 +159,13 @@ fn data_of(line: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Whether an event's type is this one.
+#[must_use]
+pub fn is_of_type(event: &[u8], kind: &[u8]) -> bool {
+    let types = lines(event).filter_map(|line| line.strip_prefix(b"event:"));
+    types.map(|value| value.strip_prefix(b" ").unwrap_or(value)).any(|value| value == kind)
+}
+
 /// A byte order mark before the first event is not part of it.
 #[must_use]
 pub fn without_bom(event: &[u8]) -> &[u8] {
@@ -199,6 +206,16 @@ mod tests {
             let (out, events) = split(&[body.as_bytes()]);
             assert_eq!(out, body.as_bytes());
             assert_eq!(datas(&events), [b"a", b"b"], "{body:?}");
+        }
+    }
+
+    #[test]
+    fn the_type_of_an_event_is_that_of_its_line() {
+        for event in ["event: error\ndata: x\n\n", "id: 1\r\nevent:error\r\ndata:\r\n\r\n"] {
+            assert!(is_of_type(event.as_bytes(), b"error"), "{event:?}");
+        }
+        for event in ["event: errors\n\n", "data: event: error\n\n", ": event: error\n\n", ""] {
+            assert!(!is_of_type(event.as_bytes(), b"error"), "{event:?}");
         }
     }
 

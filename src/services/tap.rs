@@ -5,6 +5,7 @@
 //! the end: a missing `[DONE]`, or an error event where the upstream broke off. Pure: no I/O.
 
 mod failure;
+mod operator;
 mod rewrite;
 mod template;
 
@@ -16,15 +17,17 @@ use crate::models::timestamp::Timestamp;
 use crate::models::usage::Used;
 use crate::services::pricing;
 use crate::services::reading::Reading;
-use crate::services::sse::{Splitter, TooLong, Verdict, data, without_bom};
+use crate::services::sse::{Splitter, TooLong, Verdict, data, is_of_type, without_bom};
 use crate::services::tokens::Tokenizer;
 use axum::http::StatusCode;
 use bytes::Bytes;
+use memchr::memmem;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use template::Template;
 
 pub use failure::Failure;
+pub use operator::Operator;
 
 pub struct Tap {
     splitter: Splitter,
@@ -36,6 +39,7 @@ pub struct Tap {
 pub struct Judge {
     pub reading: Reading,
     price: Arc<Price>,
+    operator: Arc<Operator>,
     asked: Asked,
     has_shown_usage: bool,
     /// A usage that came on a chunk with content, as a chunk of its own for the end.
@@ -72,10 +76,11 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 
 impl Tap {
     #[must_use]
-    pub fn new(reading: Reading, price: Arc<Price>, asked: Asked) -> Self {
+    pub fn new(reading: Reading, price: Arc<Price>, operator: Arc<Operator>, asked: Asked) -> Self {
         let judge = Judge {
             reading,
             price,
+            operator,
             asked,
             has_shown_usage: false,
             usage_chunk: None,
@@ -90,8 +95,8 @@ impl Tap {
 
     /// For another upstream's answer to the same client: nothing is kept of this one's.
     #[must_use]
-    pub fn anew(&self, tokenizer: Tokenizer, price: Arc<Price>) -> Self {
-        Self::new(Reading::new(tokenizer), price, self.judge.asked)
+    pub fn anew(&self, tokenizer: Tokenizer, price: Arc<Price>, operator: Arc<Operator>) -> Self {
+        Self::new(Reading::new(tokenizer), price, operator, self.judge.asked)
     }
 
     /// Reads a frame and puts out what the client gets for it.
@@ -152,12 +157,18 @@ impl Judge {
     /// # Errors
     /// Why it is none: what the upstream says, or that it is nothing that can be read.
     pub fn document(&mut self, text: &str) -> Result<(), Error> {
+        let operator = &self.operator;
         let read = answer::read(text, |answer| {
-            let failure = answer.failure().map(|said| Failure::read(said).within());
-            if let Some(error) = &failure
-                && answer.choices.0.is_empty()
-            {
-                return Err(error.clone());
+            let failure = answer.failure().map(|said| Failure::read(said).within(operator));
+            if answer.choices.0.is_empty() {
+                let bare = || Failure::bare(text, false).map(|failure| failure.within(operator));
+                if let Some(error) = failure.clone().or_else(bare) {
+                    return Err(error);
+                }
+                // Where it was paid for, there may be nothing to say.
+                if answer.reported().is_none() {
+                    return Err(not_a_completion("no choices"));
+                }
             }
             self.reading.take(answer);
             self.failure = failure;
@@ -173,17 +184,16 @@ impl Judge {
             return Verdict::Pass;
         }
         let Some(data) = data(event) else {
-            return unread(event);
+            return self.unread(event);
         };
-        if data.starts_with(b"{") {
+        if data.trim_ascii_start().starts_with(b"{") {
             return self.chunk(event, &data);
         }
         if *data.trim_ascii() == *b"[DONE]" {
             return self.done(event);
         }
         // An array or a text is nobody's chunk; an empty event is a keep-alive.
-        self.reading.has_unreadable |= !data.is_empty();
-        unread(event)
+        if data.is_empty() { self.unread(event) } else { self.unreadable(event) }
     }
 
     fn templated<'a>(&self, event: &'a [u8]) -> Option<(u32, &'a str)> {
@@ -208,28 +218,66 @@ impl Judge {
         let text = std::str::from_utf8(data).ok();
         let verdict = text.and_then(|text| {
             answer::read(text, |chunk| {
-                if let Some((choice, content)) = self.reading.only_text(chunk) {
+                if let Some((choice, content)) = self.reading.only_text(chunk)
+                    && !chunk.has_doubles
+                {
                     self.template = Template::learn(event, content, choice);
                 }
-                self.take(text, chunk)
+                self.take(event, text, chunk)
             })
         });
-        verdict.unwrap_or_else(|| {
-            self.reading.has_unreadable = true;
-            unread(event)
-        })
+        verdict.unwrap_or_else(|| self.unreadable(event))
     }
 
-    fn take(&mut self, text: &str, chunk: &Answer<'_>) -> Verdict {
+    fn take(&mut self, event: &[u8], text: &str, chunk: &Answer<'_>) -> Verdict {
         let is_finished = self.reading.has_finished(chunk);
         self.reading.take(chunk);
         if let Some(said) = chunk.failure() {
-            return self.tell(text, Failure::read(said).within());
+            return self.tell(text, Failure::read(said).within(&self.operator));
         }
-        if !chunk.usage.given {
-            return Verdict::Pass;
+        if chunk.usage.given {
+            return self.usage(text, chunk, is_finished);
         }
-        self.usage(text, chunk, is_finished)
+        let stranger = chunk.choices.0.is_empty().then(|| self.stranger(event, text)).flatten();
+        match stranger {
+            Some(verdict) => verdict,
+            // Before the usage that counts, which is none, may stand one that does not.
+            None if chunk.has_doubles => rewrite::without_usage(text),
+            None => Verdict::Pass,
+        }
+    }
+
+    /// An object that is no piece of an answer, where it is a failure or shows the operator's key.
+    fn stranger(&mut self, event: &[u8], text: &str) -> Option<Verdict> {
+        match Failure::bare(text, is_error(event)) {
+            Some(failure) => Some(self.fail(failure)),
+            None => self.operator.has_key(text).then_some(Verdict::Drop),
+        }
+    }
+
+    /// What cannot be read, though there is something in it.
+    fn unreadable(&mut self, event: &[u8]) -> Verdict {
+        if is_error(event) {
+            return self.fail(Failure::default());
+        }
+        self.reading.has_unreadable = true;
+        self.unread(event)
+    }
+
+    /// What is no answer passes, unless it is the upstream talking to its operator.
+    fn unread(&self, event: &[u8]) -> Verdict {
+        let is_told = self.operator.is_told_of(event) || has_cost(event);
+        if is_told { Verdict::Drop } else { Verdict::Pass }
+    }
+
+    /// A failure that the upstream tells of in a form of its own.
+    fn fail(&mut self, failure: Failure) -> Verdict {
+        let error = failure.within(&self.operator);
+        let shown = error_event(&error);
+        self.reading.has_failed = true;
+        self.has_told = true;
+        self.failure.get_or_insert(error);
+        Verdict::Replace(shown)
     }
 
     /// A chunk with an error in it.
@@ -253,7 +301,7 @@ impl Judge {
             if is_believed {
                 self.usage_chunk = rewrite::usage_chunk(text, charge);
             }
-            return rewrite::without_usage(text).map_or(Verdict::Pass, Verdict::Replace);
+            return rewrite::without_usage(text);
         }
         if !self.asked.shows_usage || !is_believed {
             return Verdict::Drop;
@@ -261,7 +309,8 @@ impl Judge {
         self.has_shown_usage = true;
         match rewrite::usage_chunk(text, charge) {
             Some(shown) if shown != text => Verdict::Replace(rewrite::event(&shown)),
-            _ => Verdict::Pass,
+            Some(_) => Verdict::Pass,
+            None => Verdict::Drop,
         }
     }
 
@@ -273,15 +322,19 @@ impl Judge {
 
     fn failure(&self) -> Option<Error> {
         // OpenRouter may only stop for the reason «error».
-        let unexplained = || Failure::default().within();
+        let unexplained = || Failure::default().within(&self.operator);
         self.reading.has_failed.then(|| self.failure.clone().unwrap_or_else(unexplained))
     }
 
     /// A whole completion as the client gets it; `None`: as it is.
-    #[must_use]
-    pub fn shown(&self, text: &str) -> Option<String> {
+    ///
+    /// # Errors
+    /// [`Error::UpstreamFailed`] when it cannot be shown without what is the operator's.
+    pub fn shown(&self, text: &str) -> Result<Option<String>, Error> {
         match &self.failure {
-            Some(error) => rewrite::with_error(text, error, self.charge()),
+            Some(error) => rewrite::with_error(text, error, self.charge())
+                .map(Some)
+                .ok_or_else(|| error.clone()),
             None => rewrite::plain(text, self.charge()),
         }
     }
@@ -303,9 +356,27 @@ impl Judge {
     }
 }
 
-/// What is no answer passes, unless it is the upstream talking to its operator.
-fn unread(event: &[u8]) -> Verdict {
-    if failure::tells_of_operator(event) { Verdict::Drop } else { Verdict::Pass }
+/// What an event says of a failure, in whatever form, where it does; not for a client's eyes.
+#[must_use]
+pub fn failure_of(event: &[u8]) -> Option<Error> {
+    let data = data(event)?;
+    let text = std::str::from_utf8(&data).unwrap_or_default();
+    let failure = answer::read(text, |chunk| {
+        let is_stranger = chunk.choices.0.is_empty() && !chunk.usage.given;
+        let bare = || Failure::bare(text, is_error(event)).filter(|_| is_stranger);
+        chunk.failure().map(Failure::read).or_else(bare)
+    });
+    let failure = failure.unwrap_or_else(|| is_error(event).then(Failure::default));
+    Some(failure?.within(&Operator::default()))
+}
+
+fn is_error(event: &[u8]) -> bool {
+    is_of_type(event, b"error")
+}
+
+/// What cannot be read may have the operator's cost in it.
+fn has_cost(event: &[u8]) -> bool {
+    memmem::find(event, b"\"usage\"").is_some() && memmem::find(event, b"cost").is_some()
 }
 
 /// A success that is none.

@@ -16,8 +16,10 @@ use crate::error::Error;
 use crate::models::key::matches_pattern;
 use crate::services::http::{self, AGENT, HttpClient, JSON};
 use crate::services::metrics::CallMetrics;
+use crate::services::tap::Operator;
 use crate::services::trace::CallTrace;
-use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use axum::http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING};
+use axum::http::header::{CONTENT_TYPE, USER_AGENT};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
@@ -44,6 +46,8 @@ pub struct Upstream {
     /// Up to and including `/v1`.
     base: String,
     authorization: Option<HeaderValue>,
+    /// What none of its texts may tell a client.
+    pub operator: Arc<Operator>,
     /// For questions of ours.
     client: HttpClient,
     /// For chat completions.
@@ -79,6 +83,7 @@ impl Upstream {
             offer: offer.clone(),
             base: base.clone(),
             authorization,
+            operator: Arc::new(Operator::new(api_key.clone(), url.host())),
             client: http::client(terms.connect),
             connections: Connections::new(&url, terms.connect)?,
             chat_path: chat_path.parse().map_err(|_| unusable())?,
@@ -179,7 +184,8 @@ impl Upstream {
             request.headers_mut().insert(CONTENT_TYPE, JSON);
             let answer = upstream.connections.send(&upstream.chat_path, request);
             let answer = tokio::time::timeout(upstream.terms.head, answer).await;
-            failure::check(not_compressed(answer.map_err(|_| no_head())??)?).await
+            let answer = not_compressed(answer.map_err(|_| no_head())??)?;
+            failure::check(answer, &upstream.operator).await
         })
     }
 
@@ -246,6 +252,8 @@ impl Upstream {
     fn put_headers(&self, headers: &mut HeaderMap) {
         headers.insert(USER_AGENT, AGENT);
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        // What is read on the way must be plain.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
@@ -268,14 +276,25 @@ fn no_head() -> Error {
     Error::UpstreamTimeout("waiting for an answer")
 }
 
+/// A success that can be read. What a refusal means is in its status, whatever its body.
 fn not_compressed<B>(answer: Response<B>) -> Result<Response<B>, Error> {
-    let encoding = answer.headers().get(CONTENT_ENCODING);
-    if encoding.is_some_and(|encoding| encoding != "identity") {
-        let status = answer.status();
+    let status = answer.status();
+    if status.is_success() && is_compressed(answer.headers()) {
         let reason = "compressed though not asked";
         return Err(Error::UpstreamFailed { status, reason, retry_after: None });
     }
     Ok(answer)
+}
+
+/// Codings, which ignore case, but for the one that changes nothing.
+/// <https://www.rfc-editor.org/rfc/rfc9110#field.content-encoding>
+fn is_compressed(headers: &HeaderMap) -> bool {
+    let is_none = |coding: &[u8]| {
+        let coding = coding.trim_ascii();
+        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+    };
+    let values = headers.get_all(CONTENT_ENCODING).into_iter().map(HeaderValue::as_bytes);
+    values.flat_map(|value| value.split(|byte| *byte == b',')).any(|coding| !is_none(coding))
 }
 
 /// Providers that go on and bill when OpenRouter's client hangs up.

@@ -21,6 +21,7 @@ mod bad_input;
 mod billing;
 mod books;
 mod chaos;
+mod chunks;
 mod clocks;
 mod commit_lost;
 mod console;

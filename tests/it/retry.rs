@@ -82,6 +82,8 @@ async fn what_does_not_help_is_not_tried_again(store: Store) {
         (Script::json(404, r#"{"error":{"message":"no"}}"#), 404),
         (Script::json_with(429, &in_a_minute, "{}"), 429),
         (Script::json_with(503, &in_a_minute, "{}"), 503),
+        // What it means is in its status, whatever its body is said to be.
+        (Script::json_with(503, &[in_a_minute[0], ("Content-Encoding", "gzip")], "\x1f"), 503),
     ];
     for (index, (script, status)) in scripts.into_iter().enumerate() {
         app.upstream.script(script);
@@ -92,7 +94,7 @@ async fn what_does_not_help_is_not_tried_again(store: Store) {
             assert_eq!(got.header("retry-after"), Some("60"), "the client may wait as long");
         }
     }
-    for record in app.records(6).await {
+    for record in app.records(7).await {
         assert_eq!((record.attempts, record.charge_nusd), (1, 0), "{record:?}");
     }
     app.finish().await;

@@ -14,7 +14,7 @@ use crate::upstream::script::{Gate, Script};
 both_stores!(every_chunking_gives_the_same_bytes, ten_thousand_tiny_events, a_line_of_a_megabyte);
 
 /// Streams the chunks as they are and asserts that the client got them as they are.
-async fn assert_passes<T: AsRef<[u8]>>(app: &TestApp, what: &str, chunks: &[T]) {
+pub async fn assert_passes<T: AsRef<[u8]>>(app: &TestApp, what: &str, chunks: &[T]) {
     let expected: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.as_ref().to_vec()).collect();
     app.upstream.script(Script::stream().chunks(chunks).end());
     let got = app.chat(&streamed_with_usage(MODEL)).await;

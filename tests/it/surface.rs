@@ -128,6 +128,31 @@ async fn the_user_is_the_account_whatever_the_client_claims() {
 }
 
 #[tokio::test]
+async fn tiers_of_service_that_have_a_price_pass() {
+    let app = TestApp::start(Store::Sqlite).await;
+    for tier in [json!(null), json!("auto"), json!("default"), json!("flex")] {
+        let mut body = question(MODEL);
+        body["service_tier"] = tier.clone();
+        app.upstream.script(Answer::openrouter().plain());
+        app.chat(&body).await.ok();
+        assert_eq!(app.upstream.last_chat().json()["service_tier"], tier);
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn the_upstream_is_asked_not_to_compress() {
+    let app = TestApp::start(Store::Sqlite).await;
+    app.upstream.script(Answer::openrouter().plain());
+    app.chat(&question(MODEL)).await.ok();
+    for path in ["/v1/chat/completions", "/v1/models"] {
+        let call = app.upstream.calls(path).pop().expect("a call");
+        assert_eq!(call.request.header("accept-encoding"), Some("identity"), "{path}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn an_answer_without_length_ends_with_its_connection() {
     let app = TestApp::start(Store::Sqlite).await;
     let answer = Answer::openrouter().no_cost();

@@ -12,7 +12,7 @@ use crate::models::openai::answer;
 use crate::models::openai::request::ChatRequest;
 use crate::services::choice::Candidate;
 use crate::services::sse::{Splitter, Verdict, data};
-use crate::services::tap::Failure;
+use crate::services::tap::failure_of;
 use crate::services::upstream::retry::{failure, may_go_elsewhere, more_telling};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -155,7 +155,11 @@ impl Live {
     fn peek(&mut self, frame: Bytes) {
         let reading = &mut self.tap.judge.reading;
         if reading.generation_id.is_none() {
-            of_first_event(&frame, |answer| reading.take_id(answer));
+            first_event(&frame, |event| {
+                let data = data(event).unwrap_or_default();
+                let text = std::str::from_utf8(&data).unwrap_or_default();
+                answer::read(text, |answer| reading.take_id(answer))
+            });
             if reading.generation_id.is_some() {
                 self.note();
             }
@@ -202,7 +206,8 @@ impl Live {
     /// Forgets what the upstream has said, and turns to another.
     fn move_on(&mut self, candidate: &Candidate) {
         self.open.move_on(candidate);
-        self.tap = self.tap.anew(self.open.tokenizer.clone(), candidate.price.clone());
+        let operator = candidate.upstream.operator.clone();
+        self.tap = self.tap.anew(self.open.tokenizer.clone(), candidate.price.clone(), operator);
         self.allowance.reprice(candidate.price.clone(), self.open.hold.amount_nusd);
         self.document.clear();
         self.peeked = None;
@@ -217,20 +222,15 @@ impl Live {
 /// Whether the first event in a frame that has data says that the upstream failed, in a way that
 /// another might not.
 fn begins_with_failure(frame: &Bytes) -> bool {
-    let is_failure = |answer: &answer::Answer<'_>| {
-        let failure = answer.failure().map(|said| Failure::read(said).within());
-        failure.is_some_and(|error| may_go_elsewhere(&error))
-    };
-    of_first_event(frame, is_failure).unwrap_or(false)
+    first_event(frame, failure_of).flatten().is_some_and(|error| may_go_elsewhere(&error))
 }
 
-/// `None` when there is no such event, or it is no JSON.
-fn of_first_event<T>(frame: &Bytes, mut read: impl FnMut(&answer::Answer<'_>) -> T) -> Option<T> {
-    let (mut seen, mut first) = (false, None);
+/// `None` when there is no event with data in it.
+fn first_event<T>(frame: &Bytes, mut read: impl FnMut(&[u8]) -> T) -> Option<T> {
+    let mut first = None;
     let judge = |event: &[u8]| {
-        if let Some(data) = data(event).filter(|data| !seen && !data.is_empty()) {
-            seen = true;
-            first = answer::read(std::str::from_utf8(&data).unwrap_or_default(), &mut read);
+        if first.is_none() && data(event).is_some_and(|data| !data.is_empty()) {
+            first = Some(read(event));
         }
         Verdict::Drop
     };
@@ -250,6 +250,11 @@ mod tests {
         assert!(fails("data: {\"error\":{\"code\":502,\"message\":\"x\"},\"choices\":[]}\n\n"));
         assert!(fails(": OPENROUTER PROCESSING\n\ndata: {\"error\":{\"message\":\"x\"}}\r\n\r\n"));
         assert!(fails("data: {\"error\":{\"code\":\"server_error\"}}\n\ndata: [DONE]\n\n"));
+        assert!(fails("data: {\"text\":\"NETWORK ERROR\",\"error_code\":50001}\n\n"));
+        assert!(fails("data: {\"object\":\"error\",\"message\":\"x\",\"code\":401}\n\n"));
+        assert!(fails("event: error\ndata: out of memory\n\n"));
+        assert!(!fails("data: {\"object\":\"error\",\"message\":\"x\",\"code\":400}\n\n"));
+        assert!(!fails("data: {\"choices\":[],\"prompt_filter_results\":[]}\n\n"));
         assert!(!fails("data: {\"error\":{\"code\":400,\"message\":\"too long\"}}\n\n"));
         assert!(!fails("data: {\"error\":{\"code\":\"422\"}}\n\n"), "the request is at fault");
         assert!(!fails("data: {\"error\":null,\"choices\":[]}\n\n"));

@@ -2,11 +2,14 @@
 //! of a 200, or in the middle of a stream.
 //!
 //! Invariant: the upstream's text reaches the client only where it is about the client's request
-//! (400, 404, 413, 422), shortened, and without what tells of the operator: keys, addresses, ids of
-//! accounts. All else is said in our own words.
+//! (400, 404, 413, 422), shortened, and without what tells of the operator (see `operator`). All
+//! else is said in our own words.
 
+use super::operator::Operator;
 use crate::error::Error;
+use crate::models::openai::answer::is_truthy;
 use crate::models::openai::lenient::{Object, Text};
+use crate::models::openai::pairs::Pairs;
 use axum::http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -61,15 +64,14 @@ const MODEL_NOT_FOUND: &str = "model_not_found";
 
 /// LiteLLM's word for the operator's key having spent its budget.
 const BUDGET_EXCEEDED: &str = "budget_exceeded";
-const MESSAGE_CHARS_MAX: usize = 1_000;
-/// LiteLLM adds how it is set up behind this.
-const SETUP_FOLLOWS: &str = "Received Model Group=";
 
-/// A message that speaks of keys is about the operator's.
-const OPERATORS_WORDS: &[&str] = &["api key", "api_key", "apikey", "bearer ", "authorization"];
-/// How ids of accounts and keys begin, at OpenAI, OpenRouter, Stripe and their like.
-const OPERATORS_IDS: &[&str] =
-    &["sk-", "sk_", "pk_", "rk_", "org-", "org_", "proj_", "user_", "acct_", "team_", "key_"];
+/// Members by which an object that is no part of an answer says that something failed: those of
+/// vLLM and FastChat (`{"object":"error","message":…}`, `{"text":…,"error_code":…}`), of FastAPI
+/// (`{"detail":…}`), and of what stands between (`{"message":…}`, `{"errors":[…]}`).
+const SIGNS: &[&str] = &["detail", "errors", "error_code"];
+const SIGNS_AS_TEXT: &[&str] = &["message", "msg"];
+/// Members that may say what the object is.
+const KINDS: &[&str] = &["object", "type"];
 
 impl Failure {
     /// Reads an `error` member: an object, or just a text.
@@ -78,7 +80,19 @@ impl Failure {
         if let Ok(Text(Some(message))) = serde_json::from_str(error.get()) {
             return Self { message: message.into_owned(), ..Self::default() };
         }
-        let said: Said<'_> = serde_json::from_str(error.get()).unwrap_or_default();
+        Self::of(serde_json::from_str(error.get()).unwrap_or_default())
+    }
+
+    /// Reads an object that is no part of an answer, where it says without an `error` member that
+    /// something failed. `is_error`: what it came with says so.
+    #[must_use]
+    pub fn bare(text: &str, is_error: bool) -> Option<Self> {
+        let pairs: Result<Pairs<'_>, _> = serde_json::from_str(text);
+        let is_failure = is_error || pairs.is_ok_and(|Pairs(members)| tells_of_failure(&members));
+        is_failure.then(|| Self::of(serde_json::from_str(text).unwrap_or_default()))
+    }
+
+    fn of(said: Said<'_>) -> Self {
         let is_word = |code: &RawValue| code.get().trim_matches('"') == MODEL_NOT_FOUND;
         let is_models = said.code.is_some_and(is_word)
             || said.availability.value.code.0.as_deref() == Some(MODEL_NOT_FOUND);
@@ -94,13 +108,19 @@ impl Failure {
     /// Reads the body of a refusal; nothing, where it has no error in it.
     #[must_use]
     pub fn of_body(body: &[u8]) -> Self {
-        let body: Body<'_> = serde_json::from_slice(body).unwrap_or_default();
-        body.error.map(Self::read).unwrap_or_default()
+        let text = std::str::from_utf8(body).unwrap_or_default();
+        let body: Body<'_> = serde_json::from_str(text).unwrap_or_default();
+        body.error.map(Self::read).or_else(|| Self::bare(text, false)).unwrap_or_default()
     }
 
     /// What to tell the client of an error that came with this status of its own.
     #[must_use]
-    pub fn with_status(self, status: StatusCode, retry_after: Option<HeaderValue>) -> Error {
+    pub fn with_status(
+        self,
+        status: StatusCode,
+        retry_after: Option<HeaderValue>,
+        operator: &Operator,
+    ) -> Error {
         if self.kind == BUDGET_EXCEEDED {
             return Error::UpstreamRefused { status };
         }
@@ -115,7 +135,8 @@ impl Failure {
             | StatusCode::UNPROCESSABLE_ENTITY => {
                 // The path is always the same: what is not found with status 404 is the model too.
                 let is_models = status == StatusCode::NOT_FOUND || self.is_models;
-                Error::UpstreamRejected { status, message: shown(&self.message), is_models }
+                let message = operator.shown(&self.message);
+                Error::UpstreamRejected { status, message, is_models }
             }
             _ => Error::UpstreamFailed { status, reason: "its status", retry_after },
         }
@@ -123,11 +144,11 @@ impl Failure {
 
     /// What to tell the client of an error in an answer whose status was 200.
     #[must_use]
-    pub fn within(self) -> Error {
+    pub fn within(self, operator: &Operator) -> Error {
         let reason = "an error in its answer";
         match self.status {
-            Some(status) if status.is_client_error() => self.with_status(status, None),
-            _ if self.kind == BUDGET_EXCEEDED => self.with_status(StatusCode::OK, None),
+            Some(status) if status.is_client_error() => self.with_status(status, None, operator),
+            _ if self.kind == BUDGET_EXCEEDED => self.with_status(StatusCode::OK, None, operator),
             status => {
                 let status = status.unwrap_or(StatusCode::OK);
                 Error::UpstreamFailed { status, reason, retry_after: None }
@@ -141,61 +162,16 @@ fn status_of(code: &RawValue) -> Option<StatusCode> {
     StatusCode::from_bytes(code.get().trim_matches('"').as_bytes()).ok()
 }
 
-/// Whether a text that is no answer (a comment, a line of a log) tells of the operator.
-#[must_use]
-pub fn tells_of_operator(text: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(text);
-    speaks_of_keys(&text) || text.split_whitespace().any(is_operators)
-}
-
-fn speaks_of_keys(text: &str) -> bool {
-    let lower = text.to_ascii_lowercase();
-    OPERATORS_WORDS.iter().any(|word| lower.contains(word))
-}
-
-/// The upstream's text as a client may read it.
-fn shown(message: &str) -> String {
-    let message = message.split(SETUP_FOLLOWS).next().unwrap_or_default();
-    let message = without_class(message).trim();
-    if message.is_empty() || speaks_of_keys(message) {
-        return "The model's provider rejected the request.".to_owned();
-    }
-    // Cut first: what is masked is as long as the message.
-    let start: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
-    start.split_inclusive(char::is_whitespace).map(masked).collect()
-}
-
-/// LiteLLM puts the name of its exception before the message.
-fn without_class(message: &str) -> &str {
-    let named = message.strip_prefix("litellm.").and_then(|rest| rest.split_once(": "));
-    named.map_or(message, |(_, message)| message)
-}
-
-/// A word as it is, or a mark in its place; the space behind it stays.
-fn masked(word: &str) -> Cow<'_, str> {
-    let bare = word.trim_end();
-    if is_operators(bare) { Cow::Owned(word.replacen(bare, "***", 1)) } else { Cow::Borrowed(word) }
-}
-
-fn is_operators(word: &str) -> bool {
-    let is_name = |character: char| character.is_ascii_alphanumeric() || "_-".contains(character);
-    let mut names = word.split(|character| !is_name(character));
-    let has_id = names.any(|name| {
-        let has_digit = name.bytes().any(|byte| byte.is_ascii_digit());
-        has_digit && OPERATORS_IDS.iter().any(|start| name.starts_with(start))
-    });
-    has_id || word.contains("://") || word.contains('@') || has_address(word)
-}
-
-/// Whether something in the word is a host with a port, or an IPv4 address.
-fn has_address(word: &str) -> bool {
-    let is_part = |character: char| character.is_ascii_alphanumeric() || ".-:".contains(character);
-    word.split(|character| !is_part(character)).any(|part| {
-        let (host, port) = part.split_once(':').unwrap_or((part, ""));
-        let is_port = port.len() >= 2 && port.bytes().all(|byte| byte.is_ascii_digit());
-        let is_host = host.bytes().any(|byte| byte.is_ascii_alphabetic());
-        host.parse::<std::net::Ipv4Addr>().is_ok() || (is_host && is_port)
-    })
+fn tells_of_failure(members: &[(Cow<'_, str>, &RawValue)]) -> bool {
+    let has = |names: &[&str], is_such: fn(&RawValue) -> bool| {
+        let is_one = |name: &str| names.iter().any(|one| one.eq_ignore_ascii_case(name));
+        members.iter().any(|(name, value)| is_one(name) && is_such(value))
+    };
+    let is_text = |value: &RawValue| value.get().starts_with('"') && is_truthy(value);
+    // With choices, be there none, it is a chunk, whatever else it has.
+    let is_chunk = has(&["choices"], |value| value.get() != "null");
+    has(KINDS, |value| value.get() == "\"error\"")
+        || (!is_chunk && (has(SIGNS, is_truthy) || has(SIGNS_AS_TEXT, is_text)))
 }
 
 #[cfg(test)]
@@ -203,37 +179,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_tells_of_the_operator_is_masked() {
-        for (said, shown_as) in [
-            (
-                "'temperature' must be below 2.0: got 3.5",
-                "'temperature' must be below 2.0: got 3.5",
-            ),
-            ("see https://docs.example/x for more", "see *** for more"),
-            ("refused by 10.0.0.7, (10.0.0.7:4000)", "refused by *** ***"),
-            ("no route to litellm.internal:4000!", "no route to ***"),
-            ("in organization org-A1b2C3 on tokens", "in organization *** on tokens"),
-            ("user 'user_2abc9' is unknown", "user *** is unknown"),
-            (
-                "use 'user_location', not gpt-4o-mini:free",
-                "use 'user_location', not gpt-4o-mini:free",
-            ),
-            ("at 12:30 in line 3:14", "at 12:30 in line 3:14"),
-            ("litellm.BadRequestError: no such tool: x", "no such tool: x"),
-            ("too long\nReceived Model Group=house/x\nFallbacks=None", "too long"),
-        ] {
-            assert_eq!(shown(said), shown_as);
-        }
-        let ours = shown("");
-        assert_eq!(shown("Incorrect API key provided: hunter2"), ours);
-        assert_eq!(shown("bad header 'Authorization'"), ours);
-    }
-
-    #[test]
     fn an_error_is_read_in_every_form() {
         let read = |text: &str| {
             let raw: &RawValue = serde_json::from_str(text).unwrap();
-            Failure::read(raw).within()
+            Failure::read(raw).within(&Operator::default())
         };
         let rejected = |message: &str| Some(message.to_owned());
         for (text, status, message) in [
@@ -255,5 +204,39 @@ mod tests {
             };
             assert_eq!(told, message, "{text}");
         }
+    }
+
+    #[test]
+    fn an_object_without_an_error_may_be_one() {
+        let status = |text: &str| {
+            let failure = Failure::bare(text, false)?;
+            Some(failure.within(&Operator::default()).status().as_u16())
+        };
+        for (text, told_as) in [
+            (r#"{"object":"error","message":"no","type":"BadRequestError","code":400}"#, 400),
+            (r#"{"object":"error","message":"no","code":"401"}"#, 502),
+            (r#"{"object":"error","choices":[]}"#, 502),
+            (r#"{"type":"error"}"#, 502),
+            (r#"{"text":"NETWORK ERROR","error_code":50001}"#, 502),
+            (r#"{"detail":[{"loc":["body"],"msg":"no"}]}"#, 502),
+            (r#"{"errors":[{"message":"no"}],"choices":null}"#, 502),
+            (r#"{"Message":"no"}"#, 502),
+            (r#"{"code":429,"msg":"no"}"#, 429),
+        ] {
+            assert_eq!(status(text), Some(told_as), "{text}");
+        }
+        for sound in [
+            "{}",
+            r#"{"choices":[],"message":"queued"}"#,
+            r#"{"choices":[],"prompt_filter_results":[{"prompt_index":0}]}"#,
+            r#"{"object":"status","state":"searching","error_code":0}"#,
+            r#"{"type":"message_start","message":{"role":"assistant"}}"#,
+            r#"{"detail":null,"errors":[],"message":""}"#,
+            "[1]",
+            "{",
+        ] {
+            assert_eq!(status(sound), None, "{sound}");
+        }
+        assert!(Failure::bare("{}", true).is_some(), "the event's type says so");
     }
 }

@@ -8,18 +8,9 @@ use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Answer;
 use crate::models::openai::pairs::Pairs;
 use crate::models::openai::splice::Edits;
+use crate::services::sse::Verdict;
 use bytes::Bytes;
-use serde::Deserialize;
 use serde_json::value::RawValue;
-
-/// The members that are replaced, `null` included.
-#[derive(Deserialize)]
-struct Members<'a> {
-    #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    choices: Option<&'a RawValue>,
-}
 
 /// Text as one event.
 pub fn event(data: &str) -> Bytes {
@@ -34,41 +25,81 @@ pub fn event(data: &str) -> Bytes {
     event.into()
 }
 
-/// The chunk in OpenAI's form of a usage chunk: no choices, the client's price.
+/// The chunk in OpenAI's form of a usage chunk: no choices, the client's price. `None`: it cannot
+/// be read member by member.
 pub fn usage_chunk(text: &str, charge: Option<NanoUsd>) -> Option<String> {
-    let members: Members<'_> = serde_json::from_str(text).ok()?;
+    let Pairs(pairs): Pairs<'_> = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
-    if let Some(choices) = members.choices.filter(|choices| choices.get() != "[]") {
-        edits.replace(text, choices, "[]".to_owned());
+    let mut has_choices = false;
+    for (name, value) in pairs {
+        match name.as_ref() {
+            "choices" => {
+                has_choices = true;
+                if value.get() != NO_CHOICES {
+                    edits.replace(text, value, NO_CHOICES.to_owned());
+                }
+            }
+            "usage" => show_price(text, value, charge, &mut edits),
+            _ => {}
+        }
     }
-    show_price(text, members.usage?, charge, &mut edits);
+    if !has_choices {
+        edits.add_members(text, text, &format!("\"choices\":{NO_CHOICES}"));
+    }
     Some(edits.apply(text))
 }
 
-/// The chunk without its usage.
-pub fn without_usage(text: &str) -> Option<Bytes> {
-    let members: Members<'_> = serde_json::from_str(text).ok()?;
+/// SDKs go through the choices of every chunk: nothing in their place is not an empty list.
+const NO_CHOICES: &str = "[]";
+
+/// The chunk without its usage; not at all where that cannot be taken off.
+pub fn without_usage(text: &str) -> Verdict {
+    match usage_taken_off(text) {
+        Some(edits) if edits.is_empty() => Verdict::Pass,
+        Some(edits) => Verdict::Replace(event(&edits.apply(text))),
+        None => Verdict::Drop,
+    }
+}
+
+fn usage_taken_off(text: &str) -> Option<Edits> {
+    let Pairs(pairs): Pairs<'_> = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
-    edits.replace(text, members.usage?, "null".to_owned());
-    Some(event(&edits.apply(text)))
+    for (_, usage) in pairs.into_iter().filter(|(name, _)| name == "usage") {
+        if usage.get() != "null" {
+            edits.replace(text, usage, "null".to_owned());
+        }
+    }
+    Some(edits)
 }
 
 /// A whole completion with the client's price in its usage, or without a usage that cannot be
 /// believed, which has no price; `None`: as it is.
-pub fn plain(text: &str, charge: Option<NanoUsd>) -> Option<String> {
-    let members: Members<'_> = serde_json::from_str(text).ok()?;
+///
+/// # Errors
+/// [`Error::UpstreamFailed`] when it cannot be read member by member.
+pub fn plain(text: &str, charge: Option<NanoUsd>) -> Result<Option<String>, Error> {
+    let edits = if charge.is_some() { priced(text, charge) } else { usage_taken_off(text) };
+    let edits = edits.ok_or_else(|| super::not_a_completion("too many members"))?;
+    Ok((!edits.is_empty()).then(|| edits.apply(text)))
+}
+
+fn priced(text: &str, charge: Option<NanoUsd>) -> Option<Edits> {
+    let Pairs(pairs): Pairs<'_> = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
-    match charge {
-        Some(_) => show_price(text, members.usage?, charge, &mut edits),
-        None => edits.replace(text, members.usage?, "null".to_owned()),
+    for (_, usage) in pairs.into_iter().filter(|(name, _)| name == "usage") {
+        show_price(text, usage, charge, &mut edits);
     }
-    if edits.is_empty() { None } else { Some(edits.apply(text)) }
+    Some(edits)
 }
 
 /// `cost` becomes the client's price; what else a provider says of its prices is not the client's
 /// (`cost_details`, `estimated_cost`, `upstream_inference_cost`).
 fn show_price(text: &str, usage: &RawValue, charge: Option<NanoUsd>, edits: &mut Edits) {
     let Ok(Pairs(members)) = serde_json::from_str::<Pairs<'_>>(usage.get()) else {
+        // Only an object has costs in it.
+        if usage.get().starts_with('{') {
+            edits.replace(text, usage, "null".to_owned());
+        }
         return;
     };
     for (name, value) in members.into_iter().filter(|(_, value)| value.get() != "null") {

@@ -1,8 +1,8 @@
 //! An upstream's status: a success, or the error that its body explains.
 
-use super::AnswerBody;
+use super::{AnswerBody, is_compressed};
 use crate::error::Error;
-use crate::services::tap::Failure;
+use crate::services::tap::{Failure, Operator};
 use axum::http::header::RETRY_AFTER;
 use axum::http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -12,13 +12,17 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(5);
 
 /// The answer, when it is a success.
-pub async fn check(answer: Response<AnswerBody>) -> Result<Response<AnswerBody>, Error> {
+pub async fn check(
+    answer: Response<AnswerBody>,
+    operator: &Operator,
+) -> Result<Response<AnswerBody>, Error> {
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
     }
     let retry_after = answer.headers().get(RETRY_AFTER).cloned();
     let failure = match status {
+        _ if is_compressed(answer.headers()) => Failure::default(),
         // What these are about is in their bodies.
         StatusCode::TOO_MANY_REQUESTS
         | StatusCode::BAD_REQUEST
@@ -27,7 +31,7 @@ pub async fn check(answer: Response<AnswerBody>) -> Result<Response<AnswerBody>,
         | StatusCode::UNPROCESSABLE_ENTITY => explained(answer.into_body()).await,
         _ => Failure::default(),
     };
-    Err(failure.with_status(status, retry_after))
+    Err(failure.with_status(status, retry_after, operator))
 }
 
 async fn explained(body: AnswerBody) -> Failure {

@@ -25,6 +25,10 @@ pub fn all() -> Vec<Fault> {
         let play = move |_: &Answer| Script::json(200, &body);
         faults.extend(both(CHAPTER, "no completion", variant, play));
     }
+    for (variant, body) in bare_errors() {
+        let play = move |_: &Answer| Script::json(200, &body);
+        faults.extend(both(CHAPTER, "an error without an envelope", variant, play));
+    }
     faults.extend(with_text());
     faults
 }
@@ -48,8 +52,31 @@ pub fn odd_errors() -> [(&'static str, String); 5] {
     ]
 }
 
-fn not_completions() -> [(&'static str, String); 6] {
+/// As servers word them that do not speak OpenAI's protocol when they fail.
+pub fn bare_errors() -> [(&'static str, String); 7] {
+    let (secrets, formed) = (secrets(), formed_secrets());
+    let vllm = |code: u16| {
+        format!(
+            r#"{{"object":"error","message":"{WORDS} {formed}","type":"X","param":null,"code":{code}}}"#
+        )
+    };
     [
+        ("vLLM's, of code 400", vllm(400)),
+        ("vLLM's, of code 401", vllm(401)),
+        ("vLLM's, of code 500", vllm(500)),
+        ("FastChat's", format!(r#"{{"text":"{WORDS} {secrets}","error_code":50001}}"#)),
+        ("FastAPI's `detail`", format!(r#"{{"detail":"{WORDS} {secrets}"}}"#)),
+        ("a `message`", format!(r#"{{"Message":"{WORDS} {secrets}","request_id":"{secrets}"}}"#)),
+        ("a list of `errors`", format!(r#"{{"errors":[{{"message":"{WORDS} {secrets}"}}]}}"#)),
+    ]
+}
+
+fn not_completions() -> [(&'static str, String); 10] {
+    [
+        ("an empty object", "{}".to_string()),
+        ("an object about other things", format!(r#"{{"status":"ok","host":"{}"}}"#, secrets())),
+        ("no choices", format!(r#"{{"id":"gen-1","choices":[],"x":"{}"}}"#, secrets())),
+        ("null as choices", r#"{"id":"gen-1","choices":null,"usage":{}}"#.to_string()),
         ("HTML", format!("<html>{}</html>", secrets())),
         ("nothing", String::new()),
         ("null", "null".to_string()),

@@ -28,13 +28,21 @@ pub struct Fault {
 pub const WORDS: &str = "temperature must be below two";
 
 /// What no client may ever read.
-pub const SECRETS: [&str; 7] = [
+pub const SECRETS: [&str; 15] = [
     "sk-or-v1-5ec2e70451",
     "org-5ecre7A1b2",
     "user_2secretC3d4",
     "proj_5ecre7E5",
     "litellm.internal:4000",
     "https://upstream.secret.example/v1",
+    "[fd00::5ec:e7]:4000",
+    "vault.5ecre7.internal",
+    "5ecre7.openai.azure.com",
+    "AIzaSy5ecre7",
+    "xai-5ecre7",
+    "hf_AbCdEfGhIjKlMnOpQrStUvWxYz",
+    "eyJ5ecre7.eyJ5ecre7.5ecre7",
+    "arn:aws:bedrock:us-east-1:5ecre7",
     "raw-5ecre7-dump",
 ];
 

@@ -51,6 +51,9 @@ fn bodies(status: u16) -> Vec<(&'static str, &'static str, String)> {
     let key = format!(r#"{{"error":{{"message":"Wrong API key {secrets}","code":"{status}"}}}}"#);
     let text = format!(r#"{{"error":"{WORDS}: {formed}"}}"#);
     let detail = format!(r#"{{"detail":"Not Found {secrets}"}}"#);
+    let bare = format!(
+        r#"{{"object":"error","message":"{WORDS} {formed}","type":"X","param":null,"code":{status}}}"#
+    );
     let html = format!("<html><title>{status}</title>{secrets}</html>");
     vec![
         ("OpenRouter's JSON", json, openrouter),
@@ -59,6 +62,7 @@ fn bodies(status: u16) -> Vec<(&'static str, &'static str, String)> {
         ("JSON about a key", json, key),
         ("JSON with a text as error", json, text),
         ("JSON of another form", json, detail),
+        ("JSON without an envelope", json, bare),
         ("half of JSON", json, r#"{"error":{"mess"#.to_string()),
         ("HTML", "text/html", html),
         ("nothing", json, String::new()),

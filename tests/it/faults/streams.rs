@@ -1,7 +1,7 @@
 //! A stream with a fault in it: errors, other things than events, no end.
 
-use super::bodies::{CODES, error, odd_errors};
-use super::case::{Fault, Form, SECRETS, one, secrets, streamed};
+use super::bodies::{CODES, bare_errors, error, odd_errors};
+use super::case::{Fault, Form, SECRETS, WORDS, one, secrets, streamed};
 use crate::upstream::answer::{Answer, DONE, event};
 use crate::upstream::script::Script;
 
@@ -20,6 +20,10 @@ pub fn all() -> Vec<Fault> {
     for (variant, error) in odd_errors() {
         let play = move |it: &Answer| after_text(it, &error_event(it, &error));
         faults.push(stream("an error of an odd form", variant, play));
+    }
+    for (variant, error) in bare_errors() {
+        let play = move |it: &Answer| after_text(it, &(event(&error) + DONE));
+        faults.push(stream("an error without an envelope, then `[DONE]`", variant, play));
     }
     faults.extend(errors());
     faults.extend(ends());
@@ -54,6 +58,9 @@ fn error_event(answer: &Answer, error: &str) -> String {
 fn errors() -> Vec<Fault> {
     let bare = || event(&format!(r#"{{"error":{}}}"#, error(Some("502"))));
     let named = || format!("event: error\ndata: {{\"error\":{}}}\n\n", error(Some("502")));
+    let typed = |data: &str| format!("event: error\ndata: {data}\n\n");
+    let flat = move || typed(&format!(r#"{{"reason":"{WORDS} {}"}}"#, secrets()));
+    let text = move || typed(&format!("{WORDS} {}", secrets()));
     let inside = |it: &Answer| {
         let choice = format!(
             r#"[{{"index":0,"delta":{{}},"finish_reason":"error","error":{}}}]"#,
@@ -75,6 +82,8 @@ fn errors() -> Vec<Fault> {
             after_text(it, &(bare() + DONE))
         }),
         stream("an error", "of another event type", move |it| after_text(it, &named())),
+        stream("an error", "an object of that event type", move |it| after_text(it, &flat())),
+        stream("an error", "a text of that event type", move |it| after_text(it, &text())),
         stream("an error", "within a choice", move |it| after_text(it, &inside(it))),
         stream("an error", "twice", move |it| after_text(it, &(bare() + &bare()))),
         stream("an error with usage on it", "", move |it| after_text(it, &usage(it))),
@@ -84,6 +93,9 @@ fn errors() -> Vec<Fault> {
         }),
         stream("an error as first event", "", move |it| {
             it.head().chunk(error_event(it, &error(Some("502")))).end()
+        }),
+        stream("an error as first event", "FastChat's", |it| {
+            it.head().chunk(event(&bare_errors()[3].1) + DONE).end()
         }),
     ]
 }

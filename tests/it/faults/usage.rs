@@ -9,6 +9,7 @@ const CHAPTER: &str = "Usage";
 
 pub fn all() -> Vec<Fault> {
     let mut faults = places();
+    faults.extend(forms());
     for (variant, usage) in odd() {
         faults.push(one(Form::Stream, CHAPTER, "usage that is odd", variant, move |it| {
             let usage = event(&it.chunk_json("[]", Some(usage)));
@@ -70,6 +71,39 @@ fn places() -> Vec<Fault> {
             }),
         ),
         stream("null usage on every chunk", Box::new(|it| it.clone().null_usage().stream())),
+    ]
+}
+
+/// Usage in an answer of another form than OpenAI's.
+fn forms() -> Vec<Fault> {
+    let odd_chunk = |what: &str, usage: fn(&Answer) -> String| {
+        one(Form::Stream, CHAPTER, what, "", move |it| {
+            let text = it.content_events().concat() + &it.finish_event() + &usage(it);
+            it.head().chunk(text + DONE).end()
+        })
+    };
+    let first = r#"{"id":"x","usage":{"prompt_tokens":1,"completion_tokens":1,"cost":0.9},"#;
+    let twice = move |answer: &str| {
+        answer.replacen('{', first, 1).replace(r#""cost":"#, r#""cost":0.8,"cost":"#)
+    };
+    vec![
+        one(Form::Plain, CHAPTER, "usage and no choices", "", |it| {
+            let body = it.plain_body();
+            let head = body.split_once(r#""choices""#).map_or("", |(head, _)| head);
+            let rest = format!(r#""choices":[],"usage":{}}}"#, it.usage_json());
+            changed(it, &format!("{head}{rest}"))
+        }),
+        odd_chunk("usage without choices", |it| it.usage_event().replace(r#""choices":[],"#, "")),
+        odd_chunk("usage and null as choices", |it| {
+            it.usage_event().replace(r#""choices":[]"#, r#""choices":null"#)
+        }),
+        one(Form::Plain, CHAPTER, "members twice", "", move |it| {
+            changed(it, &twice(&it.plain_body()))
+        }),
+        one(Form::Stream, CHAPTER, "members twice", "", move |it| {
+            let text = it.content_events().concat() + &it.finish_event();
+            it.head().chunk(text + &twice(&it.usage_event()) + DONE).end()
+        }),
     ]
 }
 

@@ -38,7 +38,14 @@ fn heads() -> Vec<Fault> {
         one(Form::Plain, CHAPTER, "gzip though not asked for", "", gzip),
         one(Form::Stream, CHAPTER, "gzip though not asked for", "", gzip_stream),
         one(Form::Plain, CHAPTER, "103 first", "", hint),
+        one(Form::Stream, CHAPTER, "a media type in capitals", "", |it| {
+            let head = [("Content-Type", "Text/Event-Stream"), ("Transfer-Encoding", "chunked")];
+            let mut script = Script::new().head(200, &head).chunks(it.events()).end();
+            script.truth = it.stream().truth;
+            script
+        }),
     ];
+    faults.extend(codings());
     faults.extend(raw("closed at once", ""));
     faults.extend(raw("not HTTP", "gopher, if anything\r\n\r\n"));
     faults.extend(raw("HTTP/0.9", "{\"choices\":[]}"));
@@ -58,6 +65,33 @@ fn heads() -> Vec<Fault> {
     };
     faults.extend(both(CHAPTER, "2 MB of headers", "", move |_| endless()));
     faults.extend(both(CHAPTER, "reset at once", "", |_| Script::new().rst()));
+    faults
+}
+
+/// What is said to be compressed: a refusal keeps its meaning, an answer without a coding passes.
+fn codings() -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for status in [400, 401, 404, 429, 500, 503] {
+        let play = move |_: &Answer| {
+            let headers = [("Content-Encoding", "gzip"), ("Retry-After", "7")];
+            Script::json_with(status, &headers, b"\x1f\x8b\x08\x00\x00")
+        };
+        faults.extend(both(CHAPTER, &format!("gzip with status {status}"), "", play));
+    }
+    for coding in ["identity", "Identity", "", " , identity"] {
+        faults.push(one(Form::Plain, CHAPTER, "a coding that is none", "", move |it| {
+            let mut script = it.plain();
+            if let Some(Step::Head(_, headers)) = script.steps.first_mut() {
+                headers.push(("Content-Encoding".to_string(), coding.to_string()));
+            }
+            script
+        }));
+    }
+    faults.push(one(Form::Plain, CHAPTER, "GZIP though not asked for", "", |it| {
+        let mut script = Script::json_with(200, &[("Content-Encoding", "GZIP")], it.plain_body());
+        script.truth = None;
+        script
+    }));
     faults
 }
 

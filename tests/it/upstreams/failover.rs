@@ -55,6 +55,10 @@ fn early_failures(never: &Gate) -> Vec<Early> {
         early(Script::json(404, "{}"), "no_model", Some(404)),
         early(Script::json(400, no_model), "no_model", Some(400)),
         early(page(), "failed", Some(200)),
+        early(Script::json(200, "{}"), "failed", Some(200)),
+        early(Script::json(200, r#"{"object":"error","message":"x"}"#), "failed", Some(200)),
+        early(Script::json(200, r#"{"detail":"at http://10.0.0.7:4000"}"#), "failed", Some(200)),
+        early(Script::json(200, r#"{"message":"x","code":"401"}"#), "refused", Some(401)),
         early(Script::new().wait(never), "timed_out", None),
     ]
 }
@@ -200,6 +204,26 @@ async fn attempts_are_the_operators_to_see(store: Store) {
     let shown = file.text();
     assert!(file.status == 400 || !shown.contains("second"), "{shown}");
     two.finish().await;
+}
+
+#[tokio::test]
+async fn a_failure_in_a_form_of_its_own_moves_on_before_the_first_event_leaves() {
+    for error in [
+        r#"data: {"text":"NETWORK ERROR","error_code":50001}"#,
+        "event: error\ndata: {\"reason\":\"x\"}",
+        "event: error\ndata: out of memory",
+    ] {
+        let two = Two::start(Store::Sqlite, "", as_is).await;
+        let app = &two.app;
+        app.upstream.script(Script::stream().chunk(format!("{error}\n\n{DONE}")).end());
+        let whole = answer();
+        two.second.script(whole.stream());
+        let got = app.chat(&streamed(MODEL)).await;
+        assert_eq!(got.text(), whole.events_without_usage(), "{error}");
+        let record = app.record().await;
+        assert_eq!((record.upstream.as_str(), record.charge_nusd), ("second", SECOND_NUSD));
+        two.finish().await;
+    }
 }
 
 #[tokio::test]
