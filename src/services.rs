@@ -32,6 +32,7 @@ pub mod upstreams;
 
 // === what goes on beside requests ===
 pub mod archive;
+pub mod backfill;
 pub mod billing;
 pub mod late;
 pub mod reconcile;

@@ -3,8 +3,9 @@
 use super::{Output, print};
 use crate::config::SINKS;
 use crate::models::billing::DeliveryState;
+use crate::models::timestamp::Timestamp;
 use crate::services::directory::{self, OPERATOR};
-use crate::services::verify;
+use crate::services::{backfill, verify};
 use crate::store::Store;
 use crate::store::outbox::EventFilter;
 use anyhow::bail;
@@ -34,6 +35,8 @@ pub enum Events {
         #[arg(long, default_value = "by the operator")]
         reason: String,
     },
+    /// Make the events of this month that `verify` misses; prints their number.
+    Backfill,
 }
 
 #[derive(Args)]
@@ -59,6 +62,10 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
         Events::Park { ids, reason } => {
             let count = directory::park_events(store, OPERATOR, &ids, &reason).await?;
             said(count, "waiting and not on its way")
+        }
+        Events::Backfill => {
+            say!("{}", backfill::backfill(store, Timestamp::now()).await?);
+            Ok(())
         }
     }
 }

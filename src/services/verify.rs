@@ -16,7 +16,7 @@ mod rows;
 use crate::models::ids::RequestId;
 use crate::store::{Store, StoreError};
 use archived::Archived;
-pub use events::EventCounts;
+pub use events::{Due, EventCounts};
 use std::collections::{BTreeMap, HashSet};
 
 /// What was looked at, and what does not fit.

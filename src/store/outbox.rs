@@ -72,6 +72,9 @@ pub trait OutboxStore: Send + Sync {
 
     async fn sinks(&self) -> Result<Vec<SinkWindow>, StoreError>;
 
+    /// Writes events, of those that are not there yet; gives their number.
+    async fn add_events(&self, events: &[BillingEvent]) -> Result<u64, StoreError>;
+
     /// Takes events that are due.
     async fn claim_events(&self, claim: Claim<'_>) -> Result<Vec<BillingEvent>, StoreError>;
 

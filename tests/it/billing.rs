@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::app::process::Process;
 use crate::app::{Setup, Store, TestApp, both_stores, eventually, streamed};
 use crate::promises::corrected;
 use crate::sinks::openmeter::{self, OpenMeter};
@@ -343,6 +344,13 @@ async fn sinks_may_be_switched_on_later(store: Store) {
     assert!(!verified.status.success());
     let named = format!("charge of {}: no billing event for openmeter", records[1].id);
     assert!(verified.stdout.contains(&named), "{}", verified.stdout);
+    // It can be made, once; and the sink knows it by its id.
+    assert_eq!(app.cli(&["events", "backfill"]).await, "1");
+    assert_eq!(app.cli(&["events", "backfill"]).await, "0");
+    all(&app, "exported").await;
+    app.cli(&["verify"]).await;
+    assert_eq!(openmeter.events().len(), 1, "the same one again");
+    app.books.tamper(&delete).await;
     // And switched off again: what follows needs none.
     app.kill9();
     app.environment = before;
@@ -352,6 +360,30 @@ async fn sinks_may_be_switched_on_later(store: Store) {
     let verified = app.try_cli(&["verify"]).await;
     assert_eq!(verified.stdout.matches("DIFFERS").count(), 1, "{}", verified.stdout);
     app.books.tamper("DELETE FROM billing_sinks").await;
+    app.finish().await;
+}
+
+/// A process that begins with a sink, beside one that does not know of it.
+#[tokio::test]
+async fn what_was_settled_without_a_new_sink_is_made_up_for() {
+    let openmeter = OpenMeter::start().await;
+    let mut app = Setup::new(Store::Postgres).start().await;
+    let with = with_openmeter(Setup::new(Store::Postgres), &openmeter).environment();
+    let mut environment = app.environment.clone();
+    environment.extend(with);
+    let mut newer = Process::serve(&environment, app.folder());
+    newer.base_url().await;
+    one(&app, 2).await;
+    let record = app.record().await;
+    assert!(app.books.events().await.is_empty(), "it does not know of the sink");
+    assert!(!app.try_cli(&["verify"]).await.status.success());
+    assert_eq!(app.cli(&["events", "backfill"]).await, "1");
+    all(&app, "exported").await;
+    let sent = BTreeMap::from([(app.account.clone(), record.charge_nusd)]);
+    assert_eq!(openmeter.sums("charge_nusd"), sent);
+    app.cli(&["verify"]).await;
+    newer.kill();
+    app.environment = environment;
     app.finish().await;
 }
 

@@ -23,12 +23,6 @@ pub struct EventCounts {
 /// Which events a row must have: those of the sinks that were configured then.
 pub struct Due(Vec<SinkWindow>);
 
-/// An event that a row must have.
-struct Wanted {
-    event: BillingEvent,
-    kind: &'static str,
-}
-
 impl Due {
     pub async fn load(store: &dyn Store) -> Result<Self, StoreError> {
         Ok(Self(store.sinks().await?))
@@ -46,13 +40,8 @@ impl Due {
         records: &[Outline],
         report: &mut Report,
     ) -> Result<(), StoreError> {
-        let mut wanted = Vec::new();
-        for record in records.iter().filter(|record| record.is_billable()) {
-            for sink in self.sinks(record.ended_at) {
-                wanted.push(Wanted { event: BillingEvent::usage(record, sink), kind: CHARGE });
-            }
-        }
-        check_wanted(store, &wanted, report).await
+        name(&self.missing_of_records(store, records).await?, report);
+        Ok(())
     }
 
     pub async fn check_corrections(
@@ -61,37 +50,65 @@ impl Due {
         corrections: &[UsageCorrection],
         report: &mut Report,
     ) -> Result<(), StoreError> {
-        let mut wanted = Vec::new();
-        for row in corrections {
-            for sink in self.sinks(row.created_at) {
-                wanted
-                    .push(Wanted { event: BillingEvent::correction(row, sink), kind: CORRECTION });
-            }
-        }
-        check_wanted(store, &wanted, report).await
+        name(&self.missing_of_corrections(store, corrections).await?, report);
+        Ok(())
+    }
+
+    /// Events that these records must have and have not.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn missing_of_records(
+        &self,
+        store: &dyn Store,
+        records: &[Outline],
+    ) -> Result<Vec<BillingEvent>, StoreError> {
+        let billable = records.iter().filter(|record| record.is_billable());
+        let of = |record: &Outline| -> Vec<BillingEvent> {
+            self.sinks(record.ended_at).map(|sink| BillingEvent::usage(record, sink)).collect()
+        };
+        missing(store, billable.flat_map(of).collect()).await
+    }
+
+    /// Events that these corrections must have and have not.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn missing_of_corrections(
+        &self,
+        store: &dyn Store,
+        corrections: &[UsageCorrection],
+    ) -> Result<Vec<BillingEvent>, StoreError> {
+        let of = |row: &UsageCorrection| -> Vec<BillingEvent> {
+            self.sinks(row.created_at).map(|sink| BillingEvent::correction(row, sink)).collect()
+        };
+        missing(store, corrections.iter().flat_map(of).collect()).await
     }
 }
 
-/// An event's id follows from its row, so that the right one is found by it.
-async fn check_wanted(
+/// Those that are not there. An event's id follows from its row, so that the right one is found.
+async fn missing(
     store: &dyn Store,
-    wanted: &[Wanted],
-    report: &mut Report,
-) -> Result<(), StoreError> {
+    mut wanted: Vec<BillingEvent>,
+) -> Result<Vec<BillingEvent>, StoreError> {
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(wanted);
     }
-    let ids: Vec<String> = wanted.iter().map(|wanted| wanted.event.id.clone()).collect();
+    let ids: Vec<String> = wanted.iter().map(|event| event.id.clone()).collect();
     let found = store.events_of(&ids).await?;
     let found: HashSet<(RequestId, &str)> =
         found.iter().map(|event| (event.request_id, event.sink.as_str())).collect();
-    for Wanted { event, kind } in wanted {
-        let BillingEvent { request_id, sink, .. } = event;
-        report.check(found.contains(&(*request_id, sink.as_str())), || {
-            format!("{kind} of {request_id}: no billing event for {sink}")
+    wanted.retain(|event| !found.contains(&(event.request_id, event.sink.as_str())));
+    Ok(wanted)
+}
+
+fn name(missing: &[BillingEvent], report: &mut Report) {
+    for event in missing {
+        let (kind, sink) = (row_kind(event.kind), &event.sink);
+        report.check(false, || {
+            format!("{kind} of {}: no billing event for {sink}", event.request_id)
         });
     }
-    Ok(())
 }
 
 /// Checks events against the rows that they are copies of.

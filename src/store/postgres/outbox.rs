@@ -79,6 +79,16 @@ impl OutboxStore for PostgresStore {
         select(&mut conn, &statement.into(), true).await
     }
 
+    async fn add_events(&self, events: &[BillingEvent]) -> Result<u64, StoreError> {
+        let statement = format!("{} ON CONFLICT DO NOTHING", sql::insert(&BILLING_EVENTS));
+        let done = sqlx::query(AssertSqlSafe(statement))
+            .bind(serde_json::to_string(events)?)
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
+        Ok(done.rows_affected())
+    }
+
     async fn claim_events(&self, claim: Claim<'_>) -> Result<Vec<BillingEvent>, StoreError> {
         let mut tx = self.begin().await?;
         let rows: Vec<String> = sqlx::query_scalar(

@@ -79,6 +79,17 @@ impl OutboxStore for SqliteStore {
         select(&mut conn, &statement.into(), String::new()).await
     }
 
+    async fn add_events(&self, events: &[BillingEvent]) -> Result<u64, StoreError> {
+        let statement =
+            format!("{} WHERE true ON CONFLICT DO NOTHING", sql::insert(&BILLING_EVENTS));
+        let done = sqlx::query(AssertSqlSafe(statement))
+            .bind(serde_json::to_string(events)?)
+            .execute(&mut *self.writer.acquire().await?)
+            .await
+            .map_err(classify)?;
+        Ok(done.rows_affected())
+    }
+
     async fn claim_events(&self, claim: Claim<'_>) -> Result<Vec<BillingEvent>, StoreError> {
         let statement = format!(
             "UPDATE billing_events SET attempts = attempts + 1, leased_until = ?3, \
