@@ -11,8 +11,9 @@ use crate::config::ServerConfig;
 use crate::controllers::client::Peer;
 use axum::Router;
 use axum::http::header::CONNECTION;
-use axum::http::{HeaderValue, Request, Version};
-use hyper::body::{Body, Incoming};
+use axum::http::{HeaderValue, Request};
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,13 +24,13 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use unread::Unread;
 
 /// Connections at once. Each costs a file descriptor, and most have another one upstream.
 const CONNECTIONS_MAX: usize = 16_384;
@@ -132,22 +133,10 @@ async fn serve_connection(
     stream.set_write_timeout(Some(bounds.write));
     let stream = Box::pin(stream);
     let router = TowerToHyperService::new(router);
-    let unread = Unread::default();
-    let watching = unread.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        let long = is_long(&request).then(|| watching.clone());
-        let answer = router.call(watching.watch(request));
-        async move {
-            let mut answer = answer.await?;
-            if long.is_some_and(|body| body.is_left()) {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(answer)
-        }
-    });
     match protocol {
         Protocol::Http1 => {
+            let is_unread = Arc::new(AtomicBool::new(false));
+            let service = of_http1(router, peer, is_unread.clone());
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new());
             builder.header_read_timeout(HEAD_WAIT).max_buf_size(HEAD_BYTES_MAX);
@@ -156,13 +145,14 @@ async fn serve_connection(
             let ended = run(&mut connection, &signals, http1::Connection::graceful_shutdown).await;
             if let Some(ended) = ended {
                 let is_unreadable = ended.is_err_and(|error| error.is_parse());
-                let body_rest_max = unread.is_left().then_some(bounds.body_rest);
+                let is_unread = is_unread.load(Ordering::Relaxed);
+                let body_rest_max = is_unread.then_some(bounds.body_rest);
                 let stream = connection.into_parts().io.into_inner();
                 until_abort(stream.finish(is_unreadable, body_rest_max), &signals).await;
             }
         }
-        // Here a stream's answer is its end, and what is left of its body is taken in by h2.
         Protocol::Http2 => {
+            let service = of_http2(router, peer, bounds);
             let mut builder = http2::Builder::new(TokioExecutor::new());
             builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
             builder.max_header_list_size(HEAD_LIST_BYTES_MAX);
@@ -173,12 +163,57 @@ async fn serve_connection(
     }
 }
 
-/// Whether the body is longer than what hyper reads by the way when nobody else reads it. The
-/// connection ends with an answer that leaves such a body unread, and the client should know. In
-/// HTTP/2 that is not said, and not so.
-fn is_long(request: &Request<Incoming>) -> bool {
-    let is_short = |length: u64| length <= HEAD_BYTES_MAX as u64;
-    request.version() < Version::HTTP_2 && !request.body().size_hint().exact().is_some_and(is_short)
+type Routes = TowerToHyperService<Router>;
+
+/// Answers; `is_unread` says of the newest request whether something of its body is to come.
+fn of_http1(
+    router: Routes,
+    peer: Peer,
+    is_unread: Arc<AtomicBool>,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response, Infallible>>,
+> {
+    service_fn(move |request| {
+        let (mut request, rest) = unread::watch(request);
+        request.extensions_mut().insert(peer);
+        let (answer, is_unread) = (router.call(request), is_unread.clone());
+        is_unread.store(true, Ordering::Relaxed);
+        async move {
+            let mut answer = answer.await?;
+            let is_left = rest.remains().await;
+            is_unread.store(is_left, Ordering::Relaxed);
+            if is_left {
+                // The connection ends with this answer, and the client should know.
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer)
+        }
+    })
+}
+
+fn of_http2(
+    router: Routes,
+    peer: Peer,
+    bounds: Bounds,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response, Infallible>> + Send,
+> {
+    service_fn(move |request| {
+        let (mut request, rest) = unread::watch(request);
+        request.extensions_mut().insert(peer);
+        let answer = router.call(request);
+        async move {
+            let answer = answer.await?;
+            rest.discard(bounds.body_rest);
+            Ok(answer)
+        }
+    })
 }
 
 enum Protocol {

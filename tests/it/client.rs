@@ -187,6 +187,11 @@ impl Exchange {
         }
     }
 
+    /// Sends more on the same connection.
+    pub async fn write(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.expect("the gateway reads");
+    }
+
     /// Waits for the head of the answer; false when the connection ended without one.
     pub async fn head(&mut self) -> bool {
         while self.framing.is_none() {
