@@ -3,8 +3,8 @@
 //!
 //! A socket that is closed over unread bytes is reset, and a reset takes from the client the answer
 //! that it has not read yet: one that sends some megabytes with a wrong key would see a broken
-//! connection, and try again, instead of the refusal. In HTTP/1.1 the answer to a long body ends its
-//! connection, of which the rest is read (`discard`); the rest of a short one is waited for a
+//! connection, and try again, instead of the refusal. In HTTP/1.1 the answer to a long body ends
+//! its connection, of which the rest is read (`discard`); the rest of a short one is waited for a
 //! moment, and the connection goes on. In HTTP/2 the rest of a stream is read beside the answer.
 //!
 //! Invariants: what is read is not kept, and is bounded in bytes and in time; a client that waits
@@ -63,7 +63,7 @@ pub fn watch(request: Request<Incoming>) -> (Request<Watched>, Rest) {
 }
 
 impl Rest {
-    /// Once the answer is there: whether something is still to come, after a moment for a short one.
+    /// Once the answer is there: whether something is still to come. A short one gets a moment.
     pub async fn remains(mut self) -> bool {
         match self.handed_back() {
             Ok(Some(body)) if self.is_short => {

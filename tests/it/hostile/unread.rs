@@ -175,7 +175,7 @@ async fn a_short_body_that_nobody_reads_does_not_end_its_connection() {
 
 /// A body that counts what is taken of it.
 fn counted(
-    body: Bytes,
+    body: &Bytes,
     sent: &Arc<AtomicUsize>,
 ) -> impl Body<Data = Bytes, Error = Infallible> + Unpin + use<> {
     let sent = sent.clone();
@@ -201,7 +201,7 @@ async fn a_refusal_reaches_a_client_of_http_2_and_its_connection_goes_on() {
         let request = Request::post(format!("http://{}/v1/chat/completions", app.address()))
             .header("authorization", format!("Bearer {key}"))
             .header("content-type", "application/json")
-            .body(counted(body.clone(), &sent))
+            .body(counted(&body, &sent))
             .expect("a request");
         let got = timeout(PATIENCE, client.send_request(request)).await.expect("in time");
         let got = got.expect("an answer");
