@@ -65,8 +65,7 @@ pub trait ExportStore: Send + Sync {
         done: &[ExportDone],
     ) -> Result<(), StoreError>;
 
-    /// It is known that it had not arrived before: from now on, with the try that is under way, it
-    /// may have.
+    /// It is known that it had not arrived before: from now on it may have.
     async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError>;
 
     /// A meter's exports of a customer, used from `from` until before `to`.
@@ -250,9 +249,7 @@ pub enum Renewed {
 pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Renewed, OutOfRange> {
     let has_arrived = |export: &Export| {
         let is_sent = export.state == DeliveryState::Exported && export.value != 0;
-        // A try that got no answer may have arrived, whatever was answered to a later one.
-        let was_silent = export.state == DeliveryState::Parked && export.attempts > export.refusals;
-        is_sent || was_silent || export.reason.as_deref() == Some(reasons::IN_DOUBT)
+        is_sent || export.reason.as_deref() == Some(reasons::IN_DOUBT)
     };
     let is_waiting = |export: &Export| export.state == DeliveryState::Waiting;
     if group.iter().any(|export| has_arrived(export) || is_waiting(export)) {

@@ -162,11 +162,6 @@ fn what_may_have_arrived_keeps_its_identifier() {
     let mut group = [parked("resource_missing"), sent];
     assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent(vec![])));
 
-    // A try of it had no answer, and the next was refused.
-    let mut group = [Export { attempts: 2, refusals: 1, ..parked("resource_missing") }];
-    assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent(vec![])));
-    assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Waiting, 500));
-
     // Stripe took it and dropped it: of that identifier it may still think that it has it.
     let sent = Export { state: DeliveryState::Exported, ..export() };
     let dropped = parked("stripe meter_event_customer_not_found: gone");
@@ -179,7 +174,7 @@ fn what_may_have_arrived_keeps_its_identifier() {
     assert_eq!(again.event_group, group[0].event_group);
     assert_eq!(lane.carried_nusd, 500, "one for the other");
 
-    let mut group = [Export { attempts: 2, refusals: 2, ..parked("resource_missing") }];
+    let mut group = [parked("resource_missing")];
     assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Replanned));
     assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Void, 0));
 }

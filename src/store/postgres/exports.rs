@@ -141,15 +141,12 @@ impl ExportStore for PostgresStore {
     }
 
     async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE exports SET first_sent_at = $2::timestamptz, attempts = refusals + 1 \
-             WHERE id = $1",
-        )
-        .bind(id)
-        .bind(now.to_string())
-        .execute(&self.pool)
-        .await
-        .map_err(classify)?;
+        sqlx::query("UPDATE exports SET first_sent_at = $2::timestamptz WHERE id = $1")
+            .bind(id)
+            .bind(now.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(classify)?;
         Ok(())
     }
 

@@ -146,7 +146,7 @@ impl ExportStore for SqliteStore {
     }
 
     async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
-        sqlx::query("UPDATE exports SET first_sent_at = ?2, attempts = refusals + 1 WHERE id = ?1")
+        sqlx::query("UPDATE exports SET first_sent_at = ?2 WHERE id = ?1")
             .bind(id)
             .bind(now.to_string())
             .execute(&mut *self.writer.acquire().await?)
