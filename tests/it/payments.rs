@@ -27,6 +27,7 @@ both_stores!(
     what_cannot_be_credited_is_kept_for_a_person,
     a_subscription_gives_and_takes_a_plan,
     a_postpaid_account_stops_with_its_subscription,
+    a_link_credits_where_the_operator_says_so,
     events_of_no_interest_are_taken_and_forgotten,
 );
 
@@ -307,6 +308,22 @@ async fn a_postpaid_account_stops_with_its_subscription(store: Store) {
     let audit = app.list(&["audit", "list"]).await;
     let by_stripe = audit.iter().filter(|row| row["actor"] == "stripe").count();
     assert_eq!(by_stripe, 3, "the plan, the suspension and its end: {audit:?}");
+    app.finish().await;
+}
+
+/// A payment link has its reference from whoever opens it: it may be that of a shirt.
+async fn a_link_credits_where_the_operator_says_so(store: Store) {
+    let app = setup(store).start().await;
+    let paid = |id: &str, metadata: Value| {
+        let mut paid = session(id, &app.account, 1_000);
+        paid["metadata"] = metadata;
+        event("checkout.session.completed", now(), &paid)
+    };
+    deliver(&app, &paid("shirt", json!({}))).await;
+    assert_eq!(balance(&app).await, OPENING);
+    assert_eq!(refused(&app).await, [("cs_shirt".to_string(), "unmarked_link".to_string())]);
+    deliver(&app, &paid("link", json!({"tollgate_topup": "yes"}))).await;
+    assert_eq!(balance(&app).await - OPENING, 10_000_000_000);
     app.finish().await;
 }
 

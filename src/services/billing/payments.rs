@@ -8,6 +8,7 @@
 mod checkout;
 mod customers;
 mod event;
+mod payers;
 mod signature;
 
 pub use checkout::{Page, PortalRequest, TopUp};
@@ -23,6 +24,7 @@ use crate::services::catalog::Catalog;
 use crate::store::Store;
 use crate::store::payments::{Handled, News, Rejected, Subscribed};
 use event::{ErrorReport, Event, Paid, SubscriptionTold, Told};
+use payers::Payers;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use signature::Secrets;
@@ -31,6 +33,7 @@ use std::time::Duration;
 
 pub struct Payments {
     store: Arc<dyn Store>,
+    payers: Payers,
     catalog: Arc<Catalog>,
     /// `None`: no key is set, and Stripe is asked nothing.
     api: Option<Arc<StripeApi>>,
@@ -85,6 +88,7 @@ impl Payments {
         let is_live = stripe.is_some_and(|it| it.key.expose_secret().contains("_live_"));
         Ok(Self {
             store,
+            payers: Payers::default(),
             catalog,
             api: api.map(Arc::new),
             secrets: Secrets::new(&config.payments.webhook_secrets),
@@ -161,6 +165,9 @@ impl Payments {
             // A reference that is none of our accounts belongs to another trade.
             return Ok(paid.is_ours.then(|| Decided::refused(paid.session, "unknown_account")));
         };
+        if !paid.is_marked {
+            return Ok(Some(Decided::refused(paid.session, "unmarked_link")));
+        }
         if !event::is_ours(&paid.currency) {
             let why = format!("currency_{}", paid.currency);
             return Ok(Some(Decided::refused(paid.session, why)));

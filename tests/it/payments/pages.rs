@@ -1,6 +1,7 @@
 //! The pages at Stripe where people pay: who may ask for one, what it sells, and where it leads
 //! back to.
 
+use futures::future::join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -15,7 +16,12 @@ use crate::sinks::stripe::Stripe;
 use crate::supabase::server::AuthServer;
 use crate::supabase::sign::{Key, claims};
 
-both_stores!(a_member_tops_up, only_owners_are_sent_to_pay, stripe_in_trouble_is_a_502);
+both_stores!(
+    a_member_tops_up,
+    only_owners_are_sent_to_pay,
+    stripe_in_trouble_is_a_502,
+    whoever_asks_without_end_takes_no_turn_of_others,
+);
 
 pub const CHECKOUT: &str = "/v1/billing/checkout";
 const PORTAL: &str = "/v1/billing/portal";
@@ -89,6 +95,28 @@ async fn a_member_tops_up(store: Store) {
     one(&app, 10).await;
     app.records(1).await;
     assert_eq!(app.books.events().await.len(), 0);
+    app.finish().await;
+}
+
+/// Calls of Stripe take turns: at five a second, sixty at once would be twelve seconds of them.
+async fn whoever_asks_without_end_takes_no_turn_of_others(store: Store) {
+    let stripe = Stripe::start(&[]).await;
+    let setup = with_pages(setup(store), &stripe).env("STRIPE_CALLS_PER_SECOND", "5");
+    let app = setup.env("STRIPE_METERING", "off").start().await;
+    let greedy = owner(&app).await;
+    app.create_account("other", &[]).await;
+    let other = app.create_key("other", &["--role", "service"]).await;
+    let amount = json!({"amount_cents": 500});
+    let asked = (0..60).map(|_| ask(&app, &greedy, CHECKOUT, amount.clone()));
+    let asked = join_all(asked);
+    let others = ask(&app, &other, CHECKOUT, amount.clone());
+    let (asked, others) = tokio::join!(asked, others);
+    others.ok();
+    let served = asked.iter().filter(|got| got.status == 200).count();
+    assert!((1..30).contains(&served), "{served} of 60");
+    for got in asked.iter().filter(|got| got.status != 200) {
+        assert_refused(got, "again at once", 503, "overloaded", "");
+    }
     app.finish().await;
 }
 

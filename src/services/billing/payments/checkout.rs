@@ -52,7 +52,8 @@ impl Payments {
     /// A page where the account's owner pays for credit. A key makes a repetition the same page.
     ///
     /// # Errors
-    /// [`Error::NotConfigured`], [`Error::Invalid`], [`Error::PaymentProvider`], or the store's.
+    /// [`Error::NotConfigured`], [`Error::Invalid`], [`Error::PaymentProvider`], the store's, or
+    /// [`Error::Overloaded`] when the account is being sent there too often at once.
     pub async fn checkout(
         &self,
         account: AccountId,
@@ -73,6 +74,7 @@ impl Payments {
             let message = "This account pays for what it has used, and not in advance.".to_owned();
             return Err(Error::Invalid(Invalid { message, param: None }));
         }
+        let _place = self.payers.begin(account)?;
         let customer = self.customer_in_time(api, account).await?;
         let credit = cents.saturating_mul(NANO_PER_CENT).to_string();
         let account = account.to_string();
@@ -105,6 +107,7 @@ impl Payments {
     pub async fn portal(&self, account: AccountId, ask: &PortalRequest) -> Result<Page, Error> {
         let api = self.api_for_people()?;
         let back = self.return_url("return_url", ask.return_url.as_deref())?;
+        let _place = self.payers.begin(account)?;
         let customer = self.customer_in_time(api, account).await?;
         let form = [("customer", customer), ("return_url", back)];
         // Its page lives for minutes: each call has one of its own.

@@ -18,6 +18,9 @@ use std::collections::HashMap;
 /// In the metadata of what we make at Stripe, and of what an operator wants us to know.
 pub const ACCOUNT_KEY: &str = "tollgate_account_id";
 pub const CREDIT_KEY: &str = "tollgate_credit_nusd";
+/// On an operator's payment link, whose sessions have it too: `yes`, it buys credit. What a session
+/// refers to is written by whoever opens the link, which may be that of a shirt.
+const TOPUP_KEY: &str = "tollgate_topup";
 pub const PLAN_KEY: &str = "tollgate_plan";
 
 /// The one currency of the books.
@@ -62,6 +65,8 @@ pub struct Paid {
     pub account_id: Option<AccountId>,
     /// It was made here, or by an operator for us; else it may be of another trade.
     pub is_ours: bool,
+    /// Somebody with the operator's key says that it buys credit.
+    pub is_marked: bool,
     pub payment_intent: String,
     pub currency: String,
     pub cents: i64,
@@ -254,8 +259,8 @@ struct TotalDetails {
 }
 
 impl Session {
-    /// A session that we made says what was bought; one by an operator's payment link, which names
-    /// the account as its reference, buys for what was paid without taxes.
+    /// A session that we made says what was bought; one by an operator's payment link that is
+    /// marked, and has the account as its reference, buys for what was paid without taxes.
     fn told(self) -> Result<Told, Error> {
         is_id(&self.id)?;
         let paid_cents = positive("amount_total", self.amount_total.unwrap_or_default())?;
@@ -272,6 +277,7 @@ impl Session {
         Ok(Told::Paid(Paid {
             account_id: account.parse().ok(),
             is_ours,
+            is_marked: is_ours || named(&self.metadata, TOPUP_KEY).as_deref() == Some("yes"),
             payment_intent: payment_intent.unwrap_or_else(|| self.id.clone()),
             session: self.id,
             currency: self.currency.unwrap_or_default(),

@@ -281,15 +281,11 @@ impl StripeApi {
         http::ask(&self.client, request, self.wait).await
     }
 
-    /// Waits until the rate allows another call.
+    /// Waits until the rate allows another call. Who gives up waiting leaves no gap behind.
     async fn turn(&self) {
-        let at = {
-            let mut next = self.next.lock().await;
-            let at = (*next).max(Instant::now());
-            *next = at + self.interval;
-            at
-        };
-        tokio::time::sleep_until(at.into()).await;
+        let mut next = self.next.lock().await;
+        tokio::time::sleep_until((*next).into()).await;
+        *next = Instant::now() + self.interval;
     }
 }
 

@@ -41,9 +41,11 @@ fn a_session_credits_what_was_bought() {
     let included = paid(&json!({"amount_total": 1_000}));
     assert_eq!(included.credit, Some(NanoUsd(10_000_000_000)), "taxes within the price");
 
-    let by_link = json!({"metadata": {}, "client_reference_id": ACCOUNT});
+    let by_link = json!({"metadata": {TOPUP_KEY: "yes"}, "client_reference_id": ACCOUNT});
     assert_eq!(paid(&by_link).credit, Some(NanoUsd(10_000_000_000)), "without taxes");
-    assert!(!paid(&by_link).is_ours);
+    assert!(!paid(&by_link).is_ours && paid(&by_link).is_marked);
+    let shirt = json!({"metadata": {}, "client_reference_id": ACCOUNT});
+    assert!(!paid(&shirt).is_marked, "by whoever opened the link");
     let plain = json!({"metadata": null, "total_details": null, "client_reference_id": ACCOUNT});
     assert_eq!(paid(&plain).credit, Some(NanoUsd(11_900_000_000)));
 
