@@ -24,9 +24,9 @@ mod serve;
 use crate::config::{Config, DatabaseConfig, DatabaseKind};
 use crate::models::limits::RateLimits;
 use crate::services::catalog::OperatorTable;
-use crate::store::Store;
 use crate::store::postgres::PostgresStore;
-use crate::store::sqlite::{IfMissing, SqliteStore};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{IfMissing, Store};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, value_parser};
 use secrecy::ExposeSecret;
@@ -177,7 +177,13 @@ async fn open_store(config: &Config, if_missing: IfMissing) -> anyhow::Result<Ar
     let events = config.billing.event_terms();
     Ok(match kind {
         DatabaseKind::Sqlite => Arc::new(SqliteStore::open_or(if_missing, url, events).await?),
-        DatabaseKind::Postgres => Arc::new(PostgresStore::open(url, events)?),
+        DatabaseKind::Postgres => {
+            let store = PostgresStore::open(url, events)?;
+            if if_missing == IfMissing::Refuse {
+                store.check_is_begun().await?;
+            }
+            Arc::new(store)
+        }
     })
 }
 

@@ -101,6 +101,14 @@ impl From<StoreError> for Error {
     }
 }
 
+/// What becomes of a database that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfMissing {
+    Make,
+    /// In an empty database every check finds that all is well: who looks at one must not make it.
+    Refuse,
+}
+
 /// A page of rows is no longer than this.
 pub const PAGE_ROWS_MAX: i64 = 1_000;
 

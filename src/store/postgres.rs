@@ -88,6 +88,23 @@ impl PostgresStore {
             checked: OnceCell::new(),
         })
     }
+
+    /// Refuses a database without tables of ours.
+    ///
+    /// # Errors
+    /// [`StoreError::Setup`] when there are none; those of [`Store::check`].
+    pub async fn check_is_begun(&self) -> Result<(), StoreError> {
+        self.check().await?;
+        let is_begun = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL");
+        if is_begun.fetch_one(&self.pool).await.map_err(classify)? {
+            return Ok(());
+        }
+        Err(StoreError::Setup(
+            "there are no books in the database that DATABASE_URL names: `tollgate migrate` makes \
+             them"
+                .to_owned(),
+        ))
+    }
 }
 
 #[async_trait]

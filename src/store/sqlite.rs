@@ -27,7 +27,7 @@ use writer::Writer;
 
 use super::payments::EVENTS_KEPT;
 use super::table::{Table, parse, sqlite as sql};
-use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
+use super::{IfMissing, PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
 use crate::models::billing::EventTerms;
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
@@ -65,14 +65,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the file is looked at for changes by another process: they show within a second.
 const CHANGE_POLL: Duration = Duration::from_millis(400);
-
-/// What becomes of a file that is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IfMissing {
-    Make,
-    /// In an empty database every check finds that all is well: who looks at one must not make it.
-    Refuse,
-}
 
 impl SqliteStore {
     /// Opens the file, and makes it when it is missing.

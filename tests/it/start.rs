@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::app::TestApp;
+use crate::app::books::Books;
 use crate::app::process::{Ended, Environment, Process, run};
 use crate::app::store::Database;
 use crate::app::{Setup, Store, UPSTREAM_KEY, eventually};
@@ -224,6 +225,25 @@ async fn a_mistyped_address_or_an_empty_file_is_no_database() {
         let length = std::fs::metadata(folder.path().join(name)).map_or(0, |file| file.len());
         assert_eq!(length, 0, "{name} was made");
     }
+}
+
+#[tokio::test]
+async fn an_empty_database_of_postgresql_has_no_books() {
+    let database = Database::create(Store::Postgres, None).await;
+    let here = database.folder.path();
+    let mut environment = fresh();
+    environment.insert("DATABASE_URL".to_string(), database.url.clone());
+    let ended = run(&["verify"], &environment, here).await;
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("there are no books in the database"), "{ended:?}");
+    let tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'";
+    let books = Books::open(&database);
+    assert!(books.rows(tables).await.is_empty(), "a command that looks made tables");
+    assert!(run(&["migrate"], &environment, here).await.status.success());
+    let ended = run(&["verify"], &environment, here).await;
+    assert!(ended.status.success(), "{ended:?}");
+    books.close().await;
+    database.drop_database().await;
 }
 
 #[tokio::test]
