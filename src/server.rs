@@ -224,12 +224,15 @@ enum Protocol {
 
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A preface in pieces is looked at again after this.
+/// A preface in pieces is looked at again after this, and each time after twice as long: its first
+/// byte alone must not keep us busy.
 const PREFACE_PAUSE: Duration = Duration::from_millis(5);
+const PREFACE_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Looks at the first bytes without taking them.
 async fn protocol(stream: &TcpStream) -> io::Result<Protocol> {
     let mut first = [0; PREFACE.len()];
+    let mut pause = PREFACE_PAUSE;
     loop {
         let seen = stream.peek(&mut first).await?;
         if seen == 0 {
@@ -241,7 +244,8 @@ async fn protocol(stream: &TcpStream) -> io::Result<Protocol> {
         if seen == PREFACE.len() {
             return Ok(Protocol::Http2);
         }
-        tokio::time::sleep(PREFACE_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PREFACE_PAUSE_MAX);
     }
 }
 

@@ -5,10 +5,12 @@
 //! called.
 
 // === leaves ===
+pub mod bodies;
 pub mod breaker;
 pub mod http;
 pub mod metrics;
 pub mod pricing;
+pub mod pulse;
 pub mod random;
 pub mod sse;
 pub mod tokens;

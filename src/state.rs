@@ -5,8 +5,10 @@ use crate::error::Error;
 use crate::services::admission::Admission;
 use crate::services::auth::Auth;
 use crate::services::billing::payments::Payments;
+use crate::services::bodies::Bodies;
 use crate::services::catalog::Catalog;
 use crate::services::metrics::Metrics;
+use crate::services::pulse::Pulse;
 use crate::services::reports::Reports;
 use crate::services::settle::DRAINS_MAX;
 use crate::services::trace::Tracer;
@@ -18,6 +20,8 @@ pub struct App {
     pub config: Config,
     pub store: Arc<dyn Store>,
     pub auth: Auth,
+    pub bodies: Bodies,
+    pub pulse: Pulse,
     pub catalog: Arc<Catalog>,
     pub admission: Admission,
     pub reports: Reports,

@@ -19,11 +19,13 @@ use crate::services::admission::{Admission, HoldTerms};
 use crate::services::auth::Auth;
 use crate::services::billing;
 use crate::services::billing::payments::Payments;
+use crate::services::bodies::Bodies;
 use crate::services::catalog::{Catalog, OperatorTable};
 use crate::services::directory::SignupTerms;
 use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Journal, Ledger, Leftovers, OutageTerms, Writer};
 use crate::services::metrics::Metrics;
+use crate::services::pulse::Pulse;
 use crate::services::recovery::Recovery;
 use crate::services::reports::Reports;
 use crate::services::settle::{DRAINS_MAX, Settler};
@@ -32,8 +34,7 @@ use crate::services::trace::Tracer;
 use crate::services::upstreams::Upstreams;
 use crate::services::watch::Watch;
 use crate::state::App;
-use crate::store::sqlite::IfMissing;
-use crate::store::{Store, StoreError};
+use crate::store::{IfMissing, Store, StoreError};
 use crate::{demo, log};
 use anyhow::{Context, bail};
 use secrecy::ExposeSecret;
@@ -181,6 +182,8 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
         config,
         store,
         auth,
+        bodies: Bodies::default(),
+        pulse: Pulse::default(),
         catalog,
         admission,
         reports,

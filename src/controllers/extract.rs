@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::models::ids::RequestId;
 use crate::models::openai::request::Invalid;
 use crate::services::auth::Principal;
+use crate::services::bodies::Room;
 use crate::services::trace::RequestTrace;
 use crate::state::App;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -78,7 +79,10 @@ impl FromRequestParts<Arc<App>> for Principal {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
         let trusted = &app.config.identity.trusted_proxies;
         let from = client::address(&parts.extensions, &parts.headers, trusted);
-        app.auth.principal(bearer(&parts.headers)?, from).await
+        let principal = app.auth.principal(bearer(&parts.headers)?, from).await?;
+        // Whose body it is that is read next.
+        parts.extensions.insert(principal.account_id);
+        Ok(principal)
     }
 }
 
@@ -156,7 +160,11 @@ impl FromRequest<Arc<App>> for JsonBody {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
-        read_body(request, app.config.server.body_bytes_max, BODY_WAIT).await.map(Self)
+        check_type(request.headers())?;
+        // Whoever calls was asked for first.
+        let account = request.extensions().get().copied().ok_or(Error::MissingKey)?;
+        let (max, room) = (app.config.server.body_bytes_max, app.bodies.room(account));
+        collect_large(request, max, room).await.map(Self)
     }
 }
 
@@ -178,9 +186,35 @@ async fn collect(request: Request, max: usize, wait: Duration) -> Result<Bytes, 
     let body = Limited::new(request.into_body(), max).collect();
     match tokio::time::timeout(wait, body).await.map_err(|_| Error::BodyIncomplete)? {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge { max }),
-        Err(_) => Err(Error::BodyIncomplete),
+        Err(error) => Err(unread(error.as_ref(), max)),
     }
+}
+
+/// As [`collect`], for as long as there is room.
+async fn collect_large(request: Request, max: usize, mut room: Room<'_>) -> Result<Bytes, Error> {
+    check_length(request.headers(), max)?;
+    let mut body = Limited::new(request.into_body(), max);
+    let read = async {
+        let mut parts = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| unread(error.as_ref(), max))?;
+            if let Ok(data) = frame.into_data() {
+                room.take(data.len())?;
+                parts.push(data);
+            }
+        }
+        Ok(parts)
+    };
+    let mut parts =
+        tokio::time::timeout(BODY_WAIT, read).await.unwrap_or(Err(Error::BodyIncomplete))?;
+    match &mut parts[..] {
+        [whole] => Ok(std::mem::take(whole)),
+        parts => Ok(parts.concat().into()),
+    }
+}
+
+fn unread(error: &(dyn std::error::Error + Send + Sync + 'static), max: usize) -> Error {
+    if error.is::<LengthLimitError>() { Error::BodyTooLarge { max } } else { Error::BodyIncomplete }
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), Error> {

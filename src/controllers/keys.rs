@@ -52,7 +52,7 @@ pub async fn list(
     Owner(principal): Owner,
     page: Page,
 ) -> Result<Response, Error> {
-    let rows = app.store.keys_of(principal.account_id, page.after()?).await?;
+    let rows = app.reports.keys(principal.account_id, page.after()?).await?;
     Ok(page.told(&rows, |key| private(shown(key)), |key| key.id.to_string()))
 }
 
@@ -109,8 +109,11 @@ pub async fn revoke(
     let id: ApiKeyId = id(path, "API key")?;
     let store = app.store.as_ref();
     let known = store.key(id).await?;
-    if known.is_none_or(|(key, _)| key.account_id != principal.account_id) {
-        return Err(Error::NotFound("API key"));
+    let known = known.filter(|(key, _)| key.account_id == principal.account_id);
+    let known = known.ok_or(Error::NotFound("API key"))?;
+    if known.0.revoked_at.is_some() {
+        // Nobody is told of what does not change: it would cost all that is known of callers.
+        return Ok(Json(private(shown_key(&known))).into_response());
     }
     let key = directory::revoke_key(store, &principal.actor(), id).await?;
     app.changed().await;

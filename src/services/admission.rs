@@ -21,7 +21,7 @@ use crate::services::exchange::{Answer as Begun, Exchange, Trip};
 use crate::services::ledger::{Answer, Failed, Hurry, Ledger};
 use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
-use crate::services::tokens::{Vocabularies, count_images, estimate_prompt};
+use crate::services::tokens::{Vocabularies, count_images, estimate_prompt, long_media};
 use crate::services::trace::RequestTrace;
 use crate::store::{Demand, LedgerOp, Limit, Outcome, Placement};
 use bytes::Bytes;
@@ -82,6 +82,8 @@ struct Placed {
 /// The most that a request may come to.
 struct Size {
     prompt: Tokens,
+    /// The prompt, for the money alone: with what long media in it may come to.
+    prompt_paid_for: Tokens,
     /// In the prompt, where each has a fee.
     images: Option<i64>,
     /// Of each choice.
@@ -99,10 +101,6 @@ const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
 const SEARCHES_MAX: i64 = 5;
 /// An answer of fewer tokens is of no use: the account is refused instead.
 const COMPLETION_TOKENS_FLOOR: i64 = 16;
-/// No model whose limit is not known is thought to say more at once: what the largest do.
-const ANSWER_TOKENS_MAX: i64 = 128 << 10;
-/// A cap above a model's limit is refused by some upstreams; this one no chat model refuses.
-const CAP_TAKEN_BY_ALL: i64 = 4_096;
 
 impl HoldTerms {
     #[must_use]
@@ -166,9 +164,10 @@ impl Admission {
             trace,
             call_trace: None,
         };
-        let (mut exchange, wait) = (Exchange::new(open, request), self.terms.database_wait);
+        let wait = self.terms.database_wait;
+        let mut exchange = Exchange::new(open, request, size.prompt_paid_for);
         let hurry = self.ledger.hurry().clone();
-        let limit = model.completion_tokens_max;
+        let limit = model.smallest_limit();
         let mut commit = Commit::Waiting { answer: placed, wait, model, hurry };
         let placed = match comfort {
             Some(funds) => Placed { amount, funds, room: Room::default() },
@@ -209,13 +208,16 @@ impl Admission {
     ) -> Size {
         let limits = principal.limits(self.catalog.plan_rates(principal.plan.as_deref()));
         let prompt = prompt_estimate(request);
+        let beyond = long_media(request.messages.get());
+        let prompt_paid_for = Tokens(prompt.0.saturating_add(beyond));
         let wanted = self.completion_max(request, model);
         let fitting = fitting(&limits, prompt, request).filter(|fitting| *fitting < wanted);
         let completion = fitting.unwrap_or(wanted);
         let has_fee = candidates.iter().any(|to| to.price.terms.has_image_fee());
         let images = has_fee.then(|| count_images(request.messages.get()));
         let images = images.filter(|images| *images > 0);
-        Size { prompt, images, completion, is_fitted: fitting.is_some(), limits }
+        let is_fitted = fitting.is_some();
+        Size { prompt, prompt_paid_for, images, completion, is_fitted, limits }
     }
 
     fn placement(
@@ -301,9 +303,8 @@ fn affordable(
     // A stream can be ended where its money does, but not where a limit of tokens does, and a plain
     // answer not at all: they are capped where the client has not done so.
     if request.stream && limits.tokens_per_minute().is_none() {
-        let paid = worst.tokens(placed.funds).and_then(|paid| unseen_cap(request, limit, paid));
-        let paid = paid.map(|paid| paid.max(wanted.0));
-        return Cap { sent: paid, lowered: paid };
+        let cap = unseen_cap(request, size, worst.tokens(placed.funds), limit);
+        return Cap { sent: cap, lowered: cap };
     }
     let is_open = request.completion_tokens_max.is_none_or(|max| max > wanted.0);
     if !is_open {
@@ -314,12 +315,18 @@ fn affordable(
 }
 
 /// What a model thinks unseen is known at the end of its answer only, when no stream can be ended
-/// any more: it may come to no more than all that the caller could pay for. `None`: it cannot.
-fn unseen_cap(request: &ChatRequest<'_>, limit: Option<i64>, Tokens(paid): Tokens) -> Option<i64> {
-    let known = [request.completion_tokens_max, limit].into_iter().flatten().min();
-    let may_come = known.unwrap_or(ANSWER_TOKENS_MAX);
-    let cap = if known.is_some() { paid } else { paid.min(CAP_TAKEN_BY_ALL) };
-    (paid < may_come).then_some(cap)
+/// any more: it may come to no more than all that the caller could pay for. `None`: it cannot, or
+/// there is no cap that every upstream takes, because the limit is not known or has no room for the
+/// prompt beside it.
+fn unseen_cap(
+    request: &ChatRequest<'_>,
+    size: &Size,
+    paid: Option<Tokens>,
+    limit: Option<i64>,
+) -> Option<i64> {
+    let (Tokens(paid), limit) = (paid?, limit?);
+    let may_come = request.completion_tokens_max.map_or(limit, |own| own.min(limit));
+    (paid < may_come && paid.saturating_add(size.prompt.0) < limit).then_some(paid)
 }
 
 /// The longest answer to a request without a cap of its own that the limit of tokens has room for;
@@ -339,7 +346,7 @@ impl Size {
         request: &ChatRequest<'_>,
     ) -> WorstCase {
         let searches = if request.has_fees { SEARCHES_MAX } else { 0 };
-        let of = |to: &Candidate| WorstCase::new(&to.price, self.prompt, request.choices);
+        let of = |to: &Candidate| WorstCase::new(&to.price, self.prompt_paid_for, request.choices);
         let dearest = others.iter().map(of).fold(of(first), WorstCase::or);
         dearest.with_searches(searches).with_images(self.images.unwrap_or_default())
     }

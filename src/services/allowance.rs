@@ -39,8 +39,8 @@ const ASK_AT: (i64, i64) = (3, 4);
 
 impl Allowance {
     #[must_use]
-    pub fn new(price: Arc<Price>, hold: &Hold, choices: i64) -> Self {
-        let (prompt, held) = (hold.prompt_tokens_estimate, hold.amount_nusd);
+    pub fn new(price: Arc<Price>, hold: &Hold, prompt: Tokens, choices: i64) -> Self {
+        let held = hold.amount_nusd;
         let images = hold.input_images.unwrap_or_default();
         let (cap, step, paid, asked, is_keys) = (None, held, None, None, false);
         let mut allowance =

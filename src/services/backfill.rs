@@ -2,8 +2,8 @@
 //! because another had begun with it a moment before.
 //!
 //! Invariants: an event is made only where `verify` misses it, with the id that follows from its
-//! row, so that it is there once whoever makes it; none is made for a month that may be archived,
-//! whose events are in a file.
+//! row, so that it is there once whoever makes it; none is made for a sink that has ended, which
+//! nobody would send, nor for a month that may be archived, whose events are in a file.
 
 use crate::models::archive::Month;
 use crate::models::ids::RequestId;
@@ -17,7 +17,7 @@ use crate::store::{Store, StoreError};
 /// # Errors
 /// The store's. What was made by then stays.
 pub async fn backfill(store: &dyn Store, now: Timestamp) -> Result<u64, StoreError> {
-    let due = Due::load(store).await?;
+    let due = Due::load(store).await?.of_open_sinks();
     let first = first_request(now);
     Ok(of_records(store, &due, first).await? + of_corrections(store, &due, first).await?)
 }

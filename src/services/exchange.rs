@@ -88,7 +88,7 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 impl Exchange {
     /// An exchange whose upstream has not been called.
-    pub fn new(open: OpenHold, request: &ChatRequest<'_>) -> Self {
+    pub fn new(open: OpenHold, request: &ChatRequest<'_>, prompt: Tokens) -> Self {
         let reading = Reading::new(open.tokenizer.clone());
         let hold = &open.hold;
         let asked = Asked {
@@ -98,7 +98,7 @@ impl Exchange {
         };
         let operator = open.upstream.operator.clone();
         let tap = Tap::new(reading, open.price.clone(), operator, asked);
-        let mut allowance = Allowance::new(open.price.clone(), hold, request.choices);
+        let mut allowance = Allowance::new(open.price.clone(), hold, prompt, request.choices);
         if let Some(cap) = request.completion_tokens_max {
             allowance.cap(cap);
         }
@@ -444,7 +444,11 @@ impl Live {
     }
 
     fn conclude(self, ending: Ending) {
-        let reading = self.tap.judge.reading;
+        let is_whole = ending == Ending::Completed || self.tap.judge.is_done;
+        let mut reading = self.tap.judge.reading;
+        if !is_whole {
+            reading.break_off();
+        }
         self.open.settle(reading, ending);
     }
 }

@@ -106,7 +106,7 @@ impl Reading {
 
     /// Takes in a further piece of a choice's content, known from [`Reading::only_text`].
     pub fn take_text(&mut self, choice: u32, text: &str) {
-        self.is_behind = true;
+        self.is_behind |= !text.is_empty();
         self.counter.push(Lane { choice, field: Field::Content }, text);
     }
 

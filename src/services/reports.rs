@@ -112,6 +112,20 @@ impl Reports {
         Ok((key, budget))
     }
 
+    /// A page of an account's keys, in the order of their ids.
+    ///
+    /// # Errors
+    /// As [`Reports::usage`].
+    pub async fn keys(
+        &self,
+        account: AccountId,
+        after: Option<ApiKeyId>,
+    ) -> Result<Vec<ApiKey>, Error> {
+        let store = self.store.clone();
+        let asking = async move { store.keys_of(account, after).await };
+        run(&self.rows, asking).await
+    }
+
     /// A page of an account's records in a span, in their order, after one of them or from the
     /// first. An empty page is the end.
     ///

@@ -134,10 +134,7 @@ impl OpenHold {
 
     /// Closes the hold with what was read. Returns at once; what takes longer than a moment goes on
     /// as a tracked task.
-    pub fn settle(self, mut reading: Reading, ending: Ending) {
-        if ending != Ending::Completed {
-            reading.break_off();
-        }
+    pub fn settle(self, reading: Reading, ending: Ending) {
         let settler = self.settler.clone();
         let is_known = reading.reported.is_some() && !self.has_costs_to_ask_for();
         let is_quick = is_known && is_short(&reading, None);

@@ -16,10 +16,12 @@
 mod counter;
 mod cut;
 mod images;
+mod media;
 mod prompt;
 mod vocabulary;
 
 pub use counter::{Field, INLINE_BYTES_MAX, Lane, StreamCounter};
 pub use images::count_images;
+pub use media::long_media;
 pub use prompt::{count_prompt, estimate_prompt};
 pub use vocabulary::{Count, Tokenizer, TokensError, Vocabularies, Vocabulary};

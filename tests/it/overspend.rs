@@ -26,7 +26,7 @@ both_stores!(
     a_stream_that_outgrows_its_hold_is_extended,
     a_stream_that_cannot_be_extended_is_cut_off,
     what_is_thought_unseen_costs_no_more_than_there_is,
-    a_cap_is_one_that_any_model_takes,
+    a_stream_is_told_no_cap_that_might_be_refused,
     a_stream_within_its_cap_takes_no_more_than_its_hold,
 );
 
@@ -359,20 +359,21 @@ async fn what_is_thought_unseen_costs_no_more_than_there_is(store: Store) {
     app.finish().await;
 }
 
-/// A model whose limit nobody tells may refuse a larger one.
-async fn a_cap_is_one_that_any_model_takes(store: Store) {
+/// A model whose limit nobody tells might refuse any cap; nor is there one for who can pay.
+async fn a_stream_is_told_no_cap_that_might_be_refused(store: Store) {
     let app = Setup::new(store).kind(Kind::OpenAi).start().await;
     let mut body = streamed("gpt-4o-mini");
     body.as_object_mut().expect("an object").remove("max_tokens");
-    for (credit, is_told) in [("0.02", true), ("5", false)] {
+    for credit in ["0.02", "5"] {
         let account = app.create_account(credit, &["--credit", credit]).await;
         let key = app.create_key(&account, &[]).await;
         app.upstream.script(Answer::openai().stream());
-        app.ask(&app.chat_ask(&body).bearer(&key)).await.ok();
+        let got = app.ask(&app.chat_ask(&body).bearer(&key)).await;
+        got.ok();
         let sent = app.upstream.last_chat().json();
-        let cap = ["max_tokens", "max_completion_tokens"].map(|name| sent[name].as_i64());
-        let cap = cap.into_iter().flatten().next();
-        assert_eq!(cap, is_told.then_some(16_384), "{credit}: {sent}");
+        let caps = ["max_tokens", "max_completion_tokens"].map(|name| sent[name].as_i64());
+        assert_eq!(caps, [None, None], "{credit}: {sent}");
+        assert_eq!(got.header("x-tollgate-completion-tokens-max"), None, "{credit}");
     }
     app.finish().await;
 }

@@ -79,7 +79,7 @@ const REFUSED: &[&str] = &[
 /// The tiers of service that cost no more than the price in the book. The others (`priority`,
 /// `fast`, `scale`) are billed at prices of their own, which no list of models has.
 /// <https://platform.openai.com/docs/api-reference/chat/create>
-const TIERS: &[&str] = &["auto", "default", "flex"];
+const TIERS: &[&str] = &["auto", "default", "flex", "on_demand", "standard", "standard_only"];
 /// Bring fees on top of tokens: they are held for.
 const WITH_FEES: &[&str] = &["plugins", "web_search_options"];
 /// Steer the call; no model reads them.
@@ -343,9 +343,11 @@ fn check_tier(raw: Option<&RawValue>) -> Result<(), Invalid> {
     if tier.is_none_or(|tier| TIERS.contains(&tier.as_str())) {
         return Ok(());
     }
-    let message = "Unsupported value for 'service_tier': only 'auto', 'default' and 'flex' have a \
-        price here.";
-    Err(invalid(message, Some("service_tier")))
+    let message = format!(
+        "Unsupported value for 'service_tier': one of {} has a price here.",
+        TIERS.join(", ")
+    );
+    Err(invalid(&message, Some("service_tier")))
 }
 
 fn choices(raw: Option<&RawValue>) -> Result<i64, Invalid> {

@@ -94,6 +94,13 @@ impl Model {
         Ok(Self { id: wire.id.clone(), routes, completion_tokens_max, json: to_json(wire)? })
     }
 
+    /// Of completion tokens, at whoever allows the fewest; `None` where somebody does not say.
+    #[must_use]
+    pub fn smallest_limit(&self) -> Option<i64> {
+        let limits = self.routes.iter().map(|route| route.completion_tokens_max);
+        limits.reduce(|one, other| Some(one?.min(other?))).flatten()
+    }
+
     /// Who serves it to accounts of this plan at a known price.
     #[must_use]
     pub fn candidates(&self, plan: Option<&str>) -> Vec<Candidate> {

@@ -146,8 +146,8 @@ impl Committer {
     }
 
     /// Another process took our hold for a dead one's and settled it by an estimate: we know the
-    /// truth, and put it right by a correction. A hold is corrected once, so only by what is news:
-    /// not by the same estimate, whose answer was lost, nor where the upstream is still asked.
+    /// truth, and put it right by a correction. A hold is corrected once, so not by the same
+    /// estimate, whose answer was lost.
     async fn correct_takeover(
         &self,
         settlement: &Settlement,
@@ -163,11 +163,8 @@ impl Committer {
         let is_estimate = |settled: &UsageRecord| {
             settled.ending == Ending::Killed && settled.source == UsageSource::Estimated
         };
-        let is_asked =
-            |settled: &UsageRecord| settlement.look_up.is_some() && settled.generation_id.is_some();
-        let is_news = |settled: &UsageRecord| !is_estimate(truth) && !is_asked(settled);
         let settled = match settled {
-            Some(settled) if is_estimate(&settled) && is_news(&settled) => settled,
+            Some(settled) if is_estimate(&settled) && !is_estimate(truth) => settled,
             other => return Ok(other),
         };
         let correction = Correction {

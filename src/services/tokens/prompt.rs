@@ -34,21 +34,11 @@ const TOKENS_PER_CALL: i64 = 1;
 /// pixels, rounded up.
 const TOKENS_PER_IMAGE: i64 = 1_600;
 /// One minute of sound at the dearest published rate, 32 tokens a second.
-const TOKENS_PER_AUDIO: i64 = 1_920;
+pub(super) const TOKENS_PER_AUDIO: i64 = 1_920;
 /// Two pages of a PDF at 2,500 tokens each.
-const TOKENS_PER_FILE: i64 = 5_000;
+pub(super) const TOKENS_PER_FILE: i64 = 5_000;
 /// Half a minute of video at about 300 tokens a second.
-const TOKENS_PER_VIDEO: i64 = 9_000;
-
-/// Characters of base64 for each token of what is longer than that, for holds alone: of sound at
-/// 48 kbit/s …
-const AUDIO_CHARS_PER_TOKEN: usize = 256;
-/// … of a PDF between dense text and pictures of pages …
-const FILE_CHARS_PER_TOKEN: usize = 32;
-/// … and of video at 115 kbit/s.
-const VIDEO_CHARS_PER_TOKEN: usize = 64;
-/// More than most models take as a prompt.
-const MEDIA_TOKENS_MAX: i64 = 2 << 20;
+pub(super) const TOKENS_PER_VIDEO: i64 = 9_000;
 
 /// Letters that a token holds at least, on average, in words of a text that is not random.
 const LETTERS_PER_TOKEN: usize = 4;
@@ -91,8 +81,7 @@ pub fn count_prompt(tokenizer: &Tokenizer, messages_json: &str, tools_json: Opti
 /// nearly a token per byte (Amharic and Lao, 0.8): no cheap rule covers those without doubling
 /// everybody's hold. Text escaped as `\uXXXX` is bounded several times too high.
 ///
-/// Media parts cost what [`count_prompt`] takes for them, and more by the length of their data
-/// where that is long: an hour of sound is not a minute. That is a guess as well.
+/// Media parts cost what [`count_prompt`] takes for them, and their data is left out: see `media`.
 #[must_use]
 pub fn estimate_prompt(messages_json: &str, tools_json: Option<&str>) -> i64 {
     let mut bound = Bound::default();
@@ -254,18 +243,6 @@ fn media_tokens(kind: &[u8]) -> Option<i64> {
     }
 }
 
-/// What long data comes to beyond the flat number for its kind; nothing for an address, and for a
-/// picture, which has a largest size.
-fn tokens_beyond_flat(parent: &[u8], key: &[u8], data: &[u8]) -> i64 {
-    let (chars_per_token, flat) = match (parent, key) {
-        (b"input_audio", b"data") => (AUDIO_CHARS_PER_TOKEN, TOKENS_PER_AUDIO),
-        (_, b"file_data") => (FILE_CHARS_PER_TOKEN, TOKENS_PER_FILE),
-        (b"video_url", b"url") | (_, b"video_url") => (VIDEO_CHARS_PER_TOKEN, TOKENS_PER_VIDEO),
-        _ => return 0,
-    };
-    tokens_from(data.len() / chars_per_token).saturating_sub(flat).max(0)
-}
-
 /// What bounds a text's tokens: its bytes by kind.
 #[derive(Default)]
 struct Bound {
@@ -278,24 +255,14 @@ struct Bound {
 impl Bound {
     /// Adds the JSON text of messages without the data of pictures and the like.
     fn add_messages(&mut self, json: &[u8]) {
-        let (mut parent, mut key): (&[u8], &[u8]) = (b"", b"");
         let mut text_from = 0;
-        for (start, end) in literals(json) {
-            let literal = &json[start..end];
-            match value_behind_key(&json[end..]) {
-                Some(b'{' | b'[') => (parent, key) = (literal, b""),
-                Some(_) => key = literal,
-                None if key == b"type" => {
-                    let tokens = media_tokens(literal).unwrap_or(0);
-                    self.media = self.media.saturating_add(tokens);
-                }
-                None if is_media_data(parent, key) => {
-                    self.add(&json[text_from..start]);
-                    text_from = end;
-                    let tokens = tokens_beyond_flat(parent, key, literal);
-                    self.media = self.media.saturating_add(tokens).min(MEDIA_TOKENS_MAX);
-                }
-                None => {}
+        for Literal { parent, key, start, end } in values(json) {
+            if key == b"type" {
+                let tokens = media_tokens(&json[start..end]).unwrap_or(0);
+                self.media = self.media.saturating_add(tokens);
+            } else if is_media_data(parent, key) {
+                self.add(&json[text_from..start]);
+                text_from = end;
             }
         }
         self.add(&json[text_from..]);
@@ -341,6 +308,28 @@ const BLOCK_BYTES: usize = 128;
 fn repeated_spaces(text: &[u8], behind: &[u8]) -> usize {
     let pairs = text.iter().zip(behind).map(|(a, b)| u8::from(*a == b' ' && *b == b' '));
     pairs.sum::<u8>().into()
+}
+
+/// A string that is a value: where it is, its key, and the last key before it that opened an object
+/// or a list.
+pub(super) struct Literal<'a> {
+    pub(super) parent: &'a [u8],
+    pub(super) key: &'a [u8],
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+pub(super) fn values(json: &[u8]) -> impl Iterator<Item = Literal<'_>> {
+    let (mut parent, mut key): (&[u8], &[u8]) = (b"", b"");
+    literals(json).filter_map(move |(start, end)| {
+        let literal = &json[start..end];
+        match value_behind_key(&json[end..]) {
+            Some(b'{' | b'[') => (parent, key) = (literal, b""),
+            Some(_) => key = literal,
+            None => return Some(Literal { parent, key, start, end }),
+        }
+        None
+    })
 }
 
 /// The strings of a JSON text, keys included, as byte ranges between their quotes.
@@ -405,34 +394,6 @@ mod tests {
     /// The tokens of one text.
     fn of(text: &str) -> i64 {
         o200k().vocabulary.count(text).tokens
-    }
-
-    /// An hour of sound is not held for as a minute; a picture of any size is a picture.
-    #[test]
-    fn long_media_are_held_for_by_their_length() {
-        let part = |kind: &str, member: Value| {
-            let content = json!([{ "type": kind, kind: member }]);
-            json!([{ "role": "user", "content": content }]).to_string()
-        };
-        let sound = |chars: usize| {
-            let data = "A".repeat(chars);
-            part("input_audio", json!({ "data": data, "format": "mp3" }))
-        };
-        let file = |chars: usize| part("file", json!({ "file_data": "A".repeat(chars) }));
-        let video = |chars: usize| part("video_url", json!({ "url": "A".repeat(chars) }));
-        let picture = |chars: usize| part("image_url", json!({ "url": "A".repeat(chars) }));
-        let estimate = |text: &str| estimate_prompt(text, None);
-        for (part, chars_per_token, is_longer) in [
-            (&sound as &dyn Fn(usize) -> String, AUDIO_CHARS_PER_TOKEN, true),
-            (&file, FILE_CHARS_PER_TOKEN, true),
-            (&video, VIDEO_CHARS_PER_TOKEN, true),
-            (&picture, AUDIO_CHARS_PER_TOKEN, false),
-        ] {
-            let (short, long) = (estimate(&part(100)), estimate(&part(20_000 * chars_per_token)));
-            assert_eq!(long > short, is_longer, "{short} {long}");
-            assert!(!is_longer || long >= 20_000, "{long}");
-        }
-        assert!(estimate(&file(1 << 27)) <= MEDIA_TOKENS_MAX + TOKENS_PER_FILE + 100);
     }
 
     #[test]
@@ -659,7 +620,7 @@ mod tests {
 
     #[test]
     fn media_costs_its_flat_number_and_its_data_nothing() {
-        let data = "QUJDREVGR0g9".repeat(10_000);
+        let data = "QUJDREVGR0g9".repeat(100_000);
         let url = format!("data:image/png;base64,{data}");
         let parts = [
             (json!({ "type": "image_url", "image_url": { "url": url } }), TOKENS_PER_IMAGE),

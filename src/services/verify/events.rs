@@ -28,6 +28,13 @@ impl Due {
         Ok(Self(store.sinks().await?))
     }
 
+    /// Without those that have ended.
+    #[must_use]
+    pub fn of_open_sinks(mut self) -> Self {
+        self.0.retain(|sink| sink.until.is_none());
+        self
+    }
+
     fn sinks(&self, at: Timestamp) -> impl Iterator<Item = &str> {
         let is_open =
             move |sink: &&SinkWindow| at >= sink.since && sink.until.is_none_or(|until| at < until);

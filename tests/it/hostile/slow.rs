@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::app::{Store, TestApp, question};
+use crate::app::{Store, TestApp, eventually, question};
+use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 
 /// Longer than the longest wait of the server, 75 seconds for a head.
@@ -49,6 +51,52 @@ async fn clients_that_never_finish_are_let_go() {
         assert!(got.starts_with("HTTP/1.1 400") && got.contains("incomplete_body"), "{got}");
     }
     app.assert_untouched().await;
+    app.finish().await;
+}
+
+/// Large bodies that never end take the share of their account, and no other's requests with them.
+#[tokio::test]
+async fn bodies_without_end_are_bounded_together() {
+    const BODY: usize = 8 << 20;
+    let app = TestApp::start(Store::Sqlite).await;
+    app.create_account("other", &["--credit", "1"]).await;
+    let other = app.create_key("other", &[]).await;
+    let whole = app.chat_ask(&question(MODEL)).bytes();
+    let head = whole.len() - String::from_utf8_lossy(&whole).rfind("\r\n\r\n").expect("a head");
+    let head = String::from_utf8_lossy(&whole[..whole.len() - head + 4]).into_owned();
+    let length = head.lines().find(|line| line.starts_with("Content-Length: ")).expect("one");
+    let head = head.replace(length, &format!("Content-Length: {BODY}"));
+    let address = app.address();
+    let large = async || {
+        let mut socket = TcpStream::connect(address).await.expect("it accepts");
+        socket.write_all(head.as_bytes()).await.expect("it reads");
+        socket.write_all(&vec![b' '; BODY - 1]).await.expect("it reads, or throws away");
+        let mut space = [0; 4096];
+        let got = timeout(DRIP, socket.read(&mut space)).await;
+        let got = got.map(|read| String::from_utf8_lossy(&space[..read.expect("a read")]).into());
+        (socket, got.unwrap_or_else(|_| String::new()))
+    };
+    let all = join_all((0..12).map(|_| large())).await;
+    let (waiting, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, got)| got.is_empty());
+    assert_eq!((waiting.len(), refused.len()), (8, 4), "64 MiB are an account's share");
+    for (_, got) in &refused {
+        assert!(got.starts_with("HTTP/1.1 503") && got.contains("overloaded"), "{got}");
+    }
+    // Whoever has none of that is served, a small request of the same account too.
+    let long = "word ".repeat(20_000);
+    let mut body = question(MODEL);
+    body["messages"][0]["content"] = long.into();
+    for ask in [app.chat_ask(&body).bearer(&other), app.chat_ask(&question(MODEL))] {
+        app.upstream.script(Answer::openrouter().plain());
+        app.ask(&ask).await.ok();
+    }
+    drop(waiting);
+    app.upstream.script(Answer::openrouter().plain());
+    eventually("the room is given back", async || {
+        let got = app.ask(&app.chat_ask(&body)).await;
+        (got.status == 200).then_some(())
+    })
+    .await;
     app.finish().await;
 }
 
