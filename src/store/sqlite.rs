@@ -35,6 +35,8 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, SqlitePool};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,8 +89,9 @@ impl SqliteStore {
         let options: SqliteConnectOptions = url
             .parse()
             .map_err(|_| StoreError::Setup("DATABASE_URL is not a SQLite address".into()))?;
-        if if_missing == IfMissing::Refuse {
-            check_is_there(options.get_filename())?;
+        match if_missing {
+            IfMissing::Make => make(options.get_filename()),
+            IfMissing::Refuse => check_is_there(options.get_filename())?,
         }
         let options = options
             .create_if_missing(if_missing == IfMissing::Make)
@@ -105,6 +108,16 @@ impl SqliteStore {
         let readers = pool(READERS_MAX).connect_lazy_with(options.clone());
         let reporters = pool(REPORTERS_MAX).connect_lazy_with(options);
         Ok(Self { writer, readers, reporters, events: Arc::new(events), sql: Sql::new() })
+    }
+}
+
+/// A file that only its owner reads; its log becomes like it. Where it cannot be made, opening it
+/// says why.
+/// <https://www.sqlite.org/src/file/src/os_unix.c> (`findCreateFileMode`)
+fn make(file: &Path) {
+    let is_in_memory = file.to_string_lossy().starts_with("file:");
+    if !is_in_memory {
+        let _ = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
     }
 }
 

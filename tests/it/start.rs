@@ -1,5 +1,6 @@
 //! The start: what a fresh run prints, what it refuses, and that what it prints works.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::app::TestApp;
@@ -58,6 +59,10 @@ async fn a_fresh_run_prints_what_one_needs_and_it_works() {
     assert_eq!(first, format!("Tollgate listening on {url}"));
     let key = printed_key(&stdout).to_string();
     assert!(key.starts_with("sk-tg-"), "{stdout}");
+    for name in ["tollgate.db", "tollgate.db-wal"] {
+        let file = std::fs::metadata(folder.path().join(name)).expect("it was made");
+        assert_eq!(file.permissions().mode() & 0o777, 0o600, "{name} is for its owner");
+    }
     assert!(stdout.contains("from openai import OpenAI"), "no Python lines: {stdout}");
 
     let curl = printed_curl(&stdout);

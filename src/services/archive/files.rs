@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub struct Folder {
@@ -60,7 +61,8 @@ impl Folder {
         if partial.exists() {
             fs::remove_dir_all(&partial)?;
         }
-        fs::create_dir_all(&partial)?;
+        // What is in it is for its owner's eyes.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&partial)?;
         Ok(Self { partial, whole, files: Vec::new() })
     }
 

@@ -13,7 +13,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub struct Journal {
@@ -115,7 +115,10 @@ impl Journal {
         // Under another name until it is locked: nobody is to take it for one that was left.
         let making = folder.join(format!("{instance}.new"));
         let path = folder.join(format!("{instance}.{EXTENSION}"));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&making)?;
+        let mut options = OpenOptions::new();
+        // It is of accounts and money: for its owner's eyes.
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(&making)?;
         file.lock()?;
         file.write_all_at(MARKED, 0)?;
         let form = Form::Marked;
