@@ -178,11 +178,12 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
     let reports = Reports::new(store.clone());
     let payments = Arc::new(Payments::new(&config, store.clone(), catalog.clone())?);
     let tracer = Tracer::new(&config.trace)?;
+    let bodies = Bodies::new(config.server.body_bytes_max);
     let app = App {
         config,
         store,
         auth,
-        bodies: Bodies::default(),
+        bodies,
         pulse: Pulse::default(),
         catalog,
         admission,

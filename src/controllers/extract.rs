@@ -15,7 +15,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -195,22 +195,23 @@ async fn collect_large(request: Request, max: usize, mut room: Room<'_>) -> Resu
     check_length(request.headers(), max)?;
     let mut body = Limited::new(request.into_body(), max);
     let read = async {
-        let mut parts = Vec::new();
+        // The only frame as it is, or all of them in one piece: each keeps what it was read into.
+        let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| unread(error.as_ref(), max))?;
             if let Ok(data) = frame.into_data() {
                 room.take(data.len())?;
-                parts.push(data);
+                if first.is_empty() && whole.is_empty() {
+                    first = data;
+                } else {
+                    whole.extend_from_slice(&std::mem::take(&mut first));
+                    whole.extend_from_slice(&data);
+                }
             }
         }
-        Ok(parts)
+        Ok(if whole.is_empty() { first } else { whole.freeze() })
     };
-    let mut parts =
-        tokio::time::timeout(BODY_WAIT, read).await.unwrap_or(Err(Error::BodyIncomplete))?;
-    match &mut parts[..] {
-        [whole] => Ok(std::mem::take(whole)),
-        parts => Ok(parts.concat().into()),
-    }
+    tokio::time::timeout(BODY_WAIT, read).await.unwrap_or(Err(Error::BodyIncomplete))
 }
 
 fn unread(error: &(dyn std::error::Error + Send + Sync + 'static), max: usize) -> Error {

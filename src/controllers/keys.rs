@@ -25,9 +25,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Keys of an account, ended ones too, beyond which its owner makes no more; the operator can.
 const KEYS_MAX: usize = 500;
+/// Other processes may not have heard of a revocation until then: who asks again tells them again.
+const NEWS_FOR: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,7 +114,8 @@ pub async fn revoke(
     let known = store.key(id).await?;
     let known = known.filter(|(key, _)| key.account_id == principal.account_id);
     let known = known.ok_or(Error::NotFound("API key"))?;
-    if known.0.revoked_at.is_some() {
+    let is_news = known.0.revoked_at.is_none_or(|at| Timestamp::now() < at.plus(NEWS_FOR));
+    if !is_news {
         // Nobody is told of what does not change: it would cost all that is known of callers.
         return Ok(Json(private(shown_key(&known))).into_response());
     }

@@ -316,17 +316,19 @@ fn affordable(
 
 /// What a model thinks unseen is known at the end of its answer only, when no stream can be ended
 /// any more: it may come to no more than all that the caller could pay for. `None`: it cannot, or
-/// there is no cap that every upstream takes, because the limit is not known or has no room for the
-/// prompt beside it.
+/// the client has named no cap and there is none that every upstream takes, because the limit is
+/// not known or has no room for the prompt beside it.
 fn unseen_cap(
     request: &ChatRequest<'_>,
     size: &Size,
     paid: Option<Tokens>,
     limit: Option<i64>,
 ) -> Option<i64> {
-    let (Tokens(paid), limit) = (paid?, limit?);
-    let may_come = request.completion_tokens_max.map_or(limit, |own| own.min(limit));
-    (paid < may_come && paid.saturating_add(size.prompt.0) < limit).then_some(paid)
+    let Tokens(paid) = paid?;
+    if let Some(own) = request.completion_tokens_max {
+        return (paid < own.min(limit.unwrap_or(own))).then_some(paid);
+    }
+    (paid.saturating_add(size.prompt.0) < limit?).then_some(paid)
 }
 
 /// The longest answer to a request without a cap of its own that the limit of tokens has room for;

@@ -1,24 +1,29 @@
 //! Room for the bodies of requests while they are read: for all together, and in it a share for
 //! each account.
 //!
-//! Invariants: what is taken is given back when its body has been read or given up; a small body
-//! needs none, so that nobody's large ones keep another's ordinary requests out. What a request
-//! keeps once it is admitted is bounded by its account's money and limits, and not here.
+//! Invariants: what is taken is given back when its body has been read, given up or refused; a
+//! small body needs none, so that nobody's large ones keep another's ordinary requests out. What
+//! small ones come to is bounded by the number of connections alone, and what a request keeps once
+//! it is admitted by its account's money and limits.
 
 use crate::error::Error;
 use crate::models::ids::AccountId;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Of bodies that have not ended. A caller without credit can send as much as one that has some.
-const BODIES_BYTES_MAX: usize = 256 << 20;
-/// Of one account: two of the largest at once.
-const SHARE_BYTES_MAX: usize = 64 << 20;
-/// Most requests are smaller; as many of these as there may be connections are as much as the room.
-const SMALL_BYTES_MAX: usize = 16 << 10;
+/// Of one account's bodies that have not ended, so many of the largest at once. A caller without
+/// credit can send as much as one that has some.
+const LARGEST_OF_ONE: usize = 2;
+/// So many accounts can take their share at once.
+const SHARES: usize = 4;
+/// Nearly all requests are smaller.
+const SMALL_BYTES_MAX: usize = 128 << 10;
 
-#[derive(Default)]
-pub struct Bodies(Mutex<Taken>);
+pub struct Bodies {
+    share: usize,
+    all: usize,
+    taken: Mutex<Taken>,
+}
 
 #[derive(Default)]
 struct Taken {
@@ -35,6 +40,13 @@ pub struct Room<'a> {
 }
 
 impl Bodies {
+    /// `largest`: no body is larger.
+    #[must_use]
+    pub fn new(largest: usize) -> Self {
+        let share = largest.saturating_mul(LARGEST_OF_ONE).max(SMALL_BYTES_MAX);
+        Self { share, all: share.saturating_mul(SHARES), taken: Mutex::default() }
+    }
+
     /// For a body of this account, of which nothing has been read.
     #[must_use]
     pub fn room(&self, account: AccountId) -> Room<'_> {
@@ -53,10 +65,12 @@ impl Room<'_> {
             return Ok(());
         }
         let more = self.read.saturating_sub(self.taken);
-        let mut taken = self.bodies.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.bodies.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.by.get(&self.account).copied().unwrap_or_default();
         let (all, own) = (taken.all.saturating_add(more), own.saturating_add(more));
-        if all > BODIES_BYTES_MAX || own > SHARE_BYTES_MAX {
+        if all > self.bodies.all || own > self.bodies.share {
+            // At once: others may need it before all that was read is thrown away.
+            taken.give_back(self.account, std::mem::take(&mut self.taken));
             return Err(Error::Overloaded);
         }
         taken.all = all;
@@ -66,17 +80,22 @@ impl Room<'_> {
     }
 }
 
+impl Taken {
+    fn give_back(&mut self, account: AccountId, bytes: usize) {
+        self.all = self.all.saturating_sub(bytes);
+        let own = self.by.get(&account).copied().unwrap_or_default();
+        match own.saturating_sub(bytes) {
+            0 => drop(self.by.remove(&account)),
+            left => drop(self.by.insert(account, left)),
+        }
+    }
+}
+
 impl Drop for Room<'_> {
     fn drop(&mut self) {
-        if self.taken == 0 {
-            return;
-        }
-        let mut taken = self.bodies.0.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.all = taken.all.saturating_sub(self.taken);
-        let own = taken.by.get(&self.account).copied().unwrap_or_default();
-        match own.saturating_sub(self.taken) {
-            0 => drop(taken.by.remove(&self.account)),
-            left => drop(taken.by.insert(self.account, left)),
+        if self.taken > 0 {
+            let mut taken = self.bodies.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.give_back(self.account, self.taken);
         }
     }
 }
@@ -87,28 +106,30 @@ mod tests {
 
     #[test]
     fn there_is_a_share_for_each_and_room_for_all() {
-        let bodies = Bodies::default();
+        let bodies = Bodies::new(1 << 20);
+        let (share, shares) = (bodies.share, bodies.all / bodies.share);
         let [own, other] = [AccountId::generate(), AccountId::generate()];
         let mut first = bodies.room(own);
-        assert!(first.take(SHARE_BYTES_MAX).is_ok());
+        assert!(first.take(share).is_ok());
         assert!(bodies.room(own).take(SMALL_BYTES_MAX).is_ok(), "a small one needs none");
         assert!(bodies.room(own).take(SMALL_BYTES_MAX + 1).is_err());
         let mut second = bodies.room(other);
-        assert!(second.take(SHARE_BYTES_MAX - 1).is_ok() && second.take(1).is_ok());
-        assert!(second.take(1).is_err());
-        let others: Vec<_> = (2..BODIES_BYTES_MAX / SHARE_BYTES_MAX)
+        assert!(second.take(share - 1).is_ok() && second.take(1).is_ok());
+        let others: Vec<_> = (2..shares)
             .map(|_| {
                 let mut room = bodies.room(AccountId::generate());
-                assert!(room.take(SHARE_BYTES_MAX).is_ok());
+                assert!(room.take(share).is_ok());
                 room
             })
             .collect();
         let third = AccountId::generate();
         assert!(bodies.room(third).take(SMALL_BYTES_MAX + 1).is_err(), "all of it is taken");
         drop(first);
-        assert!(bodies.room(third).take(SHARE_BYTES_MAX).is_ok());
+        assert!(bodies.room(third).take(share).is_ok());
+        assert!(second.take(1).is_err());
+        assert!(bodies.room(other).take(share).is_ok(), "what was refused gave its room back");
         drop((second, others));
-        let taken = bodies.0.into_inner().unwrap();
+        let taken = bodies.taken.into_inner().unwrap();
         assert_eq!((taken.all, taken.by.len()), (0, 0));
     }
 }

@@ -375,6 +375,16 @@ async fn a_stream_is_told_no_cap_that_might_be_refused(store: Store) {
         assert_eq!(caps, [None, None], "{credit}: {sent}");
         assert_eq!(got.header("x-tollgate-completion-tokens-max"), None, "{credit}");
     }
+    // One that the client names may be lowered.
+    let account = app.create_account("poor", &["--credit", "0.02"]).await;
+    let key = app.create_key(&account, &[]).await;
+    body["max_completion_tokens"] = json!(100_000);
+    app.upstream.script(Answer::openai().stream());
+    let got = app.ask(&app.chat_ask(&body).bearer(&key)).await;
+    got.ok();
+    let cap = app.upstream.last_chat().json()["max_completion_tokens"].as_i64().expect("a cap");
+    assert!((16_384..100_000).contains(&cap), "{cap}");
+    assert_eq!(got.header("x-tollgate-completion-tokens-max"), Some(&*cap.to_string()));
     app.finish().await;
 }
 

@@ -130,7 +130,9 @@ async fn the_user_is_the_account_whatever_the_client_claims() {
 #[tokio::test]
 async fn tiers_of_service_that_have_a_price_pass() {
     let app = TestApp::start(Store::Sqlite).await;
-    for tier in [json!(null), json!("auto"), json!("default"), json!("flex")] {
+    let tiers = ["auto", "default", "flex", "on_demand", "standard", "standard_only"];
+    for tier in tiers.into_iter().map(Some).chain([None]) {
+        let tier = json!(tier);
         let mut body = question(MODEL);
         body["service_tier"] = tier.clone();
         app.upstream.script(Answer::openrouter().plain());

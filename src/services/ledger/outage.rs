@@ -237,7 +237,8 @@ impl Outage {
         }
         let hold = Hold { amount_nusd: amount, counted: Counted::default(), ..hold };
         let granted = Placement { hold, floor_nusd, demand: None, funds: None, is_granted: true };
-        let left = account.min(key).minus(amount).unwrap_or(NanoUsd::ZERO);
+        // What others were let in with is not known here: nothing more is promised.
+        let left = NanoUsd::ZERO;
         let outcome = Outcome::Placed { amount, available: account, left, room };
         Verdict::Write(LedgerOp::Place(granted), Some(outcome))
     }

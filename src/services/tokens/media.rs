@@ -3,7 +3,7 @@
 //!
 //! Invariants: a guess by the length of inline data, never charged and never counted in a limit;
 //! nothing for an address, whose contents are not looked at, and for a picture, which has a largest
-//! size. Costs nothing for a prompt without long data.
+//! size. Costs nothing for a short prompt.
 
 use super::prompt::{Literal, TOKENS_PER_AUDIO, TOKENS_PER_FILE, TOKENS_PER_VIDEO, values};
 use super::vocabulary::tokens_from;

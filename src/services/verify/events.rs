@@ -28,10 +28,12 @@ impl Due {
         Ok(Self(store.sinks().await?))
     }
 
-    /// Without those that have ended.
+    /// Those that somebody sends: of sinks that have ended and did not begin again, nobody does.
     #[must_use]
     pub fn of_open_sinks(mut self) -> Self {
-        self.0.retain(|sink| sink.until.is_none());
+        let open = self.0.iter().filter(|sink| sink.until.is_none());
+        let open: HashSet<String> = open.map(|sink| sink.name.clone()).collect();
+        self.0.retain(|sink| open.contains(&sink.name));
         self
     }
 
