@@ -18,8 +18,8 @@ const FILE_CHARS_PER_TOKEN: usize = 32;
 const VIDEO_CHARS_PER_TOKEN: usize = 64;
 /// What most models take as a prompt.
 const LONG_MEDIA_TOKENS_MAX: i64 = 200_000;
-/// No data in a shorter text is long.
-const SHORT_BYTES_MAX: usize = 100_000;
+/// No data in a shorter text is long: a file, the first to be so, has its flat number's worth then.
+const SHORT_BYTES_MAX: usize = 160_000;
 /// How a WAV file begins, in base64.
 const RIFF: &[u8] = b"UklGR";
 
@@ -78,6 +78,8 @@ mod tests {
             (sound("UklGR", 20_000 * 1_024), 20_000 - 1_920),
             (sound("", 1_920 * 256), 0),
             (file(20_000 * 32), 15_000),
+            (file(5_000 * 32), 0),
+            (file(5_001 * 32), 1),
             (video(20_000 * 64), 11_000),
             (picture(1 << 20), 0),
             (file(1 << 25), LONG_MEDIA_TOKENS_MAX),
