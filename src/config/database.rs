@@ -49,6 +49,10 @@ impl DatabaseConfig {
                 return Err(ConfigError(message.into()));
             }
         };
+        if kind == DatabaseKind::Sqlite && is_in_memory(url.expose_secret()) {
+            let message = "DATABASE_URL names no file: books in memory are gone with the process";
+            return Err(ConfigError(message.into()));
+        }
         Ok(Self {
             url,
             kind,
@@ -79,6 +83,11 @@ impl OutageConfig {
         }
         Ok(Some(Self { exposure, folder }))
     }
+}
+
+/// <https://www.sqlite.org/inmemorydb.html>
+fn is_in_memory(url: &str) -> bool {
+    url.contains(":memory:") || url.contains("mode=memory")
 }
 
 fn retention(env: &mut Reader) -> Result<Option<u16>, ConfigError> {

@@ -19,6 +19,7 @@ mod images;
 mod media;
 mod prompt;
 mod vocabulary;
+mod words;
 
 pub use counter::{Field, INLINE_BYTES_MAX, Lane, StreamCounter};
 pub use images::count_images;

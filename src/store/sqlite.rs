@@ -115,10 +115,7 @@ impl SqliteStore {
 /// says why.
 /// <https://www.sqlite.org/src/file/src/os_unix.c> (`findCreateFileMode`)
 fn make(file: &Path) {
-    let is_in_memory = file.to_string_lossy().starts_with("file:");
-    if !is_in_memory {
-        let _ = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
-    }
+    let _ = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
 }
 
 /// An empty file is a database that nobody has begun.

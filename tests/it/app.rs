@@ -18,6 +18,7 @@ pub mod supabase;
 pub mod wait;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitStatus;
 
@@ -74,6 +75,12 @@ pub fn streamed_with_usage(model: &str) -> Value {
     let mut body = streamed(model);
     body["stream_options"] = json!({"include_usage": true});
     body
+}
+
+/// Who may read and write it.
+pub fn mode(path: &Path) -> u32 {
+    let file = std::fs::metadata(path).expect("it was made");
+    file.permissions().mode() & 0o777
 }
 
 impl TestApp {

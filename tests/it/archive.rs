@@ -8,7 +8,7 @@ use tollgate::models::ids::ApiKeyId;
 use tollgate::models::timestamp::Timestamp;
 
 use crate::app::books::Books;
-use crate::app::{Setup, Store, TestApp, both_stores, question};
+use crate::app::{Setup, Store, TestApp, both_stores, mode, question};
 use crate::seed::{self, Call};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
@@ -195,6 +195,7 @@ async fn months_go_to_files_and_the_books_stay_right(store: Store) {
         let left = "pg_class WHERE relname LIKE 'usage_records_2026_0_'";
         assert_eq!(past.count(left).await, 1, "the partitions are gone");
     }
+    assert_eq!(mode(&past.file("2026-08")), 0o700, "it is for its owner");
     let manifest = std::fs::read_to_string(past.file("2026-08/manifest.json")).expect("a file");
     let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
     assert_eq!(manifest["records"], json!(CALLS));

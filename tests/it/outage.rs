@@ -12,7 +12,9 @@ use serde_json::json;
 use crate::app::books::UsageRecord;
 use crate::app::cluster::Cluster;
 use crate::app::process::Process;
-use crate::app::{Kind, Setup, Store, TestApp, address_of, both_stores, eventually, streamed};
+use crate::app::{
+    Kind, Setup, Store, TestApp, address_of, both_stores, eventually, mode, streamed,
+};
 use crate::client::{Answered, Exchange};
 use crate::commit_lost::{Load, check, goes_on, loaded, manner};
 use crate::kill_matrix::until_killed;
@@ -127,7 +129,9 @@ async fn what_a_killed_process_journalled_is_replayed() {
         more_calls(&model, 60).await;
         app.kill9();
         answers.extend(clients.await.expect("no client panics").into_iter().flatten());
-        assert_eq!(journals(&app).len(), 1, "it is left behind");
+        let left = journals(&app);
+        assert_eq!(left.len(), 1, "it is left behind");
+        assert_eq!(mode(&left[0]), 0o600, "for its owner");
         if round == 1 {
             // Nor does a start without the database lose anything.
             let failed = app.try_cli(&["serve"]).await;

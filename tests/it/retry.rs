@@ -11,6 +11,7 @@ both_stores!(
     a_failure_before_the_first_byte_is_tried_again,
     the_last_failure_is_told,
     what_does_not_help_is_not_tried_again,
+    a_pause_that_is_none_is_not_told,
     a_client_that_leaves_between_two_attempts_pays_nothing,
 );
 
@@ -97,6 +98,17 @@ async fn what_does_not_help_is_not_tried_again(store: Store) {
     for record in app.records(7).await {
         assert_eq!((record.attempts, record.charge_nusd), (1, 0), "{record:?}");
     }
+    app.finish().await;
+}
+
+async fn a_pause_that_is_none_is_not_told(store: Store) {
+    let app = app(store).await;
+    let words = [("Retry-After", "ask billing@provider.example")];
+    for _ in 0..3 {
+        app.upstream.script(Script::json_with(429, &words, "{}"));
+    }
+    let got = app.chat(&question(MODEL)).await;
+    assert_eq!((got.status, got.header("retry-after")), (429, None), "{}", got.text());
     app.finish().await;
 }
 

@@ -1,13 +1,12 @@
 //! The start: what a fresh run prints, what it refuses, and that what it prints works.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::app::TestApp;
 use crate::app::books::Books;
 use crate::app::process::{Ended, Environment, Process, run};
 use crate::app::store::Database;
-use crate::app::{Setup, Store, UPSTREAM_KEY, eventually};
+use crate::app::{Setup, Store, UPSTREAM_KEY, eventually, mode};
 use crate::client::{Ask, Exchange};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
@@ -60,8 +59,7 @@ async fn a_fresh_run_prints_what_one_needs_and_it_works() {
     let key = printed_key(&stdout).to_string();
     assert!(key.starts_with("sk-tg-"), "{stdout}");
     for name in ["tollgate.db", "tollgate.db-wal"] {
-        let file = std::fs::metadata(folder.path().join(name)).expect("it was made");
-        assert_eq!(file.permissions().mode() & 0o777, 0o600, "{name} is for its owner");
+        assert_eq!(mode(&folder.path().join(name)), 0o600, "{name} is for its owner");
     }
     assert!(stdout.contains("from openai import OpenAI"), "no Python lines: {stdout}");
 
@@ -164,6 +162,8 @@ async fn values_that_make_no_sense_are_named() {
         ("TOLLGATE_LEASE_SECONDS", "0"),
         ("UPSTREAM_KIND", "telepathy"),
         ("DATABASE_URL", "mysql://localhost/x"),
+        ("DATABASE_URL", "sqlite::memory:"),
+        ("DATABASE_URL", "sqlite://books.db?mode=memory"),
     ];
     for (name, value) in values {
         let mut environment = fresh();

@@ -13,13 +13,16 @@
 use std::{
     collections::HashSet,
     fmt,
-    ops::AddAssign,
+    ops::{AddAssign, Range},
     sync::{Arc, OnceLock},
 };
 
 use tiktoken_rs::{CoreBPE, tokenizer};
 
-use super::cut;
+use super::{cut, words::Words};
+
+/// No vocabulary here has as many tokens.
+const TOKENS_MAX: u32 = 1 << 18;
 
 /// A number of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +50,7 @@ struct Shared {
 pub struct Vocabulary {
     name: &'static str,
     bpe: CoreBPE,
+    words: Words,
 }
 
 /// What a model's text is counted with.
@@ -119,7 +123,7 @@ impl Vocabulary {
         loaded: Result<CoreBPE, E>,
     ) -> Result<Self, TokensError> {
         match loaded {
-            Ok(bpe) => Ok(Self { name, bpe }),
+            Ok(bpe) => Ok(Self { name, words: Words::among(tokens_of(&bpe)), bpe }),
             Err(error) => Err(TokensError::Load { name, reason: format!("{error:#}") }),
         }
     }
@@ -134,6 +138,24 @@ impl Vocabulary {
     /// that has no safe cut, so that it had to be cut elsewhere.
     #[must_use]
     pub fn count(&self, text: &str) -> Count {
+        let mut total = Count::default();
+        let mut counted = 0;
+        for Range { start, end } in cut::between(text) {
+            if self.words.has(&text[start..end]) {
+                total += self.count_split(&text[counted..start]);
+                total.tokens += 1;
+                counted = end;
+            }
+        }
+        total += self.count_split(&text[counted..]);
+        total
+    }
+
+    /// What has to be split to be counted.
+    fn count_split(&self, text: &str) -> Count {
+        if text.is_empty() {
+            return Count::default();
+        }
         match self.encode(text) {
             Some(tokens) => Count { tokens: tokens_from(tokens.len()), estimated: false },
             None => self.count_halves(text),
@@ -158,11 +180,27 @@ impl Vocabulary {
             return Count { tokens: tokens_from(text.len()), estimated: true };
         }
         let (left, right) = text.split_at(at);
-        let mut total = self.count(left);
-        total += self.count(right);
+        let mut total = self.count_split(left);
+        total += self.count_split(right);
         total.estimated |= safe.is_none();
         total
     }
+}
+
+#[cfg(test)]
+impl Vocabulary {
+    pub(super) fn tokens(&self) -> impl Iterator<Item = Vec<u8>> {
+        tokens_of(&self.bpe)
+    }
+
+    pub(super) fn has_word(&self, text: &str) -> bool {
+        self.words.has(text)
+    }
+}
+
+/// The bytes of each token.
+fn tokens_of(bpe: &CoreBPE) -> impl Iterator<Item = Vec<u8>> {
+    (0..TOKENS_MAX).filter_map(|token| bpe.decode_bytes(&[token]).ok())
 }
 
 impl fmt::Debug for Vocabulary {
@@ -232,8 +270,34 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::{super::cut::testing::fragment, *};
     use testing::{cl100k, o200k, vocabularies};
+
+    /// Words of English and of programs among all that is hard to split.
+    fn text() -> impl Strategy<Value = String> {
+        const WORDS: &str = "the The gateway, is open. \"Yes\" HTTP/1.1 = camelCase 12 1234 don't \
+            I'm ... -- (a) [0] {x} <div> a/b /* */ ;; antidisestablishmentarianism NULL iOS";
+        let word = || select(WORDS.split(' ').collect::<Vec<_>>());
+        let space = prop_oneof![8 => Just(" "), 1 => Just(""), 1 => Just("  "), 1 => Just("\n")];
+        let words = vec((word(), space), 0..12)
+            .prop_map(|words| words.iter().flat_map(|(word, space)| [*word, *space]).collect());
+        vec(prop_oneof![2 => words, 1 => fragment()], 0..8)
+            .prop_map(|texts: Vec<String>| texts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_500))]
+
+        #[test]
+        fn a_count_is_what_tiktoken_says_of_the_whole(text in text()) {
+            for tokenizer in [o200k(), cl100k()] {
+                let tokens = tokenizer.vocabulary.encode(&text).unwrap().len();
+                prop_assert_eq!(tokenizer.vocabulary.count(&text), exactly(tokens_from(tokens)));
+            }
+        }
+    }
 
     fn exactly(tokens: i64) -> Count {
         Count { tokens, estimated: false }

@@ -2,11 +2,12 @@
 
 use super::{AnswerBody, is_compressed};
 use crate::error::Error;
+use crate::services::http::asked_pause;
 use crate::services::tap::{Failure, Operator};
 use axum::http::header::RETRY_AFTER;
-use axum::http::{Response, StatusCode};
+use axum::http::{HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 const BODY_BYTES_MAX: usize = 64 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(5);
@@ -20,7 +21,7 @@ pub async fn check(
     if status.is_success() {
         return Ok(answer);
     }
-    let retry_after = answer.headers().get(RETRY_AFTER).cloned();
+    let retry_after = answer.headers().get(RETRY_AFTER).filter(|value| is_pause(value)).cloned();
     let failure = match status {
         _ if is_compressed(answer.headers()) => Failure::default(),
         // What these are about is in their bodies.
@@ -32,6 +33,11 @@ pub async fn check(
         _ => Failure::default(),
     };
     Err(failure.with_status(status, retry_after, operator))
+}
+
+/// Anything else would be the upstream's words in a header.
+fn is_pause(value: &HeaderValue) -> bool {
+    asked_pause(value, SystemTime::now()).is_some()
 }
 
 async fn explained(body: AnswerBody) -> Failure {

@@ -18,8 +18,8 @@ const SUMS: &[(&str, &str, &str)] = &[
     ("charge_nusd", "u.charge_nusd", "-c.difference_nusd"),
 ];
 
-/// The members of a [`UsageLine`]: its name, and what it is of a usage record `u`, its correction
-/// `c` and its key `k`.
+/// The members of a usage line: its name, and what it is of a usage record `u`, its correction `c`
+/// and its key `k`.
 const LINE: &[(&str, &str)] = &[
     ("id", "u.id"),
     ("started_at", "u.started_at"),
