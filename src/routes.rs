@@ -57,7 +57,6 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app.clone())
         // outermost last: the id is there before anything can fail
         .layer(cors())
-        .layer(from_fn(nothing_after_chunks))
         .layer(from_fn_with_state(app, identify))
 }
 
@@ -98,19 +97,6 @@ fn console() -> Router<Arc<App>> {
         .route("/console", get(console::page(page)).fallback(only(GET)))
         .route("/console/config.json", get(console::config).fallback(only(GET)))
         .route("/console/{file}", get(console::file(files)).fallback(only(GET)))
-}
-
-/// The server reads a body that has a length and chunks by its chunks, and does not say that there
-/// was a length. A proxy in front of us may have gone by it, and what follows would be another's
-/// request: so nothing that follows chunks is read.
-/// <https://www.rfc-editor.org/rfc/rfc9112#section-6.1-15>
-async fn nothing_after_chunks(request: Request, next: Next) -> Response {
-    let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
-    let mut response = next.run(request).await;
-    if is_chunked {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
 }
 
 /// What whoever runs this does over HTTP.
@@ -208,12 +194,25 @@ async fn name(request: Request, next: Next) -> Response {
 
 async fn run_as(id: RequestId, mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(id);
+    let is_last = is_chunked(&request);
     let span = tracing::info_span!("request", id = %id);
     let mut response = next.run(request).instrument(span).await;
+    let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
-        response.headers_mut().insert(X_REQUEST_ID, value);
+        headers.insert(X_REQUEST_ID, value);
+    }
+    if is_last {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// The server reads a body that has a length and chunks by its chunks, and does not say that there
+/// was a length. A proxy in front of us may have gone by it, and what follows would be another's
+/// request: so nothing that follows chunks is read.
+/// <https://www.rfc-editor.org/rfc/rfc9112#section-6.1-15>
+fn is_chunked(request: &Request) -> bool {
+    request.headers().contains_key(TRANSFER_ENCODING)
 }
 
 /// Browsers may call from anywhere: keys are in a header, not in a cookie. Preflights carry no key,

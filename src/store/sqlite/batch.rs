@@ -54,10 +54,10 @@ pub struct Sql {
 impl Sql {
     pub fn new() -> Self {
         let load = [
-            (native::select_all(&ACCOUNTS), "id"),
-            (native::select_all(&KEY_BUDGETS), "api_key_id"),
-            (native::select_all(&HOLDS), "request_id"),
-            ("SELECT id FROM usage_records".to_owned(), "id"),
+            (&ACCOUNTS, ACCOUNTS.columns, "id"),
+            (&KEY_BUDGETS, KEY_BUDGETS.columns, "api_key_id"),
+            (&HOLDS, HOLDS.columns, "request_id"),
+            (&USAGE_RECORDS, &["id"], "id"),
         ];
         Self {
             begin: Queries::new(Some(BEGIN), &load),

@@ -87,7 +87,9 @@ impl ManyRows {
 }
 
 /// One row is inserted plainly: nothing is missing to it, and SQLite need not be able to take back
-/// half of the statement.
+/// half of the statement. Nor for many: whoever began the transaction does not end it with COMMIT
+/// after an error, so that the rows before a bad one go with the rest (`OR FAIL`).
+/// <https://www.sqlite.org/lang_conflict.html>
 fn insert(table: &Table, size: usize, rows: &str) -> String {
     let Table { name, columns } = table;
     let (named, key) = (columns.join(", "), columns[0]);
@@ -95,7 +97,7 @@ fn insert(table: &Table, size: usize, rows: &str) -> String {
         let values = vec!["?"; columns.len()].join(", ");
         return format!("INSERT INTO {name} ({named}) VALUES ({values})");
     }
-    format!("{rows} INSERT INTO {name} ({named}) SELECT * FROM r WHERE {key} IS NOT NULL")
+    format!("{rows} INSERT OR FAIL INTO {name} ({named}) SELECT * FROM r WHERE {key} IS NOT NULL")
 }
 
 /// A statement that removes rows by their keys.
@@ -210,12 +212,7 @@ fn bound(
 
 /// The text of a query for whole rows.
 pub fn select(table: &Table, condition: &str) -> String {
-    format!("{} {condition}", select_all(table))
-}
-
-/// The same, for all of them.
-pub fn select_all(table: &Table) -> String {
-    format!("SELECT {} FROM {}", table.columns.join(", "), table.name)
+    format!("SELECT {} FROM {} {condition}", table.columns.join(", "), table.name)
 }
 
 /// The rows that a text of [`select`] finds by its one parameter.
@@ -233,29 +230,39 @@ pub async fn read<T: DeserializeOwned>(
 
 /// Queries by lists of keys, in one text, so that they cost what one costs.
 pub struct Queries<const N: usize> {
-    /// For at most [`KEYS_FEW`] in each list.
-    few: Arc<str>,
+    /// For lists of 1, 2, 4 … [`KEYS_FEW`] keys; keys that are missing to that are NULL, which is
+    /// the key of no row.
+    few: Vec<Arc<str>>,
     many: Arc<str>,
 }
 
-/// Each of so few keys has a query of its own: for a list of them, SQLite reads JSON and makes a
-/// table first, which costs more than looking the rows up (measured).
-const KEYS_FEW: usize = 4;
+/// So many keys are parameters each, which costs less than a list that SQLite has to read as JSON
+/// (measured).
+const KEYS_FEW: usize = 64;
 
 impl<const N: usize> Queries<N> {
-    /// `texts`: each a query without its condition, and the column of its keys. `before`: what is
+    /// `of`: each a table, the columns that are read, and the column of the keys. `before`: what is
     /// run before them.
-    pub fn new(before: Option<&str>, texts: &[(String, &str); N]) -> Self {
-        let before = || before.map(ToOwned::to_owned).into_iter();
-        let few = texts.iter().map(|(text, key)| {
-            vec![format!("{text} WHERE {key} = ?"); KEYS_FEW].join(" UNION ALL ")
-        });
-        let many = texts.iter().map(|(text, key)| format!("{text} WHERE {key} {LISTED}"));
-        let join = |texts: Vec<String>| texts.join("; ").into();
-        Self {
-            few: join(before().chain(few).collect()),
-            many: join(before().chain(many).collect()),
-        }
+    pub fn new(before: Option<&str>, of: &[(&Table, &[&str], &str); N]) -> Self {
+        let text = |keys: &str, value: &str| {
+            let queries = of.iter().map(|(table, columns, key)| {
+                let name = table.name;
+                let columns: Vec<_> = columns.iter().map(|it| format!("{name}.{it}")).collect();
+                let columns = columns.join(", ");
+                // Each key is looked up: neither is the table gone through, nor the list sorted.
+                format!(
+                    "SELECT {columns} FROM {keys} CROSS JOIN {name} ON {name}.{key} = k.{value}"
+                )
+            });
+            let before = before.map(ToOwned::to_owned).into_iter();
+            before.chain(queries).collect::<Vec<_>>().join("; ").into()
+        };
+        let sizes = (0..=KEYS_FEW.ilog2()).map(|power| 1 << power);
+        let few = |size| {
+            let values = vec!["(?)"; size].join(", ");
+            text(&format!("(VALUES {values}) AS k"), "column1")
+        };
+        Self { few: sizes.map(few).collect(), many: text("json_each(?) AS k", "value") }
     }
 
     /// The rows of each.
@@ -267,13 +274,14 @@ impl<const N: usize> Queries<N> {
         conn: &mut SqliteConnection,
         keys: [Vec<String>; N],
     ) -> Result<[Vec<SqliteRow>; N], StoreError> {
-        let are_few = keys.iter().all(|keys| keys.len() <= KEYS_FEW);
-        let (text, values) = if are_few {
+        let longest = keys.iter().map(Vec::len).max().unwrap_or_default();
+        let size = longest.next_power_of_two();
+        let (text, values) = if let Some(text) = self.few.get(size.ilog2() as usize) {
             let padded = |keys: Vec<String>| {
-                let missing = KEYS_FEW - keys.len();
-                keys.into_iter().map(Value::Text).chain(vec![Value::Null; missing])
+                let missing = vec![Value::Null; size - keys.len()];
+                keys.into_iter().map(Value::Text).chain(missing)
             };
-            (&self.few, keys.into_iter().flat_map(padded).collect())
+            (text, keys.into_iter().flat_map(padded).collect())
         } else {
             let list = |keys: &Vec<String>| Ok(Value::Text(serde_json::to_string(keys)?));
             (&self.many, keys.iter().map(list).collect::<Result<Vec<_>, StoreError>>()?)
@@ -349,8 +357,8 @@ mod tests {
         let mut conn = tables().await;
         let holds: Vec<Hold> = (0..KEYS_FEW + 3).map(hold).collect();
         let keys: Vec<String> = holds.iter().map(|hold| hold.request_id.to_string()).collect();
-        let by_id = (select_all(&HOLDS), "request_id");
-        let queries = Queries::new(Some("SELECT 1"), &[by_id.clone(), by_id]);
+        let by_id = (&HOLDS, HOLDS.columns, "request_id");
+        let queries = Queries::new(Some("SELECT 1"), &[by_id, by_id]);
         let deletion = Deletion::new(&HOLDS, "request_id");
         for count in 0..=holds.len() {
             write(&mut conn, &ManyRows::insert(&HOLDS), &holds).await;
