@@ -12,8 +12,6 @@
 //!
 //! This module counts nothing and does not promise to find a cut: a run of one letter has none.
 
-use std::ops::Range;
-
 /// The last safe cut of `text` at or after byte `from`. The ends of the text are not cuts: nothing
 /// is known about what follows.
 pub(super) fn last(text: &str, from: usize) -> Option<usize> {
@@ -49,28 +47,8 @@ pub(super) fn first(text: &str, from: usize) -> Option<usize> {
     None
 }
 
-/// A text's pieces between its safe cuts, in order.
-pub(super) fn between(text: &str) -> impl Iterator<Item = Range<usize>> {
-    let mut chars = text.char_indices();
-    let mut before = chars.next().map(|(_, first)| first);
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let mut last = before?;
-        for (at, after) in chars.by_ref() {
-            let is_end = is_safe(last, after);
-            last = after;
-            if is_end {
-                before = Some(after);
-                return Some(std::mem::replace(&mut start, at)..at);
-            }
-        }
-        before = None;
-        Some(start..text.len())
-    })
-}
-
 /// May a text be cut between `a` and `b`?
-fn is_safe(a: char, b: char) -> bool {
+pub(super) fn is_safe(a: char, b: char) -> bool {
     // 1. A run of whitespace belongs to what follows it. A line break is left out of `b` because
     //    it can end a run of punctuation.
     if b.is_whitespace() && !is_line_break(b) && !a.is_whitespace() {
@@ -202,15 +180,6 @@ mod tests {
             let cuts: Vec<usize> = cuts(&text).into_iter().filter(|at| *at >= from).collect();
             prop_assert_eq!(last(&text, from), cuts.last().copied());
             prop_assert_eq!(first(&text, from), cuts.first().copied());
-        }
-
-        #[test]
-        fn between_the_cuts_lies_the_text(text in text()) {
-            let ends = between(&text).map(|piece| piece.end);
-            let whole = (!text.is_empty()).then_some(text.len());
-            prop_assert_eq!(ends.collect::<Vec<_>>(), [cuts(&text), Vec::from_iter(whole)].concat());
-            let pieces: String = between(&text).map(|piece| &text[piece]).collect();
-            prop_assert_eq!(pieces, text);
         }
     }
 

@@ -13,7 +13,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    ops::{AddAssign, Range},
+    ops::AddAssign,
     sync::{Arc, OnceLock},
 };
 
@@ -139,13 +139,16 @@ impl Vocabulary {
     #[must_use]
     pub fn count(&self, text: &str) -> Count {
         let mut total = Count::default();
-        let mut counted = 0;
-        for Range { start, end } in cut::between(text) {
-            if self.words.has(&text[start..end]) {
-                total += self.count_split(&text[counted..start]);
-                total.tokens += 1;
+        let (mut counted, mut at) = (0, 0);
+        while at < text.len() {
+            let (words, end) = self.words.run(text, at);
+            if words > 0 {
+                total += self.count_split(&text[counted..at]);
+                total.tokens = total.tokens.saturating_add(tokens_from(words));
                 counted = end;
             }
+            let next = text.ceil_char_boundary(end + 1);
+            at = cut::first(text, next).unwrap_or(text.len());
         }
         total += self.count_split(&text[counted..]);
         total

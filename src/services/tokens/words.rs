@@ -8,6 +8,7 @@
 //! Why it exists: those expressions are most of the price of counting, and most of an answer is
 //! such words. This module splits nothing, and what it does not have is tiktoken's to count.
 
+use super::cut;
 use rustc_hash::FxHashSet;
 
 /// Longer words are rare, and dearer to keep.
@@ -25,9 +26,43 @@ impl Words {
         Self(words)
     }
 
+    /// How many words follow one another from this safe cut on, and where they end, which is one
+    /// too.
+    pub fn run(&self, text: &str, start: usize) -> (usize, usize) {
+        let (mut words, mut end) = (0, start);
+        while let Some(next) = self.end(text, end) {
+            (words, end) = (words + 1, next);
+        }
+        (words, end)
+    }
+
+    /// The end of a word that begins at this safe cut.
+    fn end(&self, text: &str, start: usize) -> Option<usize> {
+        let bytes = text.as_bytes().get(start..)?;
+        let space = usize::from(bytes.first() == Some(&b' '));
+        let run = bytes.get(space..)?;
+        let length = match run.first()? {
+            byte if byte.is_ascii_alphabetic() => length(run, u8::is_ascii_alphabetic),
+            byte if byte.is_ascii_punctuation() => length(run, u8::is_ascii_punctuation),
+            byte if byte.is_ascii_digit() => length(run, u8::is_ascii_digit),
+            _ => return None,
+        };
+        let last = char::from(*run.get(length - 1)?);
+        let end = start + space + length;
+        let is_whole = match text[end..].chars().next() {
+            Some(after) => cut::is_safe(last, after),
+            None => true,
+        };
+        (is_whole && self.has(&text[start..end])).then_some(end)
+    }
+
     pub fn has(&self, text: &str) -> bool {
         key(text.as_bytes()).is_some_and(|key| self.0.contains(&key))
     }
+}
+
+fn length(bytes: &[u8], is_alike: impl Fn(&u8) -> bool) -> usize {
+    bytes.iter().take_while(|byte| is_alike(byte)).count()
 }
 
 /// A word's bytes and its length.
