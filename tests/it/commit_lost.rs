@@ -209,14 +209,14 @@ async fn an_estimate_whose_answer_is_lost_is_not_the_truth() {
     exchange.until("data: ").await;
     app.kill9();
     let request = exchange.finish().await.request_id();
-    app.restart().await;
-    let owner_of = async || {
+    let owner_of = async |app: &TestApp| {
         let holds = app.books.rows("SELECT owner FROM holds").await;
         holds.first().map(|hold| hold["owner"].to_string())
     };
-    let dead = owner_of().await.expect("the hold outlives the program");
-    eventually("the orphan is claimed", async || owner_of().await.filter(|owner| *owner != dead))
-        .await;
+    let dead = owner_of(&app).await.expect("the hold outlives the program");
+    app.restart().await;
+    let claimed = async || owner_of(&app).await.filter(|owner| *owner != dead);
+    eventually("the orphan is claimed", claimed).await;
     let proxy = app.proxy.as_ref().expect("it was asked for");
     proxy.lose(1);
     let record = app.record().await;

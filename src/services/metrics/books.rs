@@ -198,6 +198,9 @@ impl BookMetrics {
             }
             return;
         };
+        if is_own {
+            self.holds.placed(id);
+        }
         let (charge, available) = (record.charge_nusd, NanoUsd::ZERO);
         self.holds.closed(record, Some(&Outcome::Settled { charge, available }), is_own);
         self.settled(record, charge, record.shortfall_nusd.0);
@@ -327,6 +330,13 @@ impl HoldMetrics {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts it, once. One that is found settled is placed too: a commit of which nobody heard may
+    /// have been both.
+    fn placed(&self, request: RequestId) {
+        let is_new = self.open().insert(request);
+        self.placed.inc_by(u64::from(is_new));
+    }
+
     fn closed(&self, record: &UsageRecord, outcome: Option<&Outcome>, is_own: bool) {
         let is_own = is_own && record.ending != Ending::Killed;
         if is_own && matches!(outcome, None | Some(Outcome::Settled { .. })) {
@@ -346,8 +356,7 @@ impl HoldMetrics {
     fn changed(&self, op: &LedgerOp, outcome: Option<&Outcome>) {
         match (op, outcome) {
             (LedgerOp::Place(placement), Some(Outcome::Placed { .. })) => {
-                let is_new = self.open().insert(placement.hold.request_id);
-                self.placed.inc_by(u64::from(is_new));
+                self.placed(placement.hold.request_id);
             }
             (LedgerOp::Place(_), Some(Outcome::Limited(_))) => drop(self.limited.inc()),
             (LedgerOp::Place(_), Some(Outcome::Refused { by, .. })) => match by {
