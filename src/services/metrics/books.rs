@@ -377,3 +377,57 @@ impl HoldMetrics {
 fn add(counter: &Counter, number: i64) {
     counter.inc_by(u64::try_from(number).unwrap_or(0));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::hold::Hold;
+    use crate::models::openai::answer::Reported;
+    use crate::models::usage::TokenUsage;
+    use crate::store::Placement;
+    use serde_json::json;
+
+    fn hold() -> Hold {
+        let (id, now) = ("00000000-0000-7000-8000-000000000001", "2026-01-01T00:00:00Z");
+        let hold = json!({
+            "request_id": id, "account_id": id, "owner": id, "amount_nusd": 1,
+            "lease_expires_at": now, "placed_at": now, "upstream": "u", "model": "m",
+            "price_id": "p", "prompt_tokens_estimate": 1, "completion_tokens_seen": 0,
+            "streamed": true, "counted_account": false, "counted_key": 0, "counted_tokens": 0,
+        });
+        serde_json::from_value(hold).unwrap()
+    }
+
+    /// Of a commit whose answer was lost, a second try finds what it did: both, or the end alone.
+    #[test]
+    fn what_is_found_settled_was_placed() {
+        for is_heard_of in [false, true] {
+            let metrics = BookMetrics::new(&mut Registry::default());
+            let hold = hold();
+            let reported = Reported { tokens: TokenUsage::default(), cost_pico: None };
+            let end = (Ending::Completed, UsageSource::Upstream);
+            let record = hold.closed(end.0, end.1, reported, hold.placed_at);
+            let placement = Placement {
+                hold,
+                floor_nusd: NanoUsd(1),
+                demand: None,
+                funds: None,
+                is_granted: true,
+            };
+            let place = LedgerOp::Place(placement);
+            let nothing = NanoUsd::ZERO;
+            let placed = Outcome::Placed {
+                amount: NanoUsd(1),
+                available: nothing,
+                left: nothing,
+                room: crate::models::limits::Room::default(),
+            };
+            let decided = if is_heard_of { placed } else { Outcome::AlreadySettled };
+            metrics.committed(&place, Some(&decided), true);
+            metrics.found(record.id, Some(&record), true);
+            let holds = &metrics.holds;
+            assert_eq!((holds.placed.get(), holds.expected_open()), (1, 0), "{is_heard_of}");
+            assert_eq!(holds.settled.get() + holds.voided.get(), 1, "{is_heard_of}");
+        }
+    }
+}

@@ -112,7 +112,7 @@ async fn an_outage_is_counted_once() {
     // So that a slow machine has nothing to do but to replay.
     let answers = load.end().await;
     cluster.start_again().await;
-    // A page of the journal in which requests begin and end is committed without a word, too.
+    // A commit of the replay is not heard of, either.
     proxy.lose(1);
     proxy.mend();
     replayed(&app).await;
