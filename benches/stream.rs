@@ -97,7 +97,7 @@ fn decode(frames: &[Bytes]) -> i64 {
     by_tiktoken(&text)
 }
 
-/// As [`Vocabularies`] does not count: splits all of the text.
+/// By tiktoken alone, which splits all of the text.
 fn by_tiktoken(text: &str) -> i64 {
     let tokens = o200k_base_singleton().encode(text, &HashSet::new()).expect("a text like any");
     i64::try_from(tokens.0.len()).expect("a few")

@@ -382,6 +382,7 @@ fn add(counter: &Counter, number: i64) {
 mod tests {
     use super::*;
     use crate::models::hold::Hold;
+    use crate::models::limits::Room;
     use crate::models::openai::answer::Reported;
     use crate::models::usage::TokenUsage;
     use crate::store::Placement;
@@ -405,8 +406,8 @@ mod tests {
             let metrics = BookMetrics::new(&mut Registry::default());
             let hold = hold();
             let reported = Reported { tokens: TokenUsage::default(), cost_pico: None };
-            let end = (Ending::Completed, UsageSource::Upstream);
-            let record = hold.closed(end.0, end.1, reported, hold.placed_at);
+            let (ending, source) = (Ending::Completed, UsageSource::Upstream);
+            let record = hold.closed(ending, source, reported, hold.placed_at);
             let placement = Placement {
                 hold,
                 floor_nusd: NanoUsd(1),
@@ -420,7 +421,7 @@ mod tests {
                 amount: NanoUsd(1),
                 available: nothing,
                 left: nothing,
-                room: crate::models::limits::Room::default(),
+                room: Room::default(),
             };
             let decided = if is_heard_of { placed } else { Outcome::AlreadySettled };
             metrics.committed(&place, Some(&decided), true);

@@ -21,8 +21,9 @@ use tiktoken_rs::{CoreBPE, tokenizer};
 
 use super::{cut, words::Words};
 
-/// No vocabulary here has as many tokens.
-const TOKENS_MAX: u32 = 1 << 18;
+/// Words are sought among so many tokens. The common ones have the low numbers, and each that is
+/// looked at makes every start later.
+const TOKENS_MAX: u32 = 100_000;
 
 /// A number of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,7 +202,7 @@ impl Vocabulary {
     }
 }
 
-/// The bytes of each token.
+/// The bytes of each token that may be a word.
 fn tokens_of(bpe: &CoreBPE) -> impl Iterator<Item = Vec<u8>> {
     (0..TOKENS_MAX).filter_map(|token| bpe.decode_bytes(&[token]).ok())
 }

@@ -78,12 +78,16 @@ impl ManyRows {
     fn new(columns: Vec<&'static str>, key: usize, text: impl Fn(usize, &str) -> String) -> Self {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let named = columns.join(", ");
-        let sizes = (0..=ROWS_MAX.ilog2()).map(|power| 1 << power);
         let of =
             |rows| format!("WITH r ({named}) AS (VALUES {})", vec![row.as_str(); rows].join(", "));
-        let texts = sizes.map(|size| text(size, &of(size)).into()).collect();
+        let texts = sizes(ROWS_MAX).map(|size| text(size, &of(size)).into()).collect();
         Self { columns, key, texts }
     }
+}
+
+/// The powers of two up to this one.
+fn sizes(largest: usize) -> impl Iterator<Item = usize> {
+    (0..=largest.ilog2()).map(|power| 1 << power)
 }
 
 /// One row is inserted plainly: nothing is missing to it, and SQLite need not be able to take back
@@ -257,12 +261,11 @@ impl<const N: usize> Queries<N> {
             let before = before.map(ToOwned::to_owned).into_iter();
             before.chain(queries).collect::<Vec<_>>().join("; ").into()
         };
-        let sizes = (0..=KEYS_FEW.ilog2()).map(|power| 1 << power);
         let few = |size| {
             let values = vec!["(?)"; size].join(", ");
             text(&format!("(VALUES {values}) AS k"), "column1")
         };
-        Self { few: sizes.map(few).collect(), many: text("json_each(?) AS k", "value") }
+        Self { few: sizes(KEYS_FEW).map(few).collect(), many: text("json_each(?) AS k", "value") }
     }
 
     /// The rows of each.
