@@ -12,6 +12,7 @@ use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
 use crate::store::{Correction, LedgerOp, Store, StoreError};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -56,8 +57,12 @@ impl LateTruths {
             .store
             .claim_lookups(now, now.plus(self.settler.slow_lookup_every), LOOKUPS_MAX)
             .await?;
+        let requests: Vec<_> = due.iter().map(|lookup| lookup.request_id).collect();
+        let records = self.store.records_of(&requests).await?;
+        let mut records: HashMap<_, _> =
+            records.into_iter().map(|record| (record.id, record)).collect();
         for lookup in due {
-            let Some(record) = self.store.usage_record(lookup.request_id).await? else { continue };
+            let Some(record) = records.remove(&lookup.request_id) else { continue };
             // Taken out of the configuration: it may be back before this is given up.
             let Some(upstream) = self.settler.upstreams.get(&record.upstream) else { continue };
             match upstream.look_up_once(&lookup.generation_id).await {

@@ -13,8 +13,6 @@ use async_trait::async_trait;
 
 #[async_trait]
 pub trait RecordStore: Send + Sync {
-    async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError>;
-
     /// An account's usage records, oldest first.
     async fn usage_of(
         &self,

@@ -11,6 +11,7 @@ use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Ending, UsageCorrection, UsageRecord, UsageSource};
 use crate::store::{Correction, LedgerOp, Outcome, Settlement, Store, StoreError};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,10 @@ pub struct Committer {
 
 /// What became of one operation.
 pub type Decided = Result<Outcome, Failed>;
+
+/// Of a batch, what was settled before, by request.
+#[derive(Default)]
+pub struct Earlier(HashMap<RequestId, UsageRecord>);
 
 /// A batch that takes longer is given up and tried again: the database is not there.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -40,6 +45,17 @@ impl Deadline {
     fn left(self) -> Duration {
         let left = |at: Instant| at.saturating_duration_since(Instant::now());
         self.0.map_or(COMMIT_TIMEOUT, |at| left(at).min(COMMIT_TIMEOUT))
+    }
+}
+
+impl Earlier {
+    fn new(records: Vec<UsageRecord>) -> Self {
+        Self(records.into_iter().map(|record| (record.id, record)).collect())
+    }
+
+    pub fn of(&self, op: &LedgerOp) -> Option<&UsageRecord> {
+        let LedgerOp::Settle(settlement) = op else { return None };
+        self.0.get(&settlement.record.id)
     }
 }
 
@@ -119,23 +135,44 @@ impl Committer {
         }
     }
 
-    /// What follows from what was decided; gives the record that was there already, where there was
-    /// one. [`Failed::Away`]: the operation is to be decided again.
+    /// What was settled before it was tried here, by request: read at once for a whole batch, which
+    /// a commit whose answer was lost makes of it. [`Failed::Away`]: it cannot be read now.
+    pub async fn earlier(
+        &self,
+        ops: &[LedgerOp],
+        decided: &[Decided],
+        deadline: Deadline,
+    ) -> Result<Earlier, Failed> {
+        let requests: Vec<_> = ops.iter().zip(decided).filter_map(settled_before).collect();
+        if requests.is_empty() {
+            return Ok(Earlier::default());
+        }
+        let records = self.store.records_of(&requests);
+        match tokio::time::timeout(deadline.left(), records).await {
+            Ok(Ok(records)) => Ok(Earlier::new(records)),
+            Ok(Err(error)) if !error.is_transient() => Ok(Earlier::default()),
+            Ok(Err(_)) | Err(_) => Err(Failed::Away),
+        }
+    }
+
+    /// What follows from what was decided. `found`: the record that was there already.
+    /// [`Failed::Away`]: the operation is to be decided again.
     pub async fn follow_up(
         &self,
         op: &LedgerOp,
         decided: &Decided,
+        found: Option<&UsageRecord>,
         deadline: Deadline,
-    ) -> Result<Option<UsageRecord>, Failed> {
-        match (op, decided) {
-            (LedgerOp::Settle(lost), Err(Failed::Refused)) => self.abandon(lost.record.id).await,
-            (LedgerOp::Abandon(request), Ok(_)) => self.abandon(*request).await,
-            (LedgerOp::Settle(settlement), Ok(Outcome::AlreadySettled)) => {
-                return self.correct_takeover(settlement, deadline).await;
+    ) -> Result<(), Failed> {
+        match (op, decided, found) {
+            (LedgerOp::Settle(lost), Err(Failed::Refused), _) => self.abandon(lost.record.id).await,
+            (LedgerOp::Abandon(request), Ok(_), _) => self.abandon(*request).await,
+            (LedgerOp::Settle(settlement), _, Some(found)) => {
+                return self.correct_takeover(settlement, found, deadline).await;
             }
             _ => {}
         }
-        Ok(None)
+        Ok(())
     }
 
     /// A hold whose settlement was lost must not be kept alive by our renewing its lease.
@@ -151,22 +188,16 @@ impl Committer {
     async fn correct_takeover(
         &self,
         settlement: &Settlement,
+        settled: &UsageRecord,
         deadline: Deadline,
-    ) -> Result<Option<UsageRecord>, Failed> {
+    ) -> Result<(), Failed> {
         let truth = &settlement.record;
-        let settled = tokio::time::timeout(deadline.left(), self.store.usage_record(truth.id));
-        let settled = match settled.await {
-            Ok(Ok(settled)) => settled,
-            Ok(Err(error)) if !error.is_transient() => return Ok(None),
-            Ok(Err(_)) | Err(_) => return Err(Failed::Away),
-        };
         let is_estimate = |settled: &UsageRecord| {
             settled.ending == Ending::Killed && settled.source == UsageSource::Estimated
         };
-        let settled = match settled {
-            Some(settled) if is_estimate(&settled) && !is_estimate(truth) => settled,
-            other => return Ok(other),
-        };
+        if !is_estimate(settled) || is_estimate(truth) {
+            return Ok(());
+        }
         let correction = Correction {
             api_key_id: truth.api_key_id,
             charged_nusd: settled.charge_nusd,
@@ -190,7 +221,7 @@ impl Committer {
                 if let Some(decided) = &decided {
                     self.measured.decided(&ops[0], decided, None);
                 }
-                Ok(Some(settled))
+                Ok(())
             }
         }
     }
@@ -215,17 +246,25 @@ impl Committer {
         }
         let busy = self.measured.busy().await;
         let decided = self.commit(&ops, deadline).await;
-        let mut found = Vec::with_capacity(ops.len());
+        let earlier = self.earlier(&ops, &decided, deadline).await?;
         for (op, decided) in ops.iter().zip(&decided) {
             if *decided == Err(Failed::Away) {
                 return Err(Failed::Away);
             }
-            found.push(self.follow_up(op, decided, deadline).await?);
+            self.follow_up(op, decided, earlier.of(op), deadline).await?;
         }
-        for ((op, decided), found) in ops.iter().zip(&decided).zip(&found) {
-            self.measured.decided(op, decided, found.as_ref());
+        for (op, decided) in ops.iter().zip(&decided) {
+            self.measured.decided(op, decided, earlier.of(op));
         }
         drop(busy);
         Ok(ops.into_iter().zip(decided).collect())
+    }
+}
+
+/// A settlement whose record was there already.
+pub fn settled_before((op, decided): (&LedgerOp, &Decided)) -> Option<RequestId> {
+    match (op, decided) {
+        (LedgerOp::Settle(settlement), Ok(Outcome::AlreadySettled)) => Some(settlement.record.id),
+        _ => None,
     }
 }

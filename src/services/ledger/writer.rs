@@ -3,7 +3,7 @@
 //! Invariant: it runs until every way to it is gone and all that was sent is in the books or, when
 //! the database is away then, in the journal.
 
-use super::committer::{Committer, Deadline, Decided, RETRY_MAX};
+use super::committer::{Committer, Deadline, Decided, Earlier, RETRY_MAX, settled_before};
 use super::outage::Outage;
 use super::queue::{BATCH_OPS_MAX, Queue, Queued};
 use super::snapshots::Snapshots;
@@ -60,12 +60,13 @@ impl Writer {
             let measured = self.committer.measured();
             let busy = measured.busy().await;
             let began = Instant::now();
-            let outcomes = self.committer.commit(&ops, deadline).await;
+            let mut outcomes = self.committer.commit(&ops, deadline).await;
             self.queue.took(began.elapsed(), awaited);
             measured.batch(sent.iter().map(|sent| sent.at), began);
+            let earlier = self.earlier(&ops, &mut outcomes).await;
             let mut undecided = Vec::new();
             for ((op, sent), outcome) in ops.into_iter().zip(sent).zip(outcomes) {
-                undecided.extend(self.finish(Queued { op, sent }, outcome).await);
+                undecided.extend(self.finish(Queued { op, sent }, outcome, &earlier).await);
             }
             drop(busy);
             if let Some(outage) = self.outage.as_mut().filter(|_| !undecided.is_empty()) {
@@ -77,21 +78,40 @@ impl Writer {
         }
     }
 
+    /// Until it can be read, or, where the database is not waited for, is to be decided again.
+    async fn earlier(&self, ops: &[LedgerOp], outcomes: &mut [Decided]) -> Earlier {
+        loop {
+            let deadline = Deadline::after(self.away.patience());
+            match self.committer.earlier(ops, outcomes, deadline).await {
+                Ok(earlier) => return earlier,
+                Err(_) if self.outage.is_some() => break,
+                Err(_) => tokio::time::sleep(RETRY_MAX).await,
+            }
+        }
+        for (op, outcome) in ops.iter().zip(outcomes) {
+            if settled_before((op, outcome)).is_some() {
+                *outcome = Err(Failed::Away);
+            }
+        }
+        Earlier::default()
+    }
+
     /// Answers what is decided; gives back what is to be decided again.
-    async fn finish(&self, queued: Queued, outcome: Decided) -> Option<Queued> {
+    async fn finish(&self, queued: Queued, outcome: Decided, earlier: &Earlier) -> Option<Queued> {
         if outcome == Err(Failed::Away) {
             return Some(queued);
         }
         let Queued { op, sent } = queued;
-        let deadline = || Deadline::after(self.away.patience());
-        let found = loop {
-            match self.committer.follow_up(&op, &outcome, deadline()).await {
-                Ok(found) => break found,
+        let found = earlier.of(&op);
+        loop {
+            let deadline = Deadline::after(self.away.patience());
+            match self.committer.follow_up(&op, &outcome, found, deadline).await {
+                Ok(()) => break,
                 Err(_) if self.outage.is_some() => return Some(Queued { op, sent }),
                 Err(_) => tokio::time::sleep(RETRY_MAX).await,
             }
-        };
-        self.committer.measured().decided(&op, &outcome, found.as_ref());
+        }
+        self.committer.measured().decided(&op, &outcome, found);
         self.memory.remember(&op, &outcome, &self.away);
         report(&op, &outcome);
         if let Some(answer) = sent.answer {

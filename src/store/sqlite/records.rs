@@ -17,10 +17,6 @@ use sqlx::AssertSqlSafe;
 
 #[async_trait]
 impl RecordStore for SqliteStore {
-    async fn usage_record(&self, id: RequestId) -> Result<Option<UsageRecord>, StoreError> {
-        self.one(sql::select(&USAGE_RECORDS, "WHERE id = ?1"), id.to_string()).await
-    }
-
     async fn usage_of(
         &self,
         account: AccountId,

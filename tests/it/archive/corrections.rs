@@ -25,7 +25,8 @@ impl Past {
     /// A late truth about a call that began then.
     async fn correct(&self, request: RequestId, charge: i64, learnt: &str) {
         let store = self.store().await;
-        let record = store.usage_record(request).await.expect("a store").expect("a record");
+        let records = store.records_of(&[request]).await.expect("a store");
+        let [record] = records.as_slice() else { panic!("{records:?}") };
         let correction = UsageCorrection {
             request_id: request,
             account_id: record.account_id,
