@@ -42,6 +42,10 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 pub struct PostgresStore {
+    /// For the ledger's writer and its leases alone: who looks up keys or reads reports, however
+    /// many and however long, keeps nobody's hold waiting.
+    books: PgPool,
+    /// For all else.
     pool: PgPool,
     events: Arc<EventTerms>,
     sql: Sql,
@@ -51,9 +55,10 @@ pub struct PostgresStore {
     checked: OnceCell<()>,
 }
 
-/// Connections of one process: the ledger writer, look-ups and the listener. Small, because a
+/// Connections of one process: of the ledger, and for look-ups and the listener. Few, because a
 /// session pooler counts them (Supabase's smallest: 15 in all).
-const CONNECTIONS_MAX: u32 = 6;
+const BOOKS_CONNECTIONS_MAX: u32 = 2;
+const CONNECTIONS_MAX: u32 = 4;
 /// A connection that is not to be had in this time is not to be had.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a transaction that looks rows up by keys. While the database has no statistics of a table, as
@@ -76,12 +81,15 @@ impl PostgresStore {
             .map_err(|_| StoreError::Setup("DATABASE_URL is not a PostgreSQL address".into()))?;
         // PgBouncer refuses the parameter, and there is no float that it could be for.
         let options = options.application_name("tollgate").extra_float_digits(None);
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(options);
+        let pool = |connections_max| {
+            PgPoolOptions::new()
+                .max_connections(connections_max)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_lazy_with(options.clone())
+        };
         Ok(Self {
-            pool,
+            books: pool(BOOKS_CONNECTIONS_MAX),
+            pool: pool(CONNECTIONS_MAX),
             events: Arc::new(events),
             sql: Sql::new(),
             inserts: OnceLock::new(),
@@ -110,7 +118,7 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn check(&self) -> Result<(), StoreError> {
-        let check = || pooler::refuse_shared_sessions(&self.pool);
+        let check = || pooler::refuse_shared_sessions([&self.books, &self.pool, &self.pool]);
         self.checked.get_or_try_init(check).await.copied()
     }
 
@@ -168,19 +176,18 @@ impl Store for PostgresStore {
 impl PostgresStore {
     /// A transaction that looks rows up by keys.
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        self.begin_with(BEGIN).await
+        begin(&self.pool, BEGIN).await
     }
 
-    /// In a task of its own: a BEGIN that is given up half way leaves its connection in a
-    /// transaction that sqlx does not know of. What is written on it next, outside of one, would
-    /// wait for the COMMIT of another, or go with its ROLLBACK.
+    async fn begin_books(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        begin(&self.books, BEGIN).await
+    }
+
     async fn begin_with(
         &self,
         statement: &'static str,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let pool = self.pool.clone();
-        let begun = tokio::spawn(async move { pool.begin_with(statement).await });
-        begun.await.unwrap_or(Err(sqlx::Error::PoolClosed)).map_err(classify)
+        begin(&self.pool, statement).await
     }
 
     async fn ensure_partitions(&self) -> Result<(), StoreError> {
@@ -250,4 +257,16 @@ impl PostgresStore {
             .map_err(classify)?;
         parse(&rows)
     }
+}
+
+/// In a task of its own: a BEGIN that is given up half way leaves its connection in a transaction
+/// that sqlx does not know of. What is written on it next, outside of one, would wait for the
+/// COMMIT of another, or go with its ROLLBACK.
+async fn begin(
+    pool: &PgPool,
+    statement: &'static str,
+) -> Result<Transaction<'static, Postgres>, StoreError> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+    begun.await.unwrap_or(Err(sqlx::Error::PoolClosed)).map_err(classify)
 }

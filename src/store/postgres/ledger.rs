@@ -24,7 +24,7 @@ fn micros(lease: Duration) -> i64 {
 #[async_trait]
 impl LedgerStore for PostgresStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_books().await?;
         let outcomes = self.apply(&mut tx, batch, now).await?;
         tx.commit().await.map_err(classify)?;
         Ok(outcomes)
@@ -40,7 +40,7 @@ impl LedgerStore for PostgresStore {
         sqlx::query(AssertSqlSafe(statement))
             .bind(owner.0)
             .bind(micros(lease))
-            .execute(&self.pool)
+            .execute(&self.books)
             .await
             .map_err(classify)?;
         Ok(())
@@ -64,7 +64,7 @@ impl LedgerStore for PostgresStore {
             .bind(micros(lease))
             .bind(except.0)
             .bind(limit)
-            .fetch_all(&self.pool)
+            .fetch_all(&self.books)
             .await
             .map_err(classify)?;
         parse(&rows)
@@ -76,7 +76,7 @@ impl LedgerStore for PostgresStore {
              lease_expires_at = 'epoch' WHERE request_id = $1",
         )
         .bind(request.0)
-        .execute(&self.pool)
+        .execute(&self.books)
         .await
         .map_err(classify)?;
         Ok(())

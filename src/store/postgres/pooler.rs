@@ -36,8 +36,8 @@ type Answer = (usize, i32);
 /// # Errors
 /// [`StoreError::Setup`] behind a pooler that does not keep sessions; [`StoreError::Unavailable`]
 /// when the database cannot be asked.
-pub async fn refuse_shared_sessions(pool: &PgPool) -> Result<(), StoreError> {
-    let clients = try_join_all((0..CLIENTS).map(|_| pool.acquire())).await.map_err(classify)?;
+pub async fn refuse_shared_sessions(pools: [&PgPool; CLIENTS]) -> Result<(), StoreError> {
+    let clients = try_join_all(pools.map(PgPool::acquire)).await.map_err(classify)?;
     let answers = tokio::time::timeout(TURNS_TIMEOUT, ask(clients)).await;
     let answers = answers.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(classify)?;
     if are_sessions(&answers) { Ok(()) } else { Err(StoreError::Setup(REFUSAL.to_owned())) }

@@ -5,9 +5,12 @@ use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
 
-use super::{Admin, status_of, text};
-use crate::app::{Store, TestApp, both_stores};
+use super::{Admin, chat, status_of, text};
+use crate::app::{Store, TestApp, both_stores, eventually};
+use crate::client::Exchange;
+use crate::upstream::catalog::MODEL;
 
 both_stores!(
     changes_of_one_key_do_not_undo_each_other,
@@ -136,5 +139,30 @@ async fn every_table_of_prices_has_its_version(store: Store) {
     assert_chained(&entries);
     let last = answers.iter().max_by_key(|answer| answer["table"]["version"].as_i64());
     assert_eq!(Some(&admin.get("/price-table").await), last);
+    app.finish().await;
+}
+
+/// Whoever reads the books, and however long that takes, keeps nobody's hold waiting.
+#[tokio::test]
+async fn readers_that_hang_keep_no_hold_waiting() {
+    let app = TestApp::start(Store::Postgres).await;
+    let admin = Admin::of(&app).await;
+    admin.audit().await;
+    chat(&app, &app.key, MODEL).await.ok();
+    let mut lock = PgConnection::connect(&app.database_url()).await.expect("a connection");
+    lock.execute("BEGIN; LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE").await.expect("a lock");
+    let request = admin.request("GET", "/audit", None).bytes();
+    let readers = join_all((0..20).map(|_| Exchange::open(app.address(), &request))).await;
+    eventually("readers hang", async || {
+        let waiting = app.books.rows("SELECT pid FROM pg_locks WHERE NOT granted").await;
+        (waiting.len() >= 3).then_some(())
+    })
+    .await;
+    chat(&app, &app.key, MODEL).await.ok();
+    lock.execute("ROLLBACK").await.expect("it is given back");
+    for reader in readers {
+        let got = reader.finish().await;
+        assert!([200, 503].contains(&got.status), "{}: {}", got.status, got.text());
+    }
     app.finish().await;
 }
