@@ -7,6 +7,7 @@ use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
 use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
+use crate::models::usage::UsageRecord;
 use crate::models::window::RateWindow;
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
@@ -17,6 +18,9 @@ pub trait LedgerStore: Send + Sync {
     /// Changes the books: all of the batch in one transaction, or nothing. An operation that is
     /// refused changes nothing and does not fail the batch.
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError>;
+
+    /// The records of those of the requests that are settled, for who has found that they are.
+    async fn settled(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError>;
 
     /// Extends the lease of all holds of `owner`.
     async fn renew_leases(

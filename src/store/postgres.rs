@@ -81,15 +81,13 @@ impl PostgresStore {
             .map_err(|_| StoreError::Setup("DATABASE_URL is not a PostgreSQL address".into()))?;
         // PgBouncer refuses the parameter, and there is no float that it could be for.
         let options = options.application_name("tollgate").extra_float_digits(None);
-        let pool = |connections_max| {
-            PgPoolOptions::new()
-                .max_connections(connections_max)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .connect_lazy_with(options.clone())
-        };
+        let of = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+        // A dead connection shows itself at the first statement, and a commit is tried again: to
+        // ask first would be a round trip more for each of them.
+        let books = of(BOOKS_CONNECTIONS_MAX).test_before_acquire(false);
         Ok(Self {
-            books: pool(BOOKS_CONNECTIONS_MAX),
-            pool: pool(CONNECTIONS_MAX),
+            books: books.connect_lazy_with(options.clone()),
+            pool: of(CONNECTIONS_MAX).connect_lazy_with(options),
             events: Arc::new(events),
             sql: Sql::new(),
             inserts: OnceLock::new(),

@@ -147,7 +147,7 @@ impl Committer {
         if requests.is_empty() {
             return Ok(Earlier::default());
         }
-        let records = self.store.records_of(&requests);
+        let records = self.store.settled(&requests);
         match tokio::time::timeout(deadline.left(), records).await {
             Ok(Ok(records)) => Ok(Earlier::new(records)),
             Ok(Err(error)) if !error.is_transient() => Ok(Earlier::default()),

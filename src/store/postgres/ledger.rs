@@ -4,10 +4,12 @@ use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
 use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
+use crate::models::usage::UsageRecord;
 use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::classify;
+use crate::store::postgres::verify::records_of;
 use crate::store::table::{HOLDS, RATE_WINDOWS, parse};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
@@ -28,6 +30,10 @@ impl LedgerStore for PostgresStore {
         let outcomes = self.apply(&mut tx, batch, now).await?;
         tx.commit().await.map_err(classify)?;
         Ok(outcomes)
+    }
+
+    async fn settled(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError> {
+        records_of(&mut *self.begin_books().await?, requests).await
     }
 
     async fn renew_leases(
@@ -71,12 +77,13 @@ impl LedgerStore for PostgresStore {
     }
 
     async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {
+        // Not tried again, so by a connection that was asked whether it lives.
         sqlx::query(
             "UPDATE holds SET owner = '00000000-0000-0000-0000-000000000000', \
              lease_expires_at = 'epoch' WHERE request_id = $1",
         )
         .bind(request.0)
-        .execute(&self.books)
+        .execute(&self.pool)
         .await
         .map_err(classify)?;
         Ok(())

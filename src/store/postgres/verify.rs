@@ -12,14 +12,13 @@ use crate::store::table::{
 };
 use crate::store::verify::{GroupCharge, OUTLINES, VerifyStore, group_charges};
 use async_trait::async_trait;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 #[async_trait]
 impl VerifyStore for PostgresStore {
     async fn records_of(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError> {
-        let statement = sql::select(&USAGE_RECORDS, "WHERE t.id = ANY($1)");
-        let mut conn = self.begin().await?;
-        select(&mut conn, &statement.into(), uuids(requests)).await
+        records_of(&mut *self.begin().await?, requests).await
     }
 
     async fn outlines_of(&self, requests: &[RequestId]) -> Result<Vec<Outline>, StoreError> {
@@ -72,6 +71,15 @@ impl VerifyStore for PostgresStore {
         let mut conn = self.begin().await?;
         select(&mut conn, &statement.into(), groups.to_vec()).await
     }
+}
+
+/// The usage records of these requests.
+pub(super) async fn records_of(
+    conn: &mut PgConnection,
+    requests: &[RequestId],
+) -> Result<Vec<UsageRecord>, StoreError> {
+    let statement = sql::select(&USAGE_RECORDS, "WHERE t.id = ANY($1)");
+    select(conn, &statement.into(), uuids(requests)).await
 }
 
 fn uuids(requests: &[RequestId]) -> Vec<Uuid> {

@@ -4,11 +4,13 @@ use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
 use crate::models::limits::Subject;
 use crate::models::timestamp::Timestamp;
+use crate::models::usage::UsageRecord;
 use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
 use crate::store::sqlite::rows::classify;
 use crate::store::sqlite::{SqliteStore, native, text};
 use crate::store::table::{HOLDS, RATE_WINDOWS};
+use crate::store::verify::VerifyStore;
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
 use std::time::Duration;
@@ -20,6 +22,10 @@ impl LedgerStore for SqliteStore {
         let outcomes = self.apply_alone(transaction.conn(), batch, now).await?;
         transaction.ended();
         Ok(outcomes)
+    }
+
+    async fn settled(&self, requests: &[RequestId]) -> Result<Vec<UsageRecord>, StoreError> {
+        self.records_of(requests).await
     }
 
     async fn renew_leases(
