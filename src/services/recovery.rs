@@ -32,6 +32,10 @@ pub struct Recovery {
 /// Orphans taken over, and looked up, at once.
 const ORPHANS_MAX: i64 = 64;
 
+/// A database that takes longer to renew leases is away: the next round may find it. As long as the
+/// time between two of them, but for leases so short that a slow one would never be done.
+const ROUND_WAIT_MIN: Duration = Duration::from_secs(5);
+
 /// Since when this process has met the database at every round, and when it last did.
 struct Reached {
     since: Instant,
@@ -67,11 +71,12 @@ impl Recovery {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
+            let wait = (self.lease / 3).max(ROUND_WAIT_MIN);
             let round = tokio::select! {
-                round = self.round(&mut reached, &one_round) => round,
+                round = tokio::time::timeout(wait, self.round(&mut reached, &one_round)) => round,
                 () = stop.cancelled() => return,
             };
-            if let Err(error) = round {
+            if let Err(error) = round.unwrap_or(Err(StoreError::Silent)) {
                 tracing::warn!("leases and orphans: {error}");
                 reached.since = Instant::now();
             }

@@ -10,6 +10,7 @@ mod batch;
 mod directory;
 mod exports;
 mod ledger;
+mod lent;
 mod outbox;
 mod overview;
 mod payments;
@@ -25,6 +26,7 @@ mod watch;
 
 use arrays::Inserts;
 use batch::Sql;
+use lent::Lent;
 use rows::{classify, select};
 
 use super::payments::EVENTS_KEPT;
@@ -36,7 +38,7 @@ use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, PgPool, Postgres};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -47,6 +49,8 @@ pub struct PostgresStore {
     books: PgPool,
     /// For all else.
     pool: PgPool,
+    /// For the listener, which has a connection of its own.
+    options: PgConnectOptions,
     events: Arc<EventTerms>,
     sql: Sql,
     /// Made for the first batch.
@@ -55,10 +59,10 @@ pub struct PostgresStore {
     checked: OnceCell<()>,
 }
 
-/// Connections of one process: of the ledger, and for look-ups and the listener. Few, because a
-/// session pooler counts them (Supabase's smallest: 15 in all).
+/// Connections of one process, beside the listener's. Few, because a session pooler counts them
+/// (Supabase's smallest: 15 in all).
 const BOOKS_CONNECTIONS_MAX: u32 = 2;
-const CONNECTIONS_MAX: u32 = 4;
+const CONNECTIONS_MAX: u32 = 3;
 /// A connection that is not to be had in this time is not to be had.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a transaction that looks rows up by keys. While the database has no statistics of a table, as
@@ -69,6 +73,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
 /// Replicas tell each other about changed accounts and keys here.
 const CHANNEL: &str = "tollgate_changed";
+/// A listener that has heard nothing for so long asks whether anybody is there.
+const LISTEN_FOR: Duration = Duration::from_secs(10);
 
 impl PostgresStore {
     /// Connects lazily: the database may come up after this.
@@ -81,13 +87,10 @@ impl PostgresStore {
             .map_err(|_| StoreError::Setup("DATABASE_URL is not a PostgreSQL address".into()))?;
         // PgBouncer refuses the parameter, and there is no float that it could be for.
         let options = options.application_name("tollgate").extra_float_digits(None);
-        let of = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
-        // A dead connection shows itself at the first statement, and a commit is tried again: to
-        // ask first would be a round trip more for each of them.
-        let books = of(BOOKS_CONNECTIONS_MAX).test_before_acquire(false);
         Ok(Self {
-            books: books.connect_lazy_with(options.clone()),
-            pool: of(CONNECTIONS_MAX).connect_lazy_with(options),
+            books: pool(BOOKS_CONNECTIONS_MAX, options.clone()),
+            pool: pool(CONNECTIONS_MAX, options.clone()),
+            options,
             events: Arc::new(events),
             sql: Sql::new(),
             inserts: OnceLock::new(),
@@ -102,7 +105,7 @@ impl PostgresStore {
     pub async fn check_is_begun(&self) -> Result<(), StoreError> {
         self.check().await?;
         let is_begun = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL");
-        if is_begun.fetch_one(&self.pool).await.map_err(classify)? {
+        if is_begun.fetch_one(&mut *self.lend().await?).await.map_err(classify)? {
             return Ok(());
         }
         Err(StoreError::Setup(
@@ -128,7 +131,7 @@ impl Store for PostgresStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(classify)?;
+        sqlx::query("SELECT 1").execute(&mut *self.lend().await?).await.map_err(classify)?;
         Ok(())
     }
 
@@ -144,7 +147,7 @@ impl Store for PostgresStore {
         ] {
             sqlx::query(statement)
                 .bind(until.to_string())
-                .execute(&self.pool)
+                .execute(&mut *self.lend().await?)
                 .await
                 .map_err(classify)?;
         }
@@ -152,19 +155,27 @@ impl Store for PostgresStore {
     }
 
     async fn follow_changes(&self, changed: &(dyn Fn() + Sync)) -> Result<(), StoreError> {
-        let mut listener = PgListener::connect_with(&self.pool).await.map_err(classify)?;
+        // Whoever hears no more is replaced, and takes nobody's place until TCP gives it up.
+        let own = pool(1, self.options.clone());
+        let mut listener = PgListener::connect_with(&own).await.map_err(classify)?;
         listener.listen(CHANNEL).await.map_err(classify)?;
+        changed();
         loop {
-            changed();
-            // `None`: the connection was lost for a while, and with it perhaps some news.
-            listener.try_recv().await.map_err(classify)?;
+            match tokio::time::timeout(LISTEN_FOR, listener.try_recv()).await {
+                // `None`: the connection was lost for a while, and with it perhaps some news.
+                Ok(news) => {
+                    news.map_err(classify)?;
+                    changed();
+                }
+                Err(_) => is_heard(&mut listener).await?,
+            }
         }
     }
 
     async fn announce_change(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT pg_notify($1, '')")
             .bind(CHANNEL)
-            .execute(&self.pool)
+            .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -172,25 +183,26 @@ impl Store for PostgresStore {
 }
 
 impl PostgresStore {
+    async fn lend(&self) -> Result<Lent, StoreError> {
+        Lent::of(&self.pool).await
+    }
+
     /// A transaction that looks rows up by keys.
-    async fn begin(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        begin(&self.pool, BEGIN).await
+    async fn begin(&self) -> Result<Lent, StoreError> {
+        Lent::begin(&self.pool, BEGIN).await
     }
 
-    async fn begin_books(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        begin(&self.books, BEGIN).await
+    async fn begin_books(&self) -> Result<Lent, StoreError> {
+        Lent::begin(&self.books, BEGIN).await
     }
 
-    async fn begin_with(
-        &self,
-        statement: &'static str,
-    ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        begin(&self.pool, statement).await
+    async fn begin_with(&self, statement: &'static str) -> Result<Lent, StoreError> {
+        Lent::begin(&self.pool, statement).await
     }
 
     async fn ensure_partitions(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT tollgate_ensure_partitions(now())")
-            .execute(&self.pool)
+            .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -199,7 +211,7 @@ impl PostgresStore {
     /// At each start, because the roles may have come since the last one.
     async fn grant_supabase(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT tollgate_grant_supabase()")
-            .execute(&self.pool)
+            .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -210,7 +222,7 @@ impl PostgresStore {
         T: DeserializeOwned,
         K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
     {
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         Ok(select(&mut conn, &statement.into(), key).await?.pop())
     }
 
@@ -227,7 +239,7 @@ impl PostgresStore {
     {
         let condition =
             format!("WHERE $1 IS NULL OR t.{key} > $1 ORDER BY t.{key} LIMIT {PAGE_ROWS_MAX}");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         select(&mut conn, &sql::select(table, &condition).into(), after).await
     }
 
@@ -250,21 +262,24 @@ impl PostgresStore {
         let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql::select(table, &condition)))
             .bind(after)
             .bind(account.0)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         parse(&rows)
     }
 }
 
-/// In a task of its own: a BEGIN that is given up half way leaves its connection in a transaction
-/// that sqlx does not know of. What is written on it next, outside of one, would wait for the
-/// COMMIT of another, or go with its ROLLBACK.
-async fn begin(
-    pool: &PgPool,
-    statement: &'static str,
-) -> Result<Transaction<'static, Postgres>, StoreError> {
-    let pool = pool.clone();
-    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
-    begun.await.unwrap_or(Err(sqlx::Error::PoolClosed)).map_err(classify)
+fn pool(connections_max: u32, options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(options)
+}
+
+/// Fails when the other end is gone.
+async fn is_heard(listener: &mut PgListener) -> Result<(), StoreError> {
+    let asked = sqlx::query("SELECT 1").execute(listener);
+    let answer = tokio::time::timeout(ACQUIRE_TIMEOUT, asked).await;
+    answer.map_err(|_| StoreError::Silent)?.map_err(classify)?;
+    Ok(())
 }

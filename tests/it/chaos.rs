@@ -209,12 +209,16 @@ async fn differences(app: &TestApp, world: &World, tally: &Tally) -> Vec<String>
     }
     let seen: BTreeSet<&String> =
         tally.served.iter().map(|it| &it.generation).chain(&tally.glimpsed).collect();
+    let voided = records.iter().filter(|record| record.source == "none");
+    let voided: BTreeSet<&String> =
+        voided.filter_map(|record| record.generation_id.as_ref()).collect();
     let mut unseen = 0;
     for (id, truth) in &truths {
         match charged.get(id.as_str()).map(Vec::as_slice) {
             Some([net]) if *net == truth.cost_nusd() * 12 / 10 => {}
+            None if !seen.contains(id) => unseen += 1,
             // Its caller was refused: the hold could not be committed in time.
-            None | Some([0]) if !seen.contains(id) => unseen += 1,
+            Some([0]) if !seen.contains(id) && voided.contains(id) => unseen += 1,
             other => wrong.push(format!("{truth:?} is charged {other:?}")),
         }
     }

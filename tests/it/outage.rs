@@ -13,7 +13,7 @@ use crate::app::books::UsageRecord;
 use crate::app::cluster::Cluster;
 use crate::app::process::Process;
 use crate::app::{
-    Kind, Setup, Store, TestApp, address_of, both_stores, eventually, mode, streamed,
+    Kind, Setup, Store, TestApp, address_of, both_stores, eventually, in_its_time, mode, streamed,
 };
 use crate::client::{Answered, Exchange};
 use crate::commit_lost::{Load, check, goes_on, loaded, manner};
@@ -27,7 +27,7 @@ use crate::upstream::script::Gate;
 
 mod measured;
 
-use measured::{Sums, a_settlement_that_is_refused_is_counted_as_lost, holds};
+use measured::{Sums, a_settlement_that_is_refused_is_counted_as_lost, holds, wire};
 
 both_stores!(a_settlement_that_is_refused_is_counted_as_lost);
 
@@ -113,6 +113,32 @@ async fn is_not_noticed(outage: impl AsyncFnOnce(&mut Cluster)) {
     app.sigterm();
     assert!(app.stopped().await.success());
     assert_eq!(journals(&app), Vec::<PathBuf>::new(), "an empty journal is taken away");
+    app.finish().await;
+}
+
+/// The machine of the database is gone without a word and another is in its place: TCP would tell
+/// so in a quarter of an hour. Each time there is a commit under way, whose connection is lost.
+#[tokio::test]
+async fn nor_is_one_that_falls_silent_and_has_a_successor() {
+    let random = Random::from_environment();
+    let (cluster, model) = (Cluster::start().await, Model::start(manner()).await);
+    let app = loaded(exposed(&cluster, PLENTY).proxied(), &model).await;
+    let load = Load::start(&app);
+    for _ in 0..3 {
+        goes_on(&app).await;
+        wire(&app).silence();
+        let before = app.books.records().await.len();
+        // A replay waits longer for a commit than a call does.
+        let goes_on = async || (app.books.records().await.len() > before).then_some(());
+        in_its_time("the ledger goes on", goes_on).await;
+    }
+    let answers = load.end().await;
+    let refused: Vec<_> = answers.iter().filter(|got| got.status != 200).collect();
+    assert!(refused.is_empty(), "{random}: {} refused: {:?}", refused.len(), refused[0]);
+    app.settled().await;
+    check(&app.books.records().await, &answers, &model.generations(), &random);
+    let listening = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN %'";
+    eventually("it listens again", async || app.books.rows(listening).await.pop()).await;
     app.finish().await;
 }
 

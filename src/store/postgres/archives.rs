@@ -13,18 +13,18 @@ use sqlx::{AssertSqlSafe, PgConnection};
 impl ArchiveStore for PostgresStore {
     async fn archives(&self) -> Result<Vec<Archive>, StoreError> {
         let statement = sql::select(&ARCHIVES, "WHERE $1 = '' ORDER BY t.month");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         select(&mut conn, &statement.into(), String::new()).await
     }
 
     async fn archived_spending(&self) -> Result<Vec<ArchivedSpending>, StoreError> {
         let statement = sql::select(&ARCHIVED_SPENDING, "WHERE $1 = ''");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         select(&mut conn, &statement.into(), String::new()).await
     }
 
     async fn unfinished(&self, month: Month) -> Result<Unfinished, StoreError> {
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         open(&mut conn, month).await
     }
 
@@ -44,7 +44,7 @@ impl ArchiveStore for PostgresStore {
         check(archive, found, open(&mut tx, archive.month).await?)?;
         write_rows(&mut tx, &sql::insert(&ARCHIVES).into(), std::iter::once(archive)).await?;
         write_rows(&mut tx, &sql::insert(&ARCHIVED_SPENDING).into(), spending.iter()).await?;
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 
     async fn remove_archived(&self, month: Month) -> Result<bool, StoreError> {
@@ -57,7 +57,7 @@ impl ArchiveStore for PostgresStore {
         self.delete("usage_records", "id", month).await?;
         sqlx::query("UPDATE archives SET state = 'removed' WHERE month = $1")
             .bind(month.to_string())
-            .execute(&self.pool)
+            .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(true)
@@ -71,7 +71,7 @@ impl PostgresStore {
         sqlx::query(AssertSqlSafe(statement))
             .bind(from.0)
             .bind(until.0)
-            .execute(&self.pool)
+            .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -81,7 +81,7 @@ impl PostgresStore {
         let name = format!("usage_records_{}", month.to_string().replace('-', "_"));
         let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
             .bind(&name)
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         if !exists {
@@ -97,7 +97,7 @@ impl PostgresStore {
         ] {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(classify)?;
         }
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 }
 

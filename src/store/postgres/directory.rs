@@ -9,6 +9,7 @@ use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::timestamp::Timestamp;
 use crate::store::directory::{Decide, DirectoryStore, KnownKey, Opening, OwnKey, TellMember};
 use crate::store::postgres::PostgresStore;
+use crate::store::postgres::lent::Lent;
 use crate::store::postgres::rows::{classify, select, unique};
 use crate::store::table::{
     ACCOUNT_SETTINGS, ACCOUNTS, API_KEYS, AUDIT_LOG, KEY_BUDGET_LIMITS, KEY_BUDGETS, KEY_SETTINGS,
@@ -18,7 +19,7 @@ use crate::store::{LedgerOp, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{AssertSqlSafe, Postgres, Transaction};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 pub(super) const ACCOUNT_NAME: &str = "an account of this name";
@@ -39,7 +40,7 @@ impl DirectoryStore for PostgresStore {
             let batch = [LedgerOp::Enter(credit.clone())];
             Opening::credited(&self.apply(&mut tx, &batch, account.created_at).await?)?;
         }
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 
     async fn update_account(
@@ -59,7 +60,7 @@ impl DirectoryStore for PostgresStore {
         }
         log(&mut tx, &audit).await?;
         change(&mut tx, (&ACCOUNTS, "id"), &columns, &after, ACCOUNT_NAME).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(Some(after))
     }
 
@@ -96,7 +97,7 @@ impl DirectoryStore for PostgresStore {
             let moved = ["account_id", "created_at"];
             change(&mut tx, (&MEMBERS, "user_id"), &moved, member, MEMBER).await?;
         }
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(member.clone())
     }
 
@@ -111,7 +112,7 @@ impl DirectoryStore for PostgresStore {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(true)
     }
 
@@ -121,7 +122,7 @@ impl DirectoryStore for PostgresStore {
              FROM members m JOIN accounts a ON a.id = m.account_id WHERE m.user_id = $1",
         )
         .bind(user.0)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.lend().await?)
         .await
         .map_err(classify)?;
         let Some((member, account)) = row else { return Ok(None) };
@@ -145,7 +146,7 @@ impl DirectoryStore for PostgresStore {
         let mut tx = self.audited(audit).await?;
         write(&mut tx, sql::insert(&API_KEYS), key, KEY).await?;
         write(&mut tx, sql::insert(&KEY_BUDGETS), budget, KEY).await?;
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 
     async fn update_key(
@@ -168,7 +169,7 @@ impl DirectoryStore for PostgresStore {
         log(&mut tx, &audit).await?;
         change(&mut tx, (&API_KEYS, "id"), &settings, &after.0, KEY).await?;
         change(&mut tx, (&KEY_BUDGETS, "api_key_id"), &limits, &after.1, KEY).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(Some(after))
     }
 
@@ -186,7 +187,7 @@ impl DirectoryStore for PostgresStore {
              WHERE k.secret_hash = $1 OR k.previous_secret_hash = $1",
         )
         .bind(secret_hash)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.lend().await?)
         .await
         .map_err(classify)?;
         let Some((key, account, budget)) = row else {
@@ -219,7 +220,7 @@ impl DirectoryStore for PostgresStore {
              WHERE k.id = u.id AND (k.last_used_at IS NULL OR k.last_used_at < u.at)",
         )
         .bind(serde_json::to_string(used)?)
-        .execute(&self.pool)
+        .execute(&mut *self.lend().await?)
         .await
         .map_err(classify)?;
         Ok(())
@@ -232,10 +233,7 @@ impl DirectoryStore for PostgresStore {
 
 impl PostgresStore {
     /// A transaction that begins with its entry in the audit log.
-    async fn audited(
-        &self,
-        audit: &AuditEntry,
-    ) -> Result<Transaction<'static, Postgres>, StoreError> {
+    async fn audited(&self, audit: &AuditEntry) -> Result<Lent, StoreError> {
         let mut tx = self.begin().await?;
         log(&mut tx, audit).await?;
         Ok(tx)
@@ -243,16 +241,13 @@ impl PostgresStore {
 }
 
 /// Writes an entry into the audit log.
-pub(super) async fn log(
-    tx: &mut Transaction<'static, Postgres>,
-    audit: &AuditEntry,
-) -> Result<(), StoreError> {
+pub(super) async fn log(tx: &mut Lent, audit: &AuditEntry) -> Result<(), StoreError> {
     write(tx, sql::insert(&AUDIT_LOG), audit, "this audit entry").await?;
     Ok(())
 }
 
 pub(super) async fn first<T: DeserializeOwned>(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Lent,
     statement: String,
     key: Uuid,
 ) -> Result<Option<T>, StoreError> {
@@ -261,7 +256,7 @@ pub(super) async fn first<T: DeserializeOwned>(
 
 /// Writes a row; how many were.
 pub(super) async fn write<T: Serialize>(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Lent,
     statement: String,
     row: &T,
     what: &'static str,
@@ -276,7 +271,7 @@ pub(super) async fn write<T: Serialize>(
 
 /// Writes these columns of a row; without any there is nothing to do.
 pub(super) async fn change<T: Serialize>(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Lent,
     (table, key): (&Table, &str),
     columns: &[&str],
     row: &T,

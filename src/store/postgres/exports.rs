@@ -48,7 +48,7 @@ impl ExportStore for PostgresStore {
         write_lanes(&mut tx, plan.lanes.values()).await?;
         let parked = plan.events.iter().filter(|event| event.state == DeliveryState::Parked);
         self.write_notices(&mut tx, parked.map(|event| event.id.clone()).collect(), now).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(Planned { taken, ..plan.planned() })
     }
 
@@ -92,7 +92,7 @@ impl ExportStore for PostgresStore {
         let has_some = |customer: &String| exports.iter().any(|e| e.customer == *customer);
         let idle: Vec<String> = customers.into_iter().filter(|c| !has_some(c)).collect();
         release(&mut tx, claim, &idle).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         exports.sort_by(|a, b| (&a.customer, a.seq).cmp(&(&b.customer, b.seq)));
         Ok(exports)
     }
@@ -137,14 +137,14 @@ impl ExportStore for PostgresStore {
         .map_err(classify)?;
         self.write_notices(&mut tx, parked, claim.now).await?;
         release(&mut tx, claim, customers).await?;
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 
     async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         sqlx::query("UPDATE exports SET first_sent_at = $2::timestamptz WHERE id = $1")
             .bind(id)
             .bind(now.to_string())
-            .execute(&self.pool)
+            .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -167,7 +167,7 @@ impl ExportStore for PostgresStore {
             .bind(from.to_string())
             .bind(to.to_string())
             .bind(crate::store::PAGE_ROWS_MAX)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         parse(&rows)
@@ -179,7 +179,7 @@ impl ExportStore for PostgresStore {
 
     async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {
         let statement = sql::select(&EXPORT_LANES, "WHERE $1");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         select(&mut conn, &statement.into(), true).await
     }
 }

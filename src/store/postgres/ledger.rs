@@ -8,6 +8,7 @@ use crate::models::usage::UsageRecord;
 use crate::models::window::RateWindow;
 use crate::store::ledger::LedgerStore;
 use crate::store::postgres::PostgresStore;
+use crate::store::postgres::lent::Lent;
 use crate::store::postgres::rows::classify;
 use crate::store::postgres::verify::records_of;
 use crate::store::table::{HOLDS, RATE_WINDOWS, parse};
@@ -28,7 +29,7 @@ impl LedgerStore for PostgresStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
         let mut tx = self.begin_books().await?;
         let outcomes = self.apply(&mut tx, batch, now).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(outcomes)
     }
 
@@ -46,7 +47,7 @@ impl LedgerStore for PostgresStore {
         sqlx::query(AssertSqlSafe(statement))
             .bind(owner.0)
             .bind(micros(lease))
-            .execute(&self.books)
+            .execute(&mut *Lent::of(&self.books).await?)
             .await
             .map_err(classify)?;
         Ok(())
@@ -70,20 +71,19 @@ impl LedgerStore for PostgresStore {
             .bind(micros(lease))
             .bind(except.0)
             .bind(limit)
-            .fetch_all(&self.books)
+            .fetch_all(&mut *Lent::of(&self.books).await?)
             .await
             .map_err(classify)?;
         parse(&rows)
     }
 
     async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {
-        // Not tried again, so by a connection that was asked whether it lives.
         sqlx::query(
             "UPDATE holds SET owner = '00000000-0000-0000-0000-000000000000', \
              lease_expires_at = 'epoch' WHERE request_id = $1",
         )
         .bind(request.0)
-        .execute(&self.pool)
+        .execute(&mut *Lent::of(&self.books).await?)
         .await
         .map_err(classify)?;
         Ok(())

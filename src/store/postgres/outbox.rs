@@ -44,7 +44,7 @@ impl OutboxStore for PostgresStore {
             .bind(after)
             .bind(&wanted.sink)
             .bind(wanted.account.map(|id| id.0))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         parse(&rows)
@@ -70,12 +70,12 @@ impl OutboxStore for PostgresStore {
                 .await
                 .map_err(classify)?;
         }
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 
     async fn sinks(&self) -> Result<Vec<SinkWindow>, StoreError> {
         let statement = sql::select(&BILLING_SINKS, "WHERE $1 ORDER BY name, since");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         select(&mut conn, &statement.into(), true).await
     }
 
@@ -83,7 +83,7 @@ impl OutboxStore for PostgresStore {
         let statement = format!("{} ON CONFLICT DO NOTHING", sql::insert(&BILLING_EVENTS));
         let done = sqlx::query(AssertSqlSafe(statement))
             .bind(serde_json::to_string(events)?)
-            .execute(&self.pool)
+            .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(done.rows_affected())
@@ -106,7 +106,7 @@ impl OutboxStore for PostgresStore {
         .fetch_all(&mut *tx)
         .await
         .map_err(classify)?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         parse(&rows)
     }
 
@@ -125,7 +125,7 @@ impl OutboxStore for PostgresStore {
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
         self.write_notices(&mut tx, parked.map(|done| done.id.clone()).collect(), now).await?;
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 
     async fn wake_customers(&self, sink: &str, now: Timestamp) -> Result<u64, StoreError> {
@@ -140,7 +140,7 @@ impl OutboxStore for PostgresStore {
         .bind(now.to_string())
         .bind(reasons::NO_CUSTOMER)
         .bind(CHANGED_EVENTS_MAX)
-        .execute(&self.pool)
+        .execute(&mut *self.lend().await?)
         .await
         .map_err(classify)?;
         Ok(done.rows_affected())
@@ -172,7 +172,7 @@ impl OutboxStore for PostgresStore {
             changed += renew_groups(&mut tx, groups, now).await?;
         }
         self.tell(&mut tx, &parked, audit).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(changed)
     }
 
@@ -197,7 +197,7 @@ impl OutboxStore for PostgresStore {
         .map_err(classify)?;
         self.tell(&mut tx, &waiting, audit).await?;
         self.write_notices(&mut tx, ids, now).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(done.rows_affected())
     }
 }

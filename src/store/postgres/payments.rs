@@ -14,13 +14,14 @@ use crate::store::payments::{
 };
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::directory::{ACCOUNT_NAME, change, first, log, write};
+use crate::store::postgres::lent::Lent;
 use crate::store::postgres::rows::{classify, select};
 use crate::store::table::{ACCOUNT_SETTINGS, ACCOUNTS, EXPORTS, differing, postgres as sql};
 use crate::store::{Outcome, PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::PgConnection;
 
 /// What was handled so long ago does not come again.
 pub const OLD_EVENTS: &str =
@@ -28,8 +29,6 @@ pub const OLD_EVENTS: &str =
 /// What is taken back of payments that are none of ours.
 pub const STRAY_REVERSALS: &str = "DELETE FROM payment_reversals r WHERE as_of < $1::timestamptz \
      AND NOT EXISTS (SELECT 1 FROM payments p WHERE p.payment_intent = r.payment_intent)";
-
-type Tx = Transaction<'static, Postgres>;
 
 #[async_trait]
 impl PaymentStore for PostgresStore {
@@ -59,7 +58,7 @@ impl PaymentStore for PostgresStore {
         if !fits {
             return Ok(Handled::OutOfRange);
         }
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(Handled::Now)
     }
 
@@ -69,7 +68,7 @@ impl PaymentStore for PostgresStore {
 
     async fn accounts_of_customer(&self, customer: &str) -> Result<Vec<Account>, StoreError> {
         let accounts = sql::select(&ACCOUNTS, "WHERE stripe_customer_id = $1 LIMIT 2");
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         select(&mut conn, &accounts.into(), customer.to_owned()).await
     }
 
@@ -81,7 +80,7 @@ impl PaymentStore for PostgresStore {
             "WHERE stripe_customer_id IS NULL AND ($1 IS NULL OR id > $1) \
              ORDER BY id LIMIT {PAGE_ROWS_MAX}"
         );
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         let accounts = sql::select(&ACCOUNTS, &condition);
         select(&mut conn, &accounts.into(), after.map(|id| id.0)).await
     }
@@ -99,7 +98,7 @@ impl PostgresStore {
     /// Credits a payment, unless its session was credited before; false when a sum does not fit.
     async fn pay(
         &self,
-        tx: &mut Tx,
+        tx: &mut Lent,
         payment: &Payment,
         event: &PaymentEvent,
     ) -> Result<bool, StoreError> {
@@ -118,7 +117,7 @@ impl PostgresStore {
     /// Writes down what is taken back, and takes it where the payment is known.
     async fn reverse(
         &self,
-        tx: &mut Tx,
+        tx: &mut Lent,
         reversal: &Reversal,
         event: &PaymentEvent,
     ) -> Result<bool, StoreError> {
@@ -144,7 +143,7 @@ impl PostgresStore {
     /// Parks exports and their events, and tells of it.
     async fn reject(
         &self,
-        tx: &mut Tx,
+        tx: &mut Lent,
         rejected: &[Rejected],
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -178,7 +177,7 @@ async fn lock(conn: &mut PgConnection, intent: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn put<T: Serialize>(tx: &mut Tx, statement: String, row: &T) -> Result<u64, StoreError> {
+async fn put<T: Serialize>(tx: &mut Lent, statement: String, row: &T) -> Result<u64, StoreError> {
     write(tx, statement, row, "this row of a payment").await
 }
 
@@ -196,7 +195,7 @@ async fn reversals_of(conn: &mut PgConnection, intent: &str) -> Result<Vec<Rever
 }
 
 /// Writes a subscription's newer state down, and what all of the account's come to.
-async fn subscribe(tx: &mut Tx, news: &Subscribed, now: Timestamp) -> Result<(), StoreError> {
+async fn subscribe(tx: &mut Lent, news: &Subscribed, now: Timestamp) -> Result<(), StoreError> {
     let Subscribed { subscription, default_plan } = news;
     let id = subscription.account_id;
     let account = sql::select(&ACCOUNTS, "WHERE id = $1 FOR UPDATE");

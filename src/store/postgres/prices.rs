@@ -39,13 +39,13 @@ impl PriceStore for PostgresStore {
         .execute(&mut *tx)
         .await
         .map_err(classify)?;
-        tx.commit().await.map_err(classify)
+        tx.commit().await
     }
 
     async fn price(&self, id: &str) -> Result<Option<Price>, StoreError> {
         let terms: Option<String> = sqlx::query_scalar("SELECT terms FROM prices WHERE id = $1")
             .bind(id)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         Ok(terms.map(|terms| serde_json::from_str(&terms)).transpose()?.map(Price::new))
@@ -64,12 +64,12 @@ impl PriceStore for PostgresStore {
         };
         log(&mut tx, &audit).await?;
         write_rows(&mut tx, &sql::insert(&PRICE_TABLES).into(), std::iter::once(&table)).await?;
-        tx.commit().await.map_err(classify)?;
+        tx.commit().await?;
         Ok(table)
     }
 
     async fn price_table(&self) -> Result<Option<PriceTable>, StoreError> {
-        let mut conn = self.pool.acquire().await.map_err(classify)?;
+        let mut conn = self.lend().await?;
         newest(&mut conn).await
     }
 }

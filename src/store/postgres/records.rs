@@ -49,7 +49,7 @@ impl RecordStore for PostgresStore {
             .bind(account.0)
             .bind(seq)
             .bind(PAGE_ROWS_MAX)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
         parse(&rows)
@@ -70,7 +70,7 @@ impl RecordStore for PostgresStore {
         .bind(now.to_string())
         .bind(next.to_string())
         .bind(limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.lend().await?)
         .await
         .map_err(classify)?;
         parse(&rows)

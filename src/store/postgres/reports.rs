@@ -7,13 +7,14 @@ use crate::models::ids::{AccountId, RequestId};
 use crate::models::report::{Adjustment, CreditTotals, Question, Span, UsageLine, UsageSum};
 use crate::models::timestamp::Timestamp;
 use crate::store::postgres::PostgresStore;
+use crate::store::postgres::lent::Lent;
 use crate::store::postgres::rows::classify;
 use crate::store::reports::statements::{Dialect, groups, ids_of, lines, totals};
 use crate::store::reports::{GROUPS_MAX, ReportStore, STATEMENT_WAIT};
 use crate::store::table::parse;
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, PgPool};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -124,16 +125,17 @@ impl ReportStore for PostgresStore {
 
 impl PostgresStore {
     /// A transaction that only reads, and whose statements end in time.
-    pub(super) async fn bounded(
-        &self,
-        wait: Duration,
-    ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut tx = self.begin_with("BEGIN").await?;
-        sqlx::query("SELECT set_config('statement_timeout', $1, true)")
-            .bind(wait.as_millis().to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(classify)?;
-        Ok(tx)
+    pub(super) async fn bounded(&self, wait: Duration) -> Result<Lent, StoreError> {
+        bounded(&self.pool, wait).await
     }
+}
+
+pub(super) async fn bounded(pool: &PgPool, wait: Duration) -> Result<Lent, StoreError> {
+    let mut tx = Lent::begin(pool, "BEGIN").await?;
+    sqlx::query("SELECT set_config('statement_timeout', $1, true)")
+        .bind(wait.as_millis().to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+    Ok(tx)
 }

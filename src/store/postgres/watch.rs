@@ -3,6 +3,7 @@
 use crate::models::ids::{AccountId, InstanceId};
 use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
+use crate::store::postgres::reports::bounded;
 use crate::store::postgres::rows::select;
 use crate::store::watch::{
     Backlog, HeldPage, LOOK_WAIT, OpenHolds, Statement, WatchStore, backlog, held_page, only,
@@ -10,32 +11,31 @@ use crate::store::watch::{
 };
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
-use sqlx::Postgres;
+use sqlx::{PgPool, Postgres};
 use uuid::Uuid;
 
 #[async_trait]
 impl WatchStore for PostgresStore {
     async fn open_holds(&self, own: InstanceId) -> Result<OpenHolds, StoreError> {
-        self.look(open_holds(), own.0).await
+        // The writer stands still for it.
+        look(&self.books, open_holds(), own.0).await
     }
 
     async fn backlog(&self, sink: &str) -> Result<Backlog, StoreError> {
-        self.look(backlog(), sink.to_owned()).await
+        look(&self.pool, backlog(), sink.to_owned()).await
     }
 
     async fn held_page(&self, after: Option<AccountId>) -> Result<HeldPage, StoreError> {
-        self.look(held_page(), after.map_or(Uuid::nil(), |id| id.0)).await
+        look(&self.pool, held_page(), after.map_or(Uuid::nil(), |id| id.0)).await
     }
 }
 
-impl PostgresStore {
-    async fn look<T, K>(&self, (statement, _): Statement, key: K) -> Result<T, StoreError>
-    where
-        T: DeserializeOwned,
-        K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
-    {
-        let statement = format!("SELECT row_to_json(r)::text FROM ({statement}) r");
-        let mut tx = self.bounded(LOOK_WAIT).await?;
-        only(select(&mut tx, &statement.into(), key).await?)
-    }
+async fn look<T, K>(pool: &PgPool, (statement, _): Statement, key: K) -> Result<T, StoreError>
+where
+    T: DeserializeOwned,
+    K: sqlx::Type<Postgres> + for<'q> sqlx::Encode<'q, Postgres> + Send + 'static,
+{
+    let statement = format!("SELECT row_to_json(r)::text FROM ({statement}) r");
+    let mut tx = bounded(pool, LOOK_WAIT).await?;
+    only(select(&mut tx, &statement.into(), key).await?)
 }

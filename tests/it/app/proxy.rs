@@ -1,5 +1,6 @@
 //! A wire between the program and its PostgreSQL that can be cut, slowed and led to another server,
-//! and that can lose the answer to a COMMIT: the transaction stands, and the program is not told.
+//! that can fall silent, and that can lose the answer to a COMMIT: the transaction stands, and the
+//! program is not told.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -25,6 +26,8 @@ struct Wire {
     to_lose: AtomicUsize,
     lost: AtomicUsize,
     is_cut: watch::Sender<bool>,
+    /// Tells those that are open.
+    silenced: watch::Sender<()>,
 }
 
 /// PostgreSQL's simple query, as it stands on the wire.
@@ -41,6 +44,7 @@ impl Proxy {
             to_lose: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
             is_cut: watch::Sender::new(false),
+            silenced: watch::Sender::new(()),
         });
         let accepting = tokio::spawn(accept(listener, wire.clone())).abort_handle();
         Self { address, wire, accepting }
@@ -58,6 +62,12 @@ impl Proxy {
     /// Every connection breaks, and so does each new one, until `mend`.
     pub fn cut(&self) {
         self.wire.is_cut.send_replace(true);
+    }
+
+    /// Nothing comes any more by the connections that are open, which stay so; new ones are heard:
+    /// another machine has taken the server's place.
+    pub fn silence(&self) {
+        self.wire.silenced.send_replace(());
     }
 
     /// New connections go to the server at `host:port`; those that are open break.
@@ -90,20 +100,24 @@ impl Drop for Proxy {
 
 async fn accept(listener: TcpListener, wire: Arc<Wire>) {
     let mut connections = JoinSet::new();
-    while let Ok((client, _)) = listener.accept().await {
+    while let Ok((mut client, _)) = listener.accept().await {
         let wire = wire.clone();
         connections.spawn(async move {
-            let mut is_cut = wire.is_cut.subscribe();
-            tokio::select! {
+            let (mut is_cut, mut silenced) = (wire.is_cut.subscribe(), wire.silenced.subscribe());
+            let is_silent = tokio::select! {
                 biased;
-                _ = is_cut.wait_for(|is_cut| *is_cut) => {}
-                () = relay(client, &wire) => {}
+                _ = is_cut.wait_for(|is_cut| *is_cut) => false,
+                _ = silenced.changed() => true,
+                () = relay(&mut client, &wire) => false,
+            };
+            if is_silent {
+                let _ = is_cut.wait_for(|is_cut| *is_cut).await;
             }
         });
     }
 }
 
-async fn relay(mut client: TcpStream, wire: &Wire) {
+async fn relay(client: &mut TcpStream, wire: &Wire) {
     let address = wire.server.lock().expect("no panic").clone();
     let Ok(mut server) = TcpStream::connect(address).await else { return };
     let (mut asked, mut told) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);

@@ -64,7 +64,7 @@ impl Sums {
     }
 }
 
-fn wire(app: &TestApp) -> &Proxy {
+pub fn wire(app: &TestApp) -> &Proxy {
     app.proxy.as_ref().expect("it was asked for")
 }
 
