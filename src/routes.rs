@@ -153,13 +153,16 @@ fn admin() -> Router<Arc<App>> {
 /// A request that changes something and takes longer is given up: the database does not answer.
 const CHANGE_WAIT: Duration = Duration::from_secs(15);
 
+/// For a change whose request was given up. A database that takes longer does not answer any more.
+const CHANGE_WAIT_MAX: Duration = Duration::from_secs(60);
+
 /// In a task of its own: a change that has begun is finished and other processes are told of it,
 /// also when its client has gone or its time is over.
 async fn bounded(request: Request, next: Next) -> Result<Response, Error> {
-    let work = tokio::spawn(next.run(request).in_current_span());
-    let answer = tokio::time::timeout(CHANGE_WAIT, work).await;
-    let answer = answer.map_err(|_| Error::Database("no answer in time".to_owned()))?;
-    answer.map_err(|error| Error::Internal(format!("a change: {error}")))
+    let away = |_| Error::Database("no answer in time".to_owned());
+    let work = tokio::time::timeout(CHANGE_WAIT_MAX, next.run(request).in_current_span());
+    let answer = tokio::time::timeout(CHANGE_WAIT, tokio::spawn(work)).await.map_err(away)?;
+    answer.map_err(|error| Error::Internal(format!("a change: {error}")))?.map_err(away)
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

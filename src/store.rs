@@ -101,6 +101,20 @@ impl From<StoreError> for Error {
     }
 }
 
+/// How long anybody waits for an answer who has no shorter time of their own.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+
+/// An answer of the store's, or [`StoreError::Silent`]: a database whose machine is gone after it
+/// has heard the question would be waited for without end.
+///
+/// # Errors
+/// The store's.
+pub async fn in_time<T>(
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(ANSWER_WAIT, answer).await.unwrap_or(Err(StoreError::Silent))
+}
+
 /// What becomes of a database that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IfMissing {

@@ -34,7 +34,7 @@ use crate::services::trace::Tracer;
 use crate::services::upstreams::Upstreams;
 use crate::services::watch::Watch;
 use crate::state::App;
-use crate::store::{IfMissing, Store, StoreError};
+use crate::store::{IfMissing, Store, StoreError, in_time};
 use crate::{demo, log};
 use anyhow::{Context, bail};
 use secrecy::ExposeSecret;
@@ -334,7 +334,7 @@ async fn write_uses(app: &App, stop: &CancellationToken) {
             () = tokio::time::sleep(USES_EVERY) => {}
             () = stop.cancelled() => return,
         }
-        if let Err(error) = app.auth.write_uses().await {
+        if let Err(error) = in_time(app.auth.write_uses()).await {
             tracing::debug!("when keys were last used is not written down yet: {error}");
         }
     }
@@ -342,7 +342,7 @@ async fn write_uses(app: &App, stop: &CancellationToken) {
 
 /// A database that is away does not keep the server from its start.
 async fn register_sinks_later(store: &dyn Store, stop: &CancellationToken) {
-    while store.register_sinks(Timestamp::now()).await.is_err() {
+    while in_time(store.register_sinks(Timestamp::now())).await.is_err() {
         tokio::select! {
             () = tokio::time::sleep(CHANGES_PAUSE) => {}
             () = stop.cancelled() => return,

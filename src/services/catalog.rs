@@ -19,7 +19,7 @@ use crate::models::timestamp::Timestamp;
 use crate::services::tokens::Vocabularies;
 use crate::services::upstream::Upstream;
 use crate::services::upstreams::Upstreams;
-use crate::store::Store;
+use crate::store::{Store, in_time};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -170,7 +170,7 @@ impl Catalog {
         if self.money.prices.is_some() {
             return Ok(());
         }
-        let stored = self.store.price_table().await?;
+        let stored = in_time(self.store.price_table()).await?;
         let Some(stored) = stored.filter(|it| self.operator().version != Some(it.version)) else {
             return Ok(());
         };
@@ -189,7 +189,7 @@ impl Catalog {
     async fn relist(&self, sources: &[Source], operator: Arc<Operator>) -> Result<(), Error> {
         let listing = Listing::new(sources, &operator.table, self.money.markup)?;
         let prices = listing.prices();
-        self.store.put_prices(&prices, Timestamp::now()).await?;
+        in_time(self.store.put_prices(&prices, Timestamp::now())).await?;
         self.load_vocabularies(&listing).await?;
         tracing::info!(models = listing.models.len(), priced = prices.len(), "model list");
         self.put_in_force(operator);

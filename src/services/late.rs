@@ -11,7 +11,7 @@ use crate::models::usage::{UsageCorrection, UsageRecord, Used};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
-use crate::store::{Correction, LedgerOp, Store, StoreError};
+use crate::store::{Correction, LedgerOp, Store, StoreError, in_time};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl LateTruths {
             let work = async {
                 tokio::select! {
                     _ = looks.tick() => self.round().await,
-                    _ = sweeps.tick() => self.store.sweep(Timestamp::now()).await,
+                    _ = sweeps.tick() => in_time(self.store.sweep(Timestamp::now())).await,
                 }
             };
             let done = tokio::select! {
@@ -53,12 +53,10 @@ impl LateTruths {
 
     async fn round(&self) -> Result<(), StoreError> {
         let now = Timestamp::now();
-        let due = self
-            .store
-            .claim_lookups(now, now.plus(self.settler.slow_lookup_every), LOOKUPS_MAX)
-            .await?;
+        let again = now.plus(self.settler.slow_lookup_every);
+        let due = in_time(self.store.claim_lookups(now, again, LOOKUPS_MAX)).await?;
         let requests: Vec<_> = due.iter().map(|lookup| lookup.request_id).collect();
-        let records = self.store.records_of(&requests).await?;
+        let records = in_time(self.store.records_of(&requests)).await?;
         let mut records: HashMap<_, _> =
             records.into_iter().map(|record| (record.id, record)).collect();
         for lookup in due {
@@ -81,7 +79,8 @@ impl LateTruths {
         found: Found,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let Some(price) = self.store.price(&record.price_id).await? else { return Ok(()) };
+        let price = in_time(self.store.price(&record.price_id)).await?;
+        let Some(price) = price else { return Ok(()) };
         let Reported { tokens, cost_pico } = found.reported;
         let before = record.used();
         let has_failed = before.has_failed || found.finish_reason.as_deref() == Some("error");

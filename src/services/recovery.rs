@@ -14,7 +14,7 @@ use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
-use crate::store::{LedgerOp, Settlement, Store, StoreError};
+use crate::store::{LedgerOp, Settlement, Store, StoreError, in_time};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -115,7 +115,7 @@ impl Recovery {
 
 async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
     let found = look_up(settler, &hold).await;
-    let price = match store.price(&hold.price_id).await {
+    let price = match in_time(store.price(&hold.price_id)).await {
         Ok(price) => price,
         Err(error) => {
             // The hold stays open and is found again when the lease of this claim ends.

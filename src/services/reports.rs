@@ -14,7 +14,7 @@ use crate::models::openai::request::Invalid;
 use crate::models::report::{Cost, CostItem, CreditTotals, Question, Span, UsageLine, UsageSum};
 use crate::models::timestamp::Timestamp;
 use crate::store::reports::GROUPS_MAX;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, in_time};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,7 +203,7 @@ async fn run<T: Send + 'static>(
     let place = tokio::time::timeout(PLACE_WAIT, places.clone().acquire_owned()).await;
     let Ok(Ok(place)) = place else { return Err(Error::Overloaded) };
     let task = tokio::spawn(async move {
-        let answer = asking.await;
+        let answer = in_time(asking).await;
         drop(place);
         answer
     });

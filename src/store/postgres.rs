@@ -38,7 +38,7 @@ use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Postgres};
+use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -73,6 +73,11 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
 /// Replicas tell each other about changed accounts and keys here.
 const CHANNEL: &str = "tollgate_changed";
+/// A session whose connection was given up ends, also while it waits for a lock: else each of them
+/// would be one more. Not a parameter of the connection, which poolers refuse; older servers do not
+/// know it. <https://www.postgresql.org/docs/15/runtime-config-connection.html>
+const LET_GO: &str = "SELECT set_config(name, '5s', false) FROM pg_settings \
+                      WHERE name = 'client_connection_check_interval'";
 /// A listener that has heard nothing for so long asks whether anybody is there.
 const LISTEN_FOR: Duration = Duration::from_secs(10);
 
@@ -158,15 +163,17 @@ impl Store for PostgresStore {
         // Whoever hears no more is replaced, and takes nobody's place until TCP gives it up.
         let own = pool(1, self.options.clone());
         let mut listener = PgListener::connect_with(&own).await.map_err(classify)?;
-        listener.listen(CHANNEL).await.map_err(classify)?;
+        // Whoever has lost the connection, and perhaps some news, begins anew.
+        listener.eager_reconnect(false);
+        let listen = tokio::time::timeout(ACQUIRE_TIMEOUT, listener.listen(CHANNEL)).await;
+        listen.map_err(|_| StoreError::Silent)?.map_err(classify)?;
         changed();
         loop {
             match tokio::time::timeout(LISTEN_FOR, listener.try_recv()).await {
-                // `None`: the connection was lost for a while, and with it perhaps some news.
-                Ok(news) => {
-                    news.map_err(classify)?;
-                    changed();
-                }
+                Ok(news) => match news.map_err(classify)? {
+                    Some(_) => changed(),
+                    None => return Ok(()),
+                },
                 Err(_) => is_heard(&mut listener).await?,
             }
         }
@@ -273,12 +280,15 @@ fn pool(connections_max: u32, options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_connect(|connection, _| {
+            Box::pin(async { connection.execute(LET_GO).await.map(drop) })
+        })
         .connect_lazy_with(options)
 }
 
 /// Fails when the other end is gone.
 async fn is_heard(listener: &mut PgListener) -> Result<(), StoreError> {
-    let asked = sqlx::query("SELECT 1").execute(listener);
+    let asked = sqlx::query("SELECT 'LISTEN'").execute(listener);
     let answer = tokio::time::timeout(ACQUIRE_TIMEOUT, asked).await;
     answer.map_err(|_| StoreError::Silent)?.map_err(classify)?;
     Ok(())

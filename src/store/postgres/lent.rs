@@ -1,9 +1,9 @@
 //! A connection of a pool, lent for a statement or for a transaction.
 //!
-//! Invariant: it is back, or closed, within a bounded time after whoever had it let it go, whatever
-//! the other end does. The pool asks each connection that comes back whether it lives, and would ask
-//! one whose machine is gone without a word for as long as TCP goes on trying: a quarter of an hour,
-//! in which nobody else has its place.
+//! Invariant: it is back, or closed, within a bounded time after whoever had it let it go,
+//! whatever the other end does. The pool asks each connection that comes back whether it lives, and
+//! would ask one whose machine is gone without a word for as long as TCP goes on trying: a quarter
+//! of an hour, in which nobody else has its place.
 
 use super::rows::classify;
 use crate::store::StoreError;

@@ -4,8 +4,9 @@
 //! between clients (an answer may be that of another's statement, without any error), session locks
 //! are not held and notifications do not come. Books kept over one would be wrong.
 //!
-//! Invariant: nothing is prepared and nothing is changed here, so that asking is safe behind any
-//! pooler. It cannot see one that never shares a server between our clients while we ask.
+//! Invariant: nothing is prepared here, and nothing is changed but when a server lets go of who has
+//! gone, so that asking is safe behind any pooler. It cannot see one that never shares a server
+//! between our clients while we ask.
 
 use super::rows::classify;
 use crate::store::StoreError;
