@@ -104,15 +104,29 @@ impl From<StoreError> for Error {
 /// How long anybody waits for an answer who has no shorter time of their own.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 
-/// An answer of the store's, or [`StoreError::Silent`]: a database whose machine is gone after it
-/// has heard the question would be waited for without end.
+/// [`within`] the time of somebody who has no shorter one.
 ///
 /// # Errors
-/// The store's.
+/// The answer's, or [`StoreError::Silent`].
 pub async fn in_time<T>(
     answer: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    tokio::time::timeout(ANSWER_WAIT, answer).await.unwrap_or(Err(StoreError::Silent))
+    within(ANSWER_WAIT, answer).await
+}
+
+/// An answer of the store's: a database whose machine is gone after it has heard the question would
+/// be waited for without end. Who has no time left begins nothing.
+///
+/// # Errors
+/// The answer's, or [`StoreError::Silent`].
+pub async fn within<T, E: From<StoreError>>(
+    wait: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    if wait.is_zero() {
+        return Err(StoreError::Silent.into());
+    }
+    tokio::time::timeout(wait, answer).await.unwrap_or_else(|_| Err(StoreError::Silent.into()))
 }
 
 /// What becomes of a database that is not there.

@@ -34,7 +34,7 @@ use crate::services::trace::Tracer;
 use crate::services::upstreams::Upstreams;
 use crate::services::watch::Watch;
 use crate::state::App;
-use crate::store::{IfMissing, Store, StoreError, in_time};
+use crate::store::{IfMissing, Store, StoreError, in_time, within};
 use crate::{demo, log};
 use anyhow::{Context, bail};
 use secrecy::ExposeSecret;
@@ -102,9 +102,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
 
 /// A database that is away does not keep the server from its start: `unfit` looks again.
 async fn check(store: &dyn Store) -> anyhow::Result<()> {
-    match tokio::time::timeout(CHECK_WAIT, store.check()).await {
-        Ok(Err(error)) if !error.is_transient() => Err(error.into()),
-        Ok(_) | Err(_) => Ok(()),
+    match within(CHECK_WAIT, store.check()).await {
+        Err(error) if !error.is_transient() => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

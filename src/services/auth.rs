@@ -22,7 +22,7 @@ use crate::models::timestamp::Timestamp;
 use crate::services::directory::{SignupTerms, sign_up};
 use crate::services::ledger::Away;
 use crate::services::metrics::IdentityMetrics;
-use crate::store::{Funds, Store, StoreError};
+use crate::store::{Funds, Store, StoreError, within};
 use failures::Failures;
 use moka::{future, sync};
 pub use secret::NewSecret;
@@ -276,17 +276,6 @@ impl Auth {
     pub fn forget(&self) {
         self.known.invalidate_all();
     }
-}
-
-async fn within<T>(
-    wait: Duration,
-    answer: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let away = || Error::Database("no answer in time".to_owned());
-    if wait.is_zero() {
-        return Err(away());
-    }
-    tokio::time::timeout(wait, answer).await.map_err(|_| away())?
 }
 
 /// What there is to spend, of what was just read. A sum out of its range is nothing to go by.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: however many ask, the database is asked at most so often, and by one at a time.
 
-use crate::store::Store;
+use crate::store::{Store, within};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
@@ -22,7 +22,7 @@ impl Pulse {
         {
             return beats;
         }
-        let beats = matches!(tokio::time::timeout(PING_WAIT, store.ping()).await, Ok(Ok(())));
+        let beats = within(PING_WAIT, store.ping()).await.is_ok();
         *last = Some((Instant::now(), beats));
         beats
     }

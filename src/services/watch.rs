@@ -10,7 +10,7 @@ use crate::services::ledger::Ledger;
 use crate::services::metrics::{Check, Metrics};
 use crate::services::verify::verify_settled;
 use crate::store::watch::ACCOUNTS_PER_PAGE;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, within};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -55,12 +55,10 @@ impl Watch {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
-            let look = tokio::time::timeout(LOOK_WAIT, self.look(&mut progress));
-            match look.await {
-                Ok(Ok(())) => self.metrics.state.looked(Timestamp::now()),
+            match within(LOOK_WAIT, self.look(&mut progress)).await {
+                Ok(()) => self.metrics.state.looked(Timestamp::now()),
                 // `books_looked_at_seconds` stands still then.
-                Ok(Err(error)) => tracing::debug!("the books could not be looked at: {error}"),
-                Err(_) => tracing::debug!("looking at the books takes too long"),
+                Err(error) => tracing::debug!("the books could not be looked at: {error}"),
             }
         }
     }
@@ -80,11 +78,10 @@ impl Watch {
     /// Holds of this process: as many are open as it has placed and not closed.
     async fn look_at_holds(&self) -> Result<(), StoreError> {
         let quiet = self.ledger.measured().busy().await;
-        let open = tokio::time::timeout(QUIET_WAIT, self.store.open_holds(self.instance)).await;
+        let open = within(QUIET_WAIT, self.store.open_holds(self.instance)).await;
         let expected = self.metrics.books.holds.expected_open();
         drop(quiet);
-        let open =
-            open.map_err(|_| StoreError::Setup("holds are not counted in time".into()))??;
+        let open = open?;
         self.metrics.state.holds(&open, Timestamp::now());
         let difference = i64::try_from(expected).unwrap_or(i64::MAX).abs_diff(open.own);
         let difference = i64::try_from(difference).unwrap_or(i64::MAX);

@@ -117,7 +117,7 @@ async fn is_not_noticed(outage: impl AsyncFnOnce(&mut Cluster)) {
 }
 
 /// The machine of the database is gone without a word and another is in its place: TCP would tell
-/// so in a quarter of an hour. Each time there is a commit under way, whose connection is lost.
+/// so in a quarter of an hour. Whatever is asked then gets no answer.
 #[tokio::test]
 async fn nor_is_one_that_falls_silent_and_has_a_successor() {
     let random = Random::from_environment();

@@ -10,9 +10,8 @@ use super::queue::{Done, Lane, Lease, Queue};
 use crate::models::timestamp::Timestamp;
 use crate::services::breaker::{Breaker, Heard, Leave};
 use crate::services::metrics::Sender;
-use crate::store::StoreError;
+use crate::store::{StoreError, within};
 use futures::StreamExt;
-use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -226,12 +225,4 @@ fn say_parked<P>(sink: &str, done: &Done<P>) {
         let count = reasons.len();
         tracing::error!(sink, events.parked = count, "parked, the first because: {first}");
     }
-}
-
-async fn within<T>(
-    wait: Duration,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let timed_out = |_| StoreError::Setup("the database did not answer in time".to_owned());
-    tokio::time::timeout(wait, work).await.map_err(timed_out)?
 }

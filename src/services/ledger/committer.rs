@@ -10,7 +10,7 @@ use crate::models::ids::RequestId;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Ending, UsageCorrection, UsageRecord, UsageSource};
-use crate::store::{Correction, LedgerOp, Outcome, Settlement, Store, StoreError};
+use crate::store::{Correction, LedgerOp, Outcome, Settlement, Store, StoreError, within};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -120,10 +120,9 @@ impl Committer {
         let mut pause = RETRY_FIRST;
         loop {
             let commit = self.store.commit(ops, Timestamp::now());
-            let error = match tokio::time::timeout(deadline.left(), commit).await {
-                Ok(Err(error)) if error.is_transient() => error,
-                Ok(decided) => return decided,
-                Err(_) => StoreError::Silent,
+            let error = match within(deadline.left(), commit).await {
+                Err(error) if error.is_transient() => error,
+                decided => return decided,
             };
             if deadline.left().is_zero() {
                 return Err(error);
@@ -147,11 +146,10 @@ impl Committer {
         if requests.is_empty() {
             return Ok(Earlier::default());
         }
-        let records = self.store.settled(&requests);
-        match tokio::time::timeout(deadline.left(), records).await {
-            Ok(Ok(records)) => Ok(Earlier::new(records)),
-            Ok(Err(error)) if !error.is_transient() => Ok(Earlier::default()),
-            Ok(Err(_)) | Err(_) => Err(Failed::Away),
+        match within(deadline.left(), self.store.settled(&requests)).await {
+            Ok(records) => Ok(Earlier::new(records)),
+            Err(error) if error.is_transient() => Err(Failed::Away),
+            Err(_) => Ok(Earlier::default()),
         }
     }
 
@@ -234,8 +232,9 @@ impl Committer {
     ) -> Result<Vec<(LedgerOp, Decided)>, Failed> {
         let deadline = Deadline::after(Some(COMMIT_TIMEOUT));
         if ops.is_empty() {
-            let ping = tokio::time::timeout(deadline.left(), self.store.ping()).await;
-            return if matches!(ping, Ok(Ok(()))) { Ok(Vec::new()) } else { Err(Failed::Away) };
+            // Asks by the way that commits go, not by that of readers, who may hang.
+            let asked = within(deadline.left(), self.store.commit(&[], Timestamp::now())).await;
+            return asked.map(|_| Vec::new()).map_err(|_| Failed::Away);
         }
         for op in &mut ops {
             if let LedgerOp::Place(placement) = op {
