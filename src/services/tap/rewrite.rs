@@ -84,12 +84,20 @@ pub fn plain(text: &str, charge: Option<NanoUsd>) -> Result<Option<String>, Erro
 }
 
 fn priced(text: &str, charge: Option<NanoUsd>) -> Option<Edits> {
+    if !names_cost(text) {
+        return Some(Edits::default());
+    }
     let Pairs(pairs): Pairs<'_> = serde_json::from_str(text).ok()?;
     let mut edits = Edits::default();
     for (_, usage) in pairs.into_iter().filter(|(name, _)| name == "usage") {
         show_price(text, usage, charge, &mut edits);
     }
     Some(edits)
+}
+
+/// Whether there can be a member with «cost» in its name, which may be spelt with escapes.
+fn names_cost(text: &str) -> bool {
+    text.contains("cost") || text.contains("\\u00")
 }
 
 /// `cost` becomes the client's price; what else a provider says of its prices is not the client's

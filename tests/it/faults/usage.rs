@@ -128,6 +128,10 @@ fn odd() -> Vec<(&'static str, &'static str)> {
             r#"{"prompt_tokens":12,"completion_tokens":7,"cost":0.000123,"prompt_tokens_details":{"cached_tokens":99},"completion_tokens_details":{"reasoning_tokens":99}}"#,
         ),
         (
+            "costs spelt with escapes",
+            r#"{"prompt_tokens":12,"completion_tokens":7,"c\u006fst":0.000123,"estimated_\u0063ost":0.5}"#,
+        ),
+        (
             "costs under other names",
             r#"{"prompt_tokens":12,"completion_tokens":7,"cost":0.000123,"estimated_cost":0.5,"cost_in_usd_ticks":77777,"cost_details":{"upstream_inference_cost":0.77777}}"#,
         ),
