@@ -94,7 +94,7 @@ fn admission(criterion: &mut Criterion) {
     group.bench_function("decision of the books", |bencher| {
         bencher.iter_batched(
             books,
-            |books| books.apply(black_box(std::slice::from_ref(&place)), now),
+            |mut books| books.apply(black_box(std::slice::from_ref(&place)), now),
             criterion::BatchSize::SmallInput,
         );
     });

@@ -8,6 +8,7 @@
 
 mod limits;
 mod needs;
+mod posting;
 
 use super::{Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome};
 use super::{Placement, Settlement};
@@ -25,6 +26,7 @@ use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord, UsageSource};
 use crate::models::window::RateWindow;
 pub use needs::Needs;
+use posting::{Posting, charge_of, post};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +49,7 @@ pub struct Books {
     pub entered: BTreeSet<String>,
     pub events: Arc<EventTerms>,
     pub changes: Changes,
+    pub touched: Touched,
 }
 
 /// What a store has to write. Ids are sorted, so that two writers lock in the same order.
@@ -66,6 +69,16 @@ pub struct Changes {
     pub lookups: Vec<PendingLookup>,
     pub corrections: Vec<UsageCorrection>,
     pub audit: Vec<AuditEntry>,
+}
+
+/// Which of the rows a batch has changed: copied when it has been decided, not by each operation.
+#[derive(Debug, Default)]
+pub struct Touched {
+    accounts: BTreeSet<AccountId>,
+    budgets: BTreeSet<ApiKeyId>,
+    placed: BTreeSet<RequestId>,
+    changed: BTreeSet<RequestId>,
+    windows: BTreeSet<Subject>,
 }
 
 /// How long a used idempotency key is remembered after its request.
@@ -127,12 +140,25 @@ impl Payer {
 }
 
 impl Books {
-    /// Decides the batch in its order.
+    /// Decides the batch in its order. The rows are then as the changes make them.
     #[must_use]
-    pub fn apply(mut self, batch: &[LedgerOp], now: Timestamp) -> (Vec<Outcome>, Changes) {
+    pub fn apply(&mut self, batch: &[LedgerOp], now: Timestamp) -> (Vec<Outcome>, Changes) {
         let outcomes =
             batch.iter().map(|op| self.decide(op, now).unwrap_or(Outcome::OutOfRange)).collect();
-        (outcomes, self.changes)
+        (outcomes, self.take_changes())
+    }
+
+    fn take_changes(&mut self) -> Changes {
+        let Touched { accounts, budgets, placed, changed, windows } =
+            std::mem::take(&mut self.touched);
+        Changes {
+            accounts: copies(&self.accounts, accounts),
+            budgets: copies(&self.budgets, budgets),
+            placed: copies(&self.holds, placed),
+            changed: copies(&self.holds, changed),
+            windows: copies(&self.windows, windows),
+            ..std::mem::take(&mut self.changes)
+        }
     }
 
     /// An operation that fails must not have changed anything: each works on copies and keeps them
@@ -202,8 +228,7 @@ impl Books {
             let expires_at = now.plus(IDEMPOTENCY_FOR);
             self.remember(IdempotencyKey { id, request_id: hold.request_id, expires_at });
         }
-        self.holds.insert(hold.request_id, hold.clone());
-        self.changes.placed.insert(hold.request_id, hold);
+        self.put(hold);
         Ok(Outcome::Placed { amount, available, left, room })
     }
 
@@ -222,9 +247,13 @@ impl Books {
         let (left, _) = payer.available(now)?;
         let available = payer.account.available(now)?;
         self.keep(payer);
-        self.holds.insert(hold.request_id, hold.clone());
-        self.changes.placed.insert(hold.request_id, hold);
+        self.put(hold);
         Ok(Outcome::Placed { amount, available, left, room: Room::default() })
+    }
+
+    fn put(&mut self, hold: Hold) {
+        self.touched.placed.insert(hold.request_id);
+        self.holds.insert(hold.request_id, hold);
     }
 
     fn is_repeated(&self, hold: &Hold, now: Timestamp) -> bool {
@@ -316,9 +345,9 @@ impl Books {
     fn close(&mut self, hold: &Hold, record: &UsageRecord, now: Timestamp) {
         self.holds.remove(&record.id);
         self.settled.insert(record.id);
-        self.changes.changed.remove(&record.id);
+        self.touched.changed.remove(&record.id);
         // Placed and settled in one batch: the hold never reaches the table.
-        if self.changes.placed.remove(&record.id).is_none() {
+        if !self.touched.placed.remove(&record.id) {
             self.changes.closed.insert(record.id);
         }
         let outline = record.outline();
@@ -422,10 +451,10 @@ impl Books {
 
     fn keep(&mut self, payer: Payer) {
         let Payer { account, budget } = payer;
-        self.changes.accounts.insert(account.id, account.clone());
+        self.touched.accounts.insert(account.id);
         self.accounts.insert(account.id, account);
         if let Some(budget) = budget {
-            self.changes.budgets.insert(budget.api_key_id, budget.clone());
+            self.touched.budgets.insert(budget.api_key_id);
             self.budgets.insert(budget.api_key_id, budget);
         }
     }
@@ -433,10 +462,9 @@ impl Books {
     /// A hold placed in this very batch is written with its changes in it.
     fn change(&mut self, hold: Hold) {
         let id = hold.request_id;
-        self.holds.insert(id, hold.clone());
-        match self.changes.placed.get_mut(&id) {
-            Some(placed) => *placed = hold,
-            None => drop(self.changes.changed.insert(id, hold)),
+        self.holds.insert(id, hold);
+        if !self.touched.placed.contains(&id) {
+            self.touched.changed.insert(id);
         }
     }
 
@@ -446,54 +474,16 @@ impl Books {
     }
 }
 
-struct Posting {
-    kind: EntryKind,
-    amount: NanoUsd,
-    request: Option<RequestId>,
-    record_hash: Option<String>,
-    reason: String,
-    reference: Option<String>,
-}
-
-fn charge_of(record: &UsageRecord) -> Result<Posting, OutOfRange> {
-    Ok(Posting {
-        kind: EntryKind::Charge,
-        amount: NanoUsd::ZERO.minus(record.charge_nusd)?,
-        request: Some(record.id),
-        record_hash: Some(record_hash(record)),
-        reason: record.model.clone(),
-        reference: None,
-    })
-}
-
-/// Appends to the account's chain.
-fn post(
-    account: &mut Account,
-    posting: Posting,
-    now: Timestamp,
-) -> Result<LedgerEntry, OutOfRange> {
-    account.balance_nusd = account.balance_nusd.plus(posting.amount)?;
-    account.ledger_seq = account.ledger_seq.checked_add(1).ok_or(OutOfRange)?;
-    let entry = LedgerEntry {
-        account_id: account.id,
-        seq: account.ledger_seq,
-        kind: posting.kind,
-        amount_nusd: posting.amount,
-        balance_nusd: account.balance_nusd,
-        request_id: posting.request,
-        record_hash: posting.record_hash,
-        reason: posting.reason,
-        reference: posting.reference,
-        created_at: now,
-        previous_hash: account.ledger_hash.clone(),
-        hash: String::new(),
-    }
-    .sealed();
-    account.ledger_hash.clone_from(&entry.hash);
-    Ok(entry)
+/// Those of the rows that are there: a hold may have been closed again.
+fn copies<K: Ord, V: Clone>(rows: &BTreeMap<K, V>, of: BTreeSet<K>) -> BTreeMap<K, V> {
+    let copy = |key| rows.get(&key).cloned().map(|row| (key, row));
+    of.into_iter().filter_map(copy).collect()
 }
 
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod warnings;
+
+#[cfg(test)]
+pub(super) use properties::{Step, World, now, request_id, steps};

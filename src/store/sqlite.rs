@@ -7,6 +7,7 @@ mod archives;
 mod batch;
 mod directory;
 mod exports;
+mod known;
 mod ledger;
 mod native;
 mod outbox;
@@ -196,7 +197,7 @@ impl Store for SqliteStore {
 impl SqliteStore {
     async fn data_version(&self) -> Result<i64, StoreError> {
         sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&mut *self.writer.acquire().await?)
+            .fetch_one(&mut *self.writer.only_to_read().await?)
             .await
             .map_err(classify)
     }

@@ -106,7 +106,7 @@ impl Books {
     }
 
     fn keep_window(&mut self, window: RateWindow) {
-        self.changes.windows.insert(window.subject, window.clone());
+        self.touched.windows.insert(window.subject);
         self.windows.insert(window.subject, window);
     }
 }

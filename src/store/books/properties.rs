@@ -17,7 +17,7 @@ const REQUESTS: u128 = 6;
 const MONTH_LIMIT: i64 = 1_000;
 
 #[derive(Clone, Debug)]
-enum Step {
+pub enum Step {
     Place {
         request: u128,
         amount: i64,
@@ -46,7 +46,7 @@ enum Step {
     },
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let request = 0..REQUESTS;
     let step = prop_oneof![
         (request.clone(), 0..500_i64, 0..500_i64, proptest::option::of(0..2_u8)).prop_map(
@@ -70,7 +70,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// The books between batches: what a database would hold.
 pub struct World {
     pub books: Books,
-    account: AccountId,
+    pub account: AccountId,
     pub key: ApiKeyId,
     entries: Vec<LedgerEntry>,
     records: Vec<UsageRecord>,
@@ -105,7 +105,7 @@ impl World {
         Self { books, account: id, key, entries: vec![], records: vec![], events: vec![] }
     }
 
-    fn op(&self, step: &Step) -> LedgerOp {
+    pub fn op(&self, step: &Step) -> LedgerOp {
         let (account_id, api_key_id) = (self.account, Some(self.key));
         match *step {
             Step::Place { request, amount, floor, key } => LedgerOp::Place(Placement {
@@ -157,7 +157,7 @@ impl World {
         for op in batch {
             self.books.decide(op, now()).unwrap();
         }
-        let changes = std::mem::take(&mut self.books.changes);
+        let changes = self.books.take_changes();
         self.entries.extend(changes.ledger_entries);
         self.records.extend(changes.usage_records);
         self.events.extend(changes.billing_events);

@@ -90,7 +90,7 @@ impl PostgresStore {
         batch: &[LedgerOp],
         now: Timestamp,
     ) -> Result<Vec<Outcome>, StoreError> {
-        let books = self.load(conn, batch).await?;
+        let mut books = self.load(conn, batch).await?;
         let (outcomes, changes) = books.apply(batch, now);
         if changes != Changes::default() {
             self.write(conn, changes).await?;

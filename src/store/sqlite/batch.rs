@@ -2,8 +2,9 @@
 //! a few statements a table.
 
 use super::SqliteStore;
+use super::known::Known;
 use super::native::{self, Deletion, LISTED, ManyRows, Queries, Script};
-use super::rows::{ids, texts};
+use super::rows::{classify, ids, texts};
 use super::writer::{BEGIN, COMMIT};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
@@ -20,7 +21,8 @@ use crate::store::table::{
 };
 use crate::store::{LedgerOp, Outcome, StoreError};
 use serde::Deserialize;
-use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -28,8 +30,10 @@ use std::sync::Arc;
 pub struct Sql {
     /// Accounts, budgets of keys, holds, and which of the requests are settled.
     load: Queries<4>,
-    /// The same, as the first of a transaction.
+    /// The same, as the first of a transaction, after the version of the file.
     begin: Queries<4>,
+    /// The same of requests alone.
+    begin_known: Queries<2>,
     pub load_holds: Arc<str>,
     load_idempotency: Arc<str>,
     load_windows: Arc<str>,
@@ -60,8 +64,9 @@ impl Sql {
             (&USAGE_RECORDS, &["id"], "id"),
         ];
         Self {
-            begin: Queries::new(Some(BEGIN), &load),
-            load: Queries::new(None, &load),
+            begin: Queries::new(&[BEGIN, VERSION], &load),
+            begin_known: Queries::new(&[BEGIN, VERSION], &[load[2], load[3]]),
+            load: Queries::new(&[], &load),
             load_windows: native::select(&RATE_WINDOWS, &format!("WHERE subject {LISTED}")).into(),
             load_idempotency: native::select(&IDEMPOTENCY_KEYS, &format!("WHERE id {LISTED}"))
                 .into(),
@@ -85,10 +90,42 @@ impl Sql {
     }
 }
 
+/// What moves when another connection has written.
+const VERSION: &str = "PRAGMA data_version";
+
 /// A request that has its usage record.
 #[derive(Deserialize)]
 struct Settled {
     id: RequestId,
+}
+
+/// The rows that a batch needs, as they are found.
+#[derive(Default)]
+struct Rows {
+    accounts: Vec<SqliteRow>,
+    budgets: Vec<SqliteRow>,
+    holds: Vec<SqliteRow>,
+    settled: Vec<SqliteRow>,
+}
+
+impl From<[Vec<SqliteRow>; 4]> for Rows {
+    fn from([accounts, budgets, holds, settled]: [Vec<SqliteRow>; 4]) -> Self {
+        Self { accounts, budgets, holds, settled }
+    }
+}
+
+impl Rows {
+    fn add_to(&self, books: &mut Books) -> Result<(), StoreError> {
+        let accounts: Vec<Account> = native::parse(&self.accounts)?;
+        let budgets: Vec<KeyBudget> = native::parse(&self.budgets)?;
+        let holds: Vec<Hold> = native::parse(&self.holds)?;
+        let settled: Vec<Settled> = native::parse(&self.settled)?;
+        books.accounts.extend(accounts.into_iter().map(|row| (row.id, row)));
+        books.budgets.extend(budgets.into_iter().map(|row| (row.api_key_id, row)));
+        books.holds.extend(holds.into_iter().map(|row| (row.request_id, row)));
+        books.settled.extend(settled.into_iter().map(|row| row.id));
+        Ok(())
+    }
 }
 
 impl SqliteStore {
@@ -100,50 +137,75 @@ impl SqliteStore {
         batch: &[LedgerOp],
         now: Timestamp,
     ) -> Result<Vec<Outcome>, StoreError> {
-        let books = self.load(conn, &self.sql.load, batch).await?;
+        let mut books = self.load(conn, Needs::of(batch)).await?;
         let (outcomes, changes) = books.apply(batch, now);
         self.script(changes)?.run(conn).await?;
         Ok(outcomes)
     }
 
-    /// The same as a transaction of its own, which has then ended.
+    /// The same as a transaction of its own, which has then ended: with what is known before it,
+    /// and after.
     pub(super) async fn apply_alone(
         &self,
         conn: &mut SqliteConnection,
+        known: Known,
         batch: &[LedgerOp],
         now: Timestamp,
-    ) -> Result<Vec<Outcome>, StoreError> {
-        let books = self.load(conn, &self.sql.begin, batch).await?;
+    ) -> Result<(Vec<Outcome>, Known), StoreError> {
+        let (mut books, version) = self.begin(conn, known, Needs::of(batch)).await?;
         let (outcomes, changes) = books.apply(batch, now);
         let mut script = self.script(changes)?;
         script.last(COMMIT);
         script.run(conn).await?;
-        Ok(outcomes)
+        Ok((outcomes, Known::after(version, books)))
     }
 
-    async fn load(
+    /// Begins a transaction. The books with what is needed, and the version of the file.
+    async fn begin(
         &self,
         conn: &mut SqliteConnection,
-        queries: &Queries<4>,
-        batch: &[LedgerOp],
-    ) -> Result<Books, StoreError> {
-        let mut needs = Needs::of(batch);
+        known: Known,
+        needs: Needs,
+    ) -> Result<(Books, i64), StoreError> {
+        let lacks = known.lacks(&needs);
+        let requests = names(&lacks.requests);
+        let (before, rows) = if lacks.accounts.is_empty() && lacks.keys.is_empty() {
+            let keys = [requests.clone(), requests];
+            let (before, [holds, settled]) = self.sql.begin_known.read(conn, keys).await?;
+            (before, Rows { holds, settled, ..Rows::default() })
+        } else {
+            let keys = [names(&lacks.accounts), names(&lacks.keys), requests.clone(), requests];
+            let (before, rows) = self.sql.begin.read(conn, keys).await?;
+            (before, rows.into())
+        };
+        let version = before.first().map(|row| row.try_get(0)).transpose().map_err(classify)?;
+        let version = version.unwrap_or_default();
+        if known.version.is_some_and(|known| known != version) {
+            return Ok((self.load(conn, needs).await?, version));
+        }
+        Ok((self.complete(conn, known.into_books(), rows, needs).await?, version))
+    }
+
+    async fn load(&self, conn: &mut SqliteConnection, needs: Needs) -> Result<Books, StoreError> {
         let requests = names(&needs.requests);
         let keys = [names(&needs.accounts), names(&needs.keys), requests.clone(), requests];
-        let [accounts, budgets, holds, settled] = queries.read(conn, keys).await?;
-        let accounts: Vec<Account> = native::parse(&accounts)?;
-        let budgets: Vec<KeyBudget> = native::parse(&budgets)?;
-        let holds: Vec<Hold> = native::parse(&holds)?;
-        let settled: Vec<Settled> = native::parse(&settled)?;
-        let mut books = Books {
-            accounts: accounts.into_iter().map(|row| (row.id, row)).collect(),
-            budgets: budgets.into_iter().map(|row| (row.api_key_id, row)).collect(),
-            holds: holds.into_iter().map(|row| (row.request_id, row)).collect(),
-            settled: settled.into_iter().map(|row| row.id).collect(),
-            events: self.events.clone(),
-            ..Books::default()
-        };
-        needs.add_windows_of(books.holds.values());
+        let (_, rows) = self.sql.load.read(conn, keys).await?;
+        self.complete(conn, Books::default(), rows.into(), needs).await
+    }
+
+    /// The books with these rows, and with those that are rarely needed.
+    async fn complete(
+        &self,
+        conn: &mut SqliteConnection,
+        mut books: Books,
+        rows: Rows,
+        mut needs: Needs,
+    ) -> Result<Books, StoreError> {
+        rows.add_to(&mut books)?;
+        books.events = self.events.clone();
+        let holds: Vec<_> = needs.requests.iter().filter_map(|id| books.holds.get(id)).collect();
+        needs.add_windows_of(holds.into_iter());
+        needs.windows.retain(|subject| !books.windows.contains_key(subject));
         if !needs.windows.is_empty() {
             self.load_windows(conn, &needs.windows, &mut books).await?;
         }
@@ -176,7 +238,7 @@ impl SqliteStore {
     ) -> Result<(), StoreError> {
         let subjects = serde_json::to_string(subjects)?;
         let windows: Vec<RateWindow> = native::read(conn, &self.sql.load_windows, subjects).await?;
-        books.windows = windows.into_iter().map(|row| (row.subject, row)).collect();
+        books.windows.extend(windows.into_iter().map(|row| (row.subject, row)));
         Ok(())
     }
 

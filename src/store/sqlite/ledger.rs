@@ -18,9 +18,9 @@ use std::time::Duration;
 #[async_trait]
 impl LedgerStore for SqliteStore {
     async fn commit(&self, batch: &[LedgerOp], now: Timestamp) -> Result<Vec<Outcome>, StoreError> {
-        let mut transaction = self.writer.in_texts().await?;
-        let outcomes = self.apply_alone(transaction.conn(), batch, now).await?;
-        transaction.ended();
+        let (mut transaction, known) = self.writer.in_texts().await?;
+        let (outcomes, known) = self.apply_alone(transaction.conn(), known, batch, now).await?;
+        transaction.ended(known);
         Ok(outcomes)
     }
 

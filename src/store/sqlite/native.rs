@@ -247,7 +247,7 @@ const KEYS_FEW: usize = 64;
 impl<const N: usize> Queries<N> {
     /// `of`: each a table, the columns that are read, and the column of the keys. `before`: what is
     /// run before them.
-    pub fn new(before: Option<&str>, of: &[(&Table, &[&str], &str); N]) -> Self {
+    pub fn new(before: &[&str], of: &[(&Table, &[&str], &str); N]) -> Self {
         let text = |keys: &str, value: &str| {
             let queries = of.iter().map(|(table, columns, key)| {
                 let name = table.name;
@@ -258,7 +258,7 @@ impl<const N: usize> Queries<N> {
                     "SELECT {columns} FROM {keys} CROSS JOIN {name} ON {name}.{key} = k.{value}"
                 )
             });
-            let before = before.map(ToOwned::to_owned).into_iter();
+            let before = before.iter().map(|&text| text.to_owned());
             before.chain(queries).collect::<Vec<_>>().join("; ").into()
         };
         let few = |size| {
@@ -268,7 +268,7 @@ impl<const N: usize> Queries<N> {
         Self { few: sizes(KEYS_FEW).map(few).collect(), many: text("json_each(?) AS k", "value") }
     }
 
-    /// The rows of each.
+    /// The rows of what is run before them, and those of each.
     ///
     /// # Errors
     /// The database's.
@@ -276,7 +276,7 @@ impl<const N: usize> Queries<N> {
         &self,
         conn: &mut SqliteConnection,
         keys: [Vec<String>; N],
-    ) -> Result<[Vec<SqliteRow>; N], StoreError> {
+    ) -> Result<(Vec<SqliteRow>, [Vec<SqliteRow>; N]), StoreError> {
         let longest = keys.iter().map(Vec::len).max().unwrap_or_default();
         let size = longest.next_power_of_two();
         let (text, values) = if let Some(text) = self.few.get(size.ilog2() as usize) {
@@ -290,7 +290,7 @@ impl<const N: usize> Queries<N> {
             (&self.many, keys.iter().map(list).collect::<Result<Vec<_>, StoreError>>()?)
         };
         let mut sets = std::array::from_fn(|_| Vec::new());
-        let mut set = Vec::new();
+        let (mut before, mut set) = (Vec::new(), Vec::new());
         #[expect(deprecated, reason = "nothing else runs several statements at once and binds")]
         let mut results = bound(text, values)?.fetch_many(conn);
         while let Some(result) = results.try_next().await.map_err(classify)? {
@@ -298,12 +298,13 @@ impl<const N: usize> Queries<N> {
                 // What is run before the queries ends like them.
                 Either::Left(_end_of_set) => {
                     sets.rotate_left(1);
-                    sets[N - 1] = std::mem::take(&mut set);
+                    before
+                        .append(&mut std::mem::replace(&mut sets[N - 1], std::mem::take(&mut set)));
                 }
                 Either::Right(row) => set.push(row),
             }
         }
-        Ok(sets)
+        Ok((before, sets))
     }
 }
 
@@ -361,19 +362,20 @@ mod tests {
         let holds: Vec<Hold> = (0..KEYS_FEW + 3).map(hold).collect();
         let keys: Vec<String> = holds.iter().map(|hold| hold.request_id.to_string()).collect();
         let by_id = (&HOLDS, HOLDS.columns, "request_id");
-        let queries = Queries::new(Some("SELECT 1"), &[by_id, by_id]);
+        let queries = Queries::new(&["SELECT 1"], &[by_id, by_id]);
         let deletion = Deletion::new(&HOLDS, "request_id");
         for count in 0..=holds.len() {
             write(&mut conn, &ManyRows::insert(&HOLDS), &holds).await;
             let sought = [keys[..count].to_vec(), vec!["unknown".to_owned()]];
-            let [found, none] = queries.read(&mut conn, sought).await.unwrap();
+            let (before, [found, none]) = queries.read(&mut conn, sought).await.unwrap();
+            assert_eq!(before.len(), 1);
             assert_eq!(parse::<Hold>(&found).unwrap(), holds[..count]);
             assert!(none.is_empty());
 
             let mut script = Script::default();
             script.delete(&deletion, &keys[..count]).unwrap();
             script.run(&mut conn).await.unwrap();
-            let [left, _] = queries.read(&mut conn, [keys.clone(), Vec::new()]).await.unwrap();
+            let (_, [left, _]) = queries.read(&mut conn, [keys.clone(), Vec::new()]).await.unwrap();
             assert_eq!(parse::<Hold>(&left).unwrap(), holds[count..]);
             let mut script = Script::default();
             script.delete(&deletion, &keys).unwrap();

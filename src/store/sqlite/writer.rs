@@ -4,8 +4,10 @@
 //! thread, and one of ours, for each commit.
 //!
 //! Invariants: one at a time has it, in the order of asking; a transaction that was left unfinished
-//! is rolled back before the next has it, by a new connection where that does not work.
+//! is rolled back before the next has it, by a new connection where that does not work; what is
+//! known of the books is kept from one batch to the next, and forgotten for anybody else.
 
+use super::known::Known;
 use super::rows::classify;
 use crate::store::StoreError;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -30,6 +32,7 @@ struct Line {
     conn: SqliteConnection,
     /// In a transaction that sqlx knows nothing of.
     is_in_texts: bool,
+    known: Known,
 }
 
 /// The connection, for one caller.
@@ -45,32 +48,46 @@ impl Writer {
     /// The database's.
     pub async fn open(options: SqliteConnectOptions) -> Result<Self, sqlx::Error> {
         let conn = options.connect().await?;
-        Ok(Self { options, line: Mutex::new(Line { conn, is_in_texts: false }) })
+        let line = Line { conn, is_in_texts: false, known: Known::default() };
+        Ok(Self { options, line: Mutex::new(line) })
     }
 
-    /// The connection, when nobody else has it.
+    /// The connection, when nobody else has it. What it is used for is not looked at: nothing is
+    /// known of the books after it.
     ///
     /// # Errors
     /// When it is not free in time, or cannot be opened again.
     pub async fn acquire(&self) -> Result<Writing<'_>, StoreError> {
+        let mut writing = self.only_to_read().await?;
+        writing.0.known = Known::default();
+        Ok(writing)
+    }
+
+    /// The connection, for whoever writes nothing.
+    ///
+    /// # Errors
+    /// Those of [`Writer::acquire`].
+    pub async fn only_to_read(&self) -> Result<Writing<'_>, StoreError> {
         let mut line = tokio::time::timeout(WAIT, self.line.lock())
             .await
             .map_err(|_| classify(sqlx::Error::PoolTimedOut))?;
         if line.is_unfinished().await {
             line.conn = self.options.connect().await.map_err(classify)?;
             line.is_in_texts = false;
+            line.known = Known::default();
         }
         Ok(Writing(line))
     }
 
-    /// The connection, for a transaction in texts.
+    /// The connection, for a transaction in texts, and what is known before it.
     ///
     /// # Errors
     /// Those of [`Writer::acquire`].
-    pub async fn in_texts(&self) -> Result<InTexts<'_>, StoreError> {
-        let mut writing = self.acquire().await?;
+    pub async fn in_texts(&self) -> Result<(InTexts<'_>, Known), StoreError> {
+        let mut writing = self.only_to_read().await?;
         writing.0.is_in_texts = true;
-        Ok(InTexts(writing))
+        let known = std::mem::take(&mut writing.0.known);
+        Ok((InTexts(writing), known))
     }
 }
 
@@ -113,9 +130,10 @@ impl InTexts<'_> {
         &mut self.0
     }
 
-    /// After its last text has been run.
-    pub fn ended(mut self) {
+    /// After its last text has been run; this is known then.
+    pub fn ended(mut self, known: Known) {
         self.0.0.is_in_texts = false;
+        self.0.0.known = known;
     }
 }
 
@@ -148,17 +166,17 @@ mod tests {
         drop(writing);
         assert_eq!(count(&writer).await, 1, "as before");
 
-        let mut in_texts = writer.in_texts().await.unwrap();
+        let (mut in_texts, _) = writer.in_texts().await.unwrap();
         sqlx::query(BEGIN).execute(in_texts.conn()).await.unwrap();
         insert(in_texts.conn()).await;
         drop(in_texts);
         assert_eq!(count(&writer).await, 1, "as before");
 
-        let mut in_texts = writer.in_texts().await.unwrap();
+        let (mut in_texts, _) = writer.in_texts().await.unwrap();
         sqlx::query(BEGIN).execute(in_texts.conn()).await.unwrap();
         insert(in_texts.conn()).await;
         sqlx::query(COMMIT).execute(in_texts.conn()).await.unwrap();
-        in_texts.ended();
+        in_texts.ended(Known::default());
         assert_eq!(count(&writer).await, 2);
     }
 }
