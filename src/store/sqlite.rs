@@ -176,11 +176,9 @@ impl Store for SqliteStore {
     }
 
     async fn follow_changes(&self, changed: &(dyn Fn() + Sync)) -> Result<(), StoreError> {
-        // `data_version` moves when another connection has written; asked of the writer, that
-        // means another process. <https://www.sqlite.org/pragma.html#pragma_data_version>
         let mut before = None;
         loop {
-            let version = self.data_version().await?;
+            let version = self.writer.version().await?;
             if before.replace(version) != Some(version) {
                 changed();
             }
@@ -195,13 +193,6 @@ impl Store for SqliteStore {
 }
 
 impl SqliteStore {
-    async fn data_version(&self) -> Result<i64, StoreError> {
-        sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&mut *self.writer.only_to_read().await?)
-            .await
-            .map_err(classify)
-    }
-
     async fn one<T: DeserializeOwned>(
         &self,
         statement: String,

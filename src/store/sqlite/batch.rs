@@ -5,7 +5,7 @@ use super::SqliteStore;
 use super::known::Known;
 use super::native::{self, Deletion, LISTED, ManyRows, Queries, Script};
 use super::rows::{classify, ids, texts};
-use super::writer::{BEGIN, COMMIT};
+use super::writer::{BEGIN, COMMIT, VERSION};
 use crate::models::account::Account;
 use crate::models::hold::{Hold, IdempotencyKey};
 use crate::models::ids::RequestId;
@@ -89,9 +89,6 @@ impl Sql {
         }
     }
 }
-
-/// What moves when another connection has written.
-const VERSION: &str = "PRAGMA data_version";
 
 /// A request that has its usage record.
 #[derive(Deserialize)]
@@ -178,8 +175,8 @@ impl SqliteStore {
             let (before, rows) = self.sql.begin.read(conn, keys).await?;
             (before, rows.into())
         };
-        let version = before.first().map(|row| row.try_get(0)).transpose().map_err(classify)?;
-        let version = version.unwrap_or_default();
+        let version = before.first().ok_or(sqlx::Error::RowNotFound);
+        let version = version.and_then(|row| row.try_get(0)).map_err(classify)?;
         if known.version.is_some_and(|known| known != version) {
             return Ok((self.load(conn, needs).await?, version));
         }

@@ -39,19 +39,37 @@ pub struct ManyRows {
     /// The place of the column that is never NULL.
     key: usize,
     /// For 1, 2, 4 … [`ROWS_MAX`] rows.
-    texts: Vec<Arc<str>>,
+    texts: Vec<Text>,
+}
+
+/// One statement or several.
+#[derive(Clone)]
+struct Text {
+    text: Arc<str>,
+    statements: usize,
+}
+
+impl Text {
+    fn one(text: impl Into<Arc<str>>) -> Self {
+        Self { text: text.into(), statements: 1 }
+    }
+
+    fn joined<T: AsRef<str>>(texts: &[T]) -> Self {
+        let texts: Vec<_> = texts.iter().map(AsRef::as_ref).collect();
+        Self { text: texts.join("; ").into(), statements: texts.len() }
+    }
 }
 
 impl ManyRows {
     pub fn insert(table: &Table) -> Self {
-        Self::new(table.columns.to_vec(), 0, |size, rows| insert(table, size, rows))
+        Self::new(table.columns.to_vec(), 0, |size, rows| Text::one(insert(table, size, rows)))
     }
 
     /// Inserts; rows whose `key` is there already get `columns`.
     pub fn upsert(table: &Table, key: &str, columns: &[&str]) -> Self {
         let conflict = on_conflict(key, columns);
         Self::new(table.columns.to_vec(), 0, |size, rows| {
-            format!("{} {conflict}", insert(table, size, rows))
+            Text::one(format!("{} {conflict}", insert(table, size, rows)))
         })
     }
 
@@ -68,19 +86,21 @@ impl ManyRows {
         let columns: Vec<_> = columns.iter().copied().chain([key]).collect();
         let last = columns.len() - 1;
         Self::new(columns, last, |size, rows| match size {
-            ..=PLAIN_UPDATES_MAX => vec![one.as_str(); size].join("; "),
-            _ => format!("{rows} UPDATE {name} SET {joined} FROM r WHERE {name}.{key} = r.{key}"),
+            ..=PLAIN_UPDATES_MAX => Text::joined(&vec![&one; size]),
+            _ => Text::one(format!(
+                "{rows} UPDATE {name} SET {joined} FROM r WHERE {name}.{key} = r.{key}"
+            )),
         })
     }
 
     /// `text` makes a statement for so many rows, which are called `r` in it; `key` is the place of
     /// the column that is never NULL in a row.
-    fn new(columns: Vec<&'static str>, key: usize, text: impl Fn(usize, &str) -> String) -> Self {
+    fn new(columns: Vec<&'static str>, key: usize, text: impl Fn(usize, &str) -> Text) -> Self {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let named = columns.join(", ");
         let of =
             |rows| format!("WITH r ({named}) AS (VALUES {})", vec![row.as_str(); rows].join(", "));
-        let texts = sizes(ROWS_MAX).map(|size| text(size, &of(size)).into()).collect();
+        let texts = sizes(ROWS_MAX).map(|size| text(size, &of(size))).collect();
         Self { columns, key, texts }
     }
 }
@@ -106,14 +126,14 @@ fn insert(table: &Table, size: usize, rows: &str) -> String {
 
 /// A statement that removes rows by their keys.
 pub struct Deletion {
-    one: Arc<str>,
-    many: Arc<str>,
+    one: Text,
+    many: Text,
 }
 
 impl Deletion {
     pub fn new(table: &Table, key: &str) -> Self {
         let of = |condition: &str| format!("DELETE FROM {} WHERE {key} {condition}", table.name);
-        Self { one: of("= ?").into(), many: of(LISTED).into() }
+        Self { one: Text::one(of("= ?")), many: Text::one(of(LISTED)) }
     }
 }
 
@@ -122,7 +142,7 @@ impl Deletion {
 /// The writes of a batch, in order.
 #[derive(Default)]
 pub struct Script {
-    steps: Vec<(Arc<str>, Vec<Value>)>,
+    steps: Vec<(Text, Vec<Value>)>,
 }
 
 /// Scripts of so few values go as one text: there are not many different ones, so they stay
@@ -170,7 +190,7 @@ impl Script {
 
     /// Adds a statement without parameters.
     pub fn last(&mut self, text: &'static str) {
-        self.steps.push((text.into(), Vec::new()));
+        self.steps.push((Text::one(text), Vec::new()));
     }
 
     /// # Errors
@@ -182,15 +202,41 @@ impl Script {
         let values = self.steps.iter().map(|(_, values)| values.len()).sum::<usize>();
         if values > JOINED_VALUES_MAX {
             for (text, values) in self.steps {
-                bound(&text, values)?.execute(&mut *conn).await.map_err(classify)?;
+                run(conn, &text.text, text.statements, values).await?;
             }
             return Ok(());
         }
+        let statements = self.steps.iter().map(|(text, _)| text.statements).sum();
         let (texts, values): (Vec<_>, Vec<_>) = self.steps.into_iter().unzip();
-        let statement = bound(&texts.join("; ").into(), values.into_iter().flatten())?;
-        statement.execute(conn).await.map_err(classify)?;
+        let texts: Vec<_> = texts.iter().map(|text| text.text.as_ref()).collect();
+        let values = values.into_iter().flatten();
+        run(conn, &texts.join("; ").into(), statements, values).await?;
         Ok(())
     }
+}
+
+/// The rows that each statement of a text gives. When sqlx's thread dies the results end without a
+/// word: what is missing then was not done.
+async fn run(
+    conn: &mut SqliteConnection,
+    text: &Arc<str>,
+    statements: usize,
+    values: impl IntoIterator<Item = Value>,
+) -> Result<Vec<Vec<SqliteRow>>, StoreError> {
+    let (mut sets, mut set) = (Vec::with_capacity(statements), Vec::new());
+    #[expect(deprecated, reason = "nothing else runs several statements at once and binds")]
+    let mut results = bound(text, values)?.fetch_many(conn);
+    while let Some(result) = results.try_next().await.map_err(classify)? {
+        match result {
+            Either::Left(_end_of_set) => sets.push(std::mem::take(&mut set)),
+            Either::Right(row) => set.push(row),
+        }
+    }
+    if sets.len() == statements { Ok(sets) } else { Err(died()) }
+}
+
+fn died() -> StoreError {
+    classify(sqlx::Error::WorkerCrashed)
 }
 
 type Statement = Query<'static, Sqlite, SqliteArguments>;
@@ -234,6 +280,8 @@ pub async fn read<T: DeserializeOwned>(
 
 /// Queries by lists of keys, in one text, so that they cost what one costs.
 pub struct Queries<const N: usize> {
+    /// How many statements are run before them.
+    before: usize,
     /// For lists of 1, 2, 4 … [`KEYS_FEW`] keys; keys that are missing to that are NULL, which is
     /// the key of no row.
     few: Vec<Arc<str>>,
@@ -265,7 +313,11 @@ impl<const N: usize> Queries<N> {
             let values = vec!["(?)"; size].join(", ");
             text(&format!("(VALUES {values}) AS k"), "column1")
         };
-        Self { few: sizes(KEYS_FEW).map(few).collect(), many: text("json_each(?) AS k", "value") }
+        Self {
+            before: before.len(),
+            few: sizes(KEYS_FEW).map(few).collect(),
+            many: text("json_each(?) AS k", "value"),
+        }
     }
 
     /// The rows of what is run before them, and those of each.
@@ -289,22 +341,9 @@ impl<const N: usize> Queries<N> {
             let list = |keys: &Vec<String>| Ok(Value::Text(serde_json::to_string(keys)?));
             (&self.many, keys.iter().map(list).collect::<Result<Vec<_>, StoreError>>()?)
         };
-        let mut sets = std::array::from_fn(|_| Vec::new());
-        let (mut before, mut set) = (Vec::new(), Vec::new());
-        #[expect(deprecated, reason = "nothing else runs several statements at once and binds")]
-        let mut results = bound(text, values)?.fetch_many(conn);
-        while let Some(result) = results.try_next().await.map_err(classify)? {
-            match result {
-                // What is run before the queries ends like them.
-                Either::Left(_end_of_set) => {
-                    sets.rotate_left(1);
-                    before
-                        .append(&mut std::mem::replace(&mut sets[N - 1], std::mem::take(&mut set)));
-                }
-                Either::Right(row) => set.push(row),
-            }
-        }
-        Ok((before, sets))
+        let mut before = run(conn, text, self.before + N, values).await?;
+        let sets = before.split_off(self.before);
+        Ok((before.into_iter().flatten().collect(), sets.try_into().map_err(|_| died())?))
     }
 }
 

@@ -23,6 +23,10 @@ pub const BEGIN: &str = "BEGIN IMMEDIATE";
 /// The last statement of the last text of a transaction whose statements go in texts.
 pub const COMMIT: &str = "COMMIT";
 
+/// What moves when another connection has written.
+/// <https://www.sqlite.org/pragma.html#pragma_data_version>
+pub const VERSION: &str = "PRAGMA data_version";
+
 pub struct Writer {
     options: SqliteConnectOptions,
     line: Mutex<Line>,
@@ -58,16 +62,22 @@ impl Writer {
     /// # Errors
     /// When it is not free in time, or cannot be opened again.
     pub async fn acquire(&self) -> Result<Writing<'_>, StoreError> {
-        let mut writing = self.only_to_read().await?;
-        writing.0.known = Known::default();
-        Ok(writing)
+        let mut line = self.line().await?;
+        line.known = Known::default();
+        Ok(Writing(line))
     }
 
-    /// The connection, for whoever writes nothing.
+    /// What is another after another connection has written: one of another process, since the
+    /// others of this one only read.
     ///
     /// # Errors
-    /// Those of [`Writer::acquire`].
-    pub async fn only_to_read(&self) -> Result<Writing<'_>, StoreError> {
+    /// Those of [`Writer::acquire`], and the database's.
+    pub async fn version(&self) -> Result<i64, StoreError> {
+        let mut line = self.line().await?;
+        sqlx::query_scalar(VERSION).fetch_one(&mut line.conn).await.map_err(classify)
+    }
+
+    async fn line(&self) -> Result<MutexGuard<'_, Line>, StoreError> {
         let mut line = tokio::time::timeout(WAIT, self.line.lock())
             .await
             .map_err(|_| classify(sqlx::Error::PoolTimedOut))?;
@@ -76,7 +86,7 @@ impl Writer {
             line.is_in_texts = false;
             line.known = Known::default();
         }
-        Ok(Writing(line))
+        Ok(line)
     }
 
     /// The connection, for a transaction in texts, and what is known before it.
@@ -84,10 +94,10 @@ impl Writer {
     /// # Errors
     /// Those of [`Writer::acquire`].
     pub async fn in_texts(&self) -> Result<(InTexts<'_>, Known), StoreError> {
-        let mut writing = self.only_to_read().await?;
-        writing.0.is_in_texts = true;
-        let known = std::mem::take(&mut writing.0.known);
-        Ok((InTexts(writing), known))
+        let mut line = self.line().await?;
+        line.is_in_texts = true;
+        let known = std::mem::take(&mut line.known);
+        Ok((InTexts(Writing(line)), known))
     }
 }
 

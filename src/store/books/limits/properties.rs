@@ -343,7 +343,7 @@ fn nothing_is_loaded_or_written_for_who_has_no_limits() {
     let batch = [LedgerOp::Place(op)];
     assert!(super::super::Needs::of(&batch).windows.is_empty());
     world.decide(&batch[0]);
-    assert!(world.books.changes.windows.is_empty());
+    assert!(world.books.windows.is_empty());
     assert_eq!(world.books.holds.values().next().unwrap().counted, Counted::default());
 }
 
