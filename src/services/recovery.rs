@@ -14,7 +14,7 @@ use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
-use crate::store::{LedgerOp, Settlement, Store, StoreError, in_time};
+use crate::store::{LedgerOp, Settlement, Store, StoreError, in_time, within};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -73,10 +73,10 @@ impl Recovery {
             }
             let wait = (self.lease / 3).max(ROUND_WAIT_MIN);
             let round = tokio::select! {
-                round = tokio::time::timeout(wait, self.round(&mut reached, &one_round)) => round,
+                round = within(wait, self.round(&mut reached, &one_round)) => round,
                 () = stop.cancelled() => return,
             };
-            if let Err(error) = round.unwrap_or(Err(StoreError::Silent)) {
+            if let Err(error) = round {
                 tracing::warn!("leases and orphans: {error}");
                 reached.since = Instant::now();
             }

@@ -96,33 +96,26 @@ struct Settled {
     id: RequestId,
 }
 
-/// The rows that a batch needs, as they are found.
-#[derive(Default)]
-struct Rows {
-    accounts: Vec<SqliteRow>,
-    budgets: Vec<SqliteRow>,
-    holds: Vec<SqliteRow>,
-    settled: Vec<SqliteRow>,
+/// Accounts, budgets, holds, and which of the requests are settled.
+type Rows = [Vec<SqliteRow>; 4];
+
+fn add(rows: &Rows, books: &mut Books) -> Result<(), StoreError> {
+    let [accounts, budgets, holds, settled] = rows;
+    let accounts: Vec<Account> = native::parse(accounts)?;
+    let budgets: Vec<KeyBudget> = native::parse(budgets)?;
+    let holds: Vec<Hold> = native::parse(holds)?;
+    let settled: Vec<Settled> = native::parse(settled)?;
+    books.accounts.extend(accounts.into_iter().map(|row| (row.id, row)));
+    books.budgets.extend(budgets.into_iter().map(|row| (row.api_key_id, row)));
+    books.holds.extend(holds.into_iter().map(|row| (row.request_id, row)));
+    books.settled.extend(settled.into_iter().map(|row| row.id));
+    Ok(())
 }
 
-impl From<[Vec<SqliteRow>; 4]> for Rows {
-    fn from([accounts, budgets, holds, settled]: [Vec<SqliteRow>; 4]) -> Self {
-        Self { accounts, budgets, holds, settled }
-    }
-}
-
-impl Rows {
-    fn add_to(&self, books: &mut Books) -> Result<(), StoreError> {
-        let accounts: Vec<Account> = native::parse(&self.accounts)?;
-        let budgets: Vec<KeyBudget> = native::parse(&self.budgets)?;
-        let holds: Vec<Hold> = native::parse(&self.holds)?;
-        let settled: Vec<Settled> = native::parse(&self.settled)?;
-        books.accounts.extend(accounts.into_iter().map(|row| (row.id, row)));
-        books.budgets.extend(budgets.into_iter().map(|row| (row.api_key_id, row)));
-        books.holds.extend(holds.into_iter().map(|row| (row.request_id, row)));
-        books.settled.extend(settled.into_iter().map(|row| row.id));
-        Ok(())
-    }
+/// The keys of [`Rows`].
+fn keys(of: &Needs) -> [Vec<String>; 4] {
+    let requests = names(&of.requests);
+    [names(&of.accounts), names(&of.keys), requests.clone(), requests]
 }
 
 impl SqliteStore {
@@ -164,16 +157,14 @@ impl SqliteStore {
         known: Known,
         needs: Needs,
     ) -> Result<(Books, i64), StoreError> {
-        let lacks = known.lacks(&needs);
-        let requests = names(&lacks.requests);
-        let (before, rows) = if lacks.accounts.is_empty() && lacks.keys.is_empty() {
-            let keys = [requests.clone(), requests];
-            let (before, [holds, settled]) = self.sql.begin_known.read(conn, keys).await?;
-            (before, Rows { holds, settled, ..Rows::default() })
-        } else {
-            let keys = [names(&lacks.accounts), names(&lacks.keys), requests.clone(), requests];
-            let (before, rows) = self.sql.begin.read(conn, keys).await?;
-            (before, rows.into())
+        let lacks = keys(&known.lacks(&needs));
+        let (before, rows) = match lacks {
+            [accounts, budgets, holds, settled] if accounts.is_empty() && budgets.is_empty() => {
+                let requests = [holds, settled];
+                let (before, [holds, settled]) = self.sql.begin_known.read(conn, requests).await?;
+                (before, [Vec::new(), Vec::new(), holds, settled])
+            }
+            lacks => self.sql.begin.read(conn, lacks).await?,
         };
         let version = before.first().ok_or(sqlx::Error::RowNotFound);
         let version = version.and_then(|row| row.try_get(0)).map_err(classify)?;
@@ -184,10 +175,8 @@ impl SqliteStore {
     }
 
     async fn load(&self, conn: &mut SqliteConnection, needs: Needs) -> Result<Books, StoreError> {
-        let requests = names(&needs.requests);
-        let keys = [names(&needs.accounts), names(&needs.keys), requests.clone(), requests];
-        let (_, rows) = self.sql.load.read(conn, keys).await?;
-        self.complete(conn, Books::default(), rows.into(), needs).await
+        let (_, rows) = self.sql.load.read(conn, keys(&needs)).await?;
+        self.complete(conn, Books::default(), rows, needs).await
     }
 
     /// The books with these rows, and with those that are rarely needed.
@@ -198,7 +187,7 @@ impl SqliteStore {
         rows: Rows,
         mut needs: Needs,
     ) -> Result<Books, StoreError> {
-        rows.add_to(&mut books)?;
+        add(&rows, &mut books)?;
         books.events = self.events.clone();
         let holds: Vec<_> = needs.requests.iter().filter_map(|id| books.holds.get(id)).collect();
         needs.add_windows_of(holds.into_iter());

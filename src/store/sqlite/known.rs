@@ -42,14 +42,14 @@ impl Known {
         Self { version: Some(version), accounts, budgets, holds, windows }
     }
 
-    /// What has to be read. A request with a hold has no usage record: settling it takes the hold
-    /// away, in the same transaction.
+    /// What has to be read first; which windows are needed is only known when the holds are there.
+    /// A request with a hold has no usage record: settling it takes the hold away, in the same
+    /// transaction.
     pub fn lacks(&self, needs: &Needs) -> Needs {
         Needs {
             accounts: missing(&needs.accounts, &self.accounts),
             keys: missing(&needs.keys, &self.budgets),
             requests: missing(&needs.requests, &self.holds),
-            windows: missing(&needs.windows, &self.windows),
             ..Needs::default()
         }
     }
