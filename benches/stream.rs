@@ -5,7 +5,7 @@
 
 #![expect(clippy::expect_used, reason = "a bench fails loudly")]
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tollgate::models::money::{Markup, PicoUsd};
 use tollgate::models::price::{Price, Rates, Rule, Terms};
 use tollgate::models::timestamp::Timestamp;
 use tollgate::services::reading::Reading;
+use tollgate::services::sse::Outgoing;
 use tollgate::services::tap::{Asked, Operator, Tap};
 use tollgate::services::tokens::{Field, Lane, StreamCounter, Tokenizer, Vocabularies};
 
@@ -74,7 +75,7 @@ fn tap(frames: &[Bytes], tokenizer: &Tokenizer, price: &Arc<Price>) -> i64 {
         Arc::new(Operator::default()),
         asked,
     );
-    let mut out = VecDeque::new();
+    let mut out = Outgoing::default();
     for frame in frames {
         tap.frame(frame, &mut out).expect("events of a common length");
         out.clear();

@@ -9,6 +9,7 @@ mod unread;
 
 use crate::config::ServerConfig;
 use crate::controllers::client::Peer;
+use crate::services::woken::WhenWoken;
 use axum::Router;
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Request};
@@ -22,7 +23,7 @@ use refusal::Spoken;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -52,7 +53,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Signals {
     /// Accept no more, and end after the current answer.
     pub drain: CancellationToken,
-    /// End now.
+    /// End now. Nobody listens for it before `drain`.
     pub abort: CancellationToken,
 }
 
@@ -255,17 +256,17 @@ async fn run<C: Future + Unpin>(
     signals: &Signals,
     drain: impl Fn(Pin<&mut C>),
 ) -> Option<C::Output> {
-    let mut is_draining = false;
-    loop {
-        tokio::select! {
-            // Clients go away at any time: that is no failure of ours.
-            ended = &mut connection => return Some(ended),
-            () = signals.drain.cancelled(), if !is_draining => {
-                is_draining = true;
-                drain(Pin::new(connection));
-            }
-            () = signals.abort.cancelled() => return None,
-        }
+    let drained = pin!(signals.drain.cancelled());
+    tokio::select! {
+        biased;
+        // Clients go away at any time: that is no failure of ours.
+        ended = &mut connection => return Some(ended),
+        () = WhenWoken::new(drained) => drain(Pin::new(connection)),
+    }
+    tokio::select! {
+        biased;
+        ended = connection => Some(ended),
+        () = signals.abort.cancelled() => None,
     }
 }
 

@@ -15,6 +15,7 @@ pub mod random;
 pub mod sse;
 pub mod tokens;
 pub mod trace;
+pub mod woken;
 
 // === what a request passes, in its order ===
 pub mod admission;

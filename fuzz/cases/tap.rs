@@ -2,12 +2,12 @@
 //! answer ends with `[DONE]` or with an error.
 
 use bytes::Bytes;
-use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 use tollgate::models::money::Markup;
 use tollgate::models::price::{Price, Rates, Rule, Terms};
 use tollgate::models::timestamp::Timestamp;
 use tollgate::services::reading::Reading;
+use tollgate::services::sse::Outgoing;
 use tollgate::services::tap::{Asked, Finish, Operator, Tap};
 use tollgate::services::tokens::{Tokenizer, Vocabularies};
 
@@ -32,14 +32,14 @@ fn run(frames: &[&[u8]], shows_usage: bool) -> (Vec<String>, String) {
     let reading = Reading::new(TOKENIZER.clone());
     let asked = Asked { placed_at: Timestamp::now(), images: 0, shows_usage };
     let mut tap = Tap::new(reading, price(), Arc::new(Operator::default()), asked);
-    let mut out = VecDeque::new();
+    let mut out = Outgoing::default();
     for frame in frames {
         if tap.frame(&Bytes::copy_from_slice(frame), &mut out).is_err() {
             return Default::default();
         }
     }
     let finish = tap.end(&mut out);
-    let out: Vec<u8> = out.into_iter().flatten().collect();
+    let out: Vec<u8> = std::iter::from_fn(|| out.take()).flatten().collect();
     let text = String::from_utf8_lossy(&out);
     match finish {
         Finish::Complete => assert!(text.contains("[DONE]"), "a silent end: {text}"),

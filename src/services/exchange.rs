@@ -17,6 +17,7 @@ use crate::services::allowance::Allowance;
 use crate::services::ledger;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
+use crate::services::sse::Outgoing;
 use crate::services::tap::{Asked, Finish, Tap, not_a_completion};
 use crate::services::upstream::{AnswerBody, Call, cost_header, generation_id};
 use crate::store::Extension;
@@ -24,7 +25,6 @@ pub use attempts::Trip;
 use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -262,9 +262,9 @@ impl Exchange {
     ///
     /// # Errors
     /// [`Error::UpstreamFailed`] when an event passes its bound.
-    pub fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
+    pub fn frame(&mut self, frame: &Bytes, out: &mut Outgoing) -> Result<bool, Error> {
         let Some(live) = self.live.as_deref_mut() else {
-            out.push_back(frame.clone());
+            out.put(frame);
             return Ok(false);
         };
         live.frame(frame, out)
@@ -274,7 +274,7 @@ impl Exchange {
     ///
     /// # Errors
     /// What the client was told in the stream, for the log.
-    pub fn end(&mut self, out: &mut VecDeque<Bytes>) -> Result<(), Error> {
+    pub fn end(&mut self, out: &mut Outgoing) -> Result<(), Error> {
         let Some(live) = self.live.as_deref_mut() else { return Ok(()) };
         let finish = live.tap.end(out);
         self.finish(finish)
@@ -284,10 +284,10 @@ impl Exchange {
     ///
     /// # Errors
     /// As [`Exchange::end`].
-    pub fn done(&mut self, out: &mut VecDeque<Bytes>) -> Result<(), Error> {
+    pub fn done(&mut self, out: &mut Outgoing) -> Result<(), Error> {
         let Some(live) = self.live.as_deref_mut() else { return Ok(()) };
         // The beginning of something after it: bytes are bytes.
-        out.extend(live.tap.rest());
+        out.put(&live.tap.rest());
         let finish = live.tap.judge.finish();
         self.finish(finish)
     }
@@ -342,7 +342,7 @@ impl Live {
         Ok(if is_events && self.is_streamed { Form::Events } else { Form::Document })
     }
 
-    fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<bool, Error> {
+    fn frame(&mut self, frame: &Bytes, out: &mut Outgoing) -> Result<bool, Error> {
         if self.open.first_byte_at.is_none() {
             self.open.first_byte_at = Some(Timestamp::now());
         }

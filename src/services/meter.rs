@@ -1,16 +1,18 @@
 //! The response body of a stream: the upstream's body with the tap in its way.
 //!
 //! Invariants: an event leaves when the frame that completes it arrives, in the same poll and on
-//! the same task, together with what else is there by then; the upstream is only read when the
-//! client takes, so a slow client slows the upstream; a stream never ends silently before its end.
+//! the same task, together with what else is there by then (a long one for itself); the upstream is
+//! only read when the client takes, so a slow client slows the upstream; a stream never ends
+//! silently before its end.
 
 use crate::error::Error;
 use crate::services::exchange::Exchange;
+use crate::services::sse::Outgoing;
 use crate::services::tap::error_event;
 use crate::services::upstream::AnswerBody;
-use bytes::{Bytes, BytesMut};
+use crate::services::woken::Woken;
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -23,14 +25,16 @@ pub struct Meter {
     exchange: Exchange,
     /// `None` when it has ended.
     upstream: Option<AnswerBody>,
-    out: VecDeque<Bytes>,
+    out: Outgoing,
     terms: MeterTerms,
     silence: Pin<Box<Sleep>>,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Guards these two.
+    woken: Woken,
     last_frame_at: Instant,
     /// When the client last got something, until the answer has begun.
     quiet_since: Option<Instant>,
     ends_at: Instant,
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// The request's.
     span: Span,
 }
@@ -44,11 +48,13 @@ pub struct MeterTerms {
     pub whole: Duration,
 }
 
-/// What a silence of the upstream has come to.
-enum Silence {
+/// What has come instead of a frame.
+enum Instead {
     /// The client should hear something: proxies give up on silent streams.
     Quiet,
     TooLong,
+    /// The process ends.
+    Stop,
 }
 
 /// As OpenRouter sends them; every client passes over a comment.
@@ -73,13 +79,14 @@ impl Meter {
         let mut meter = Self {
             upstream: exchange.take_body(),
             exchange,
-            out: VecDeque::new(),
+            out: Outgoing::default(),
             terms,
             silence: Box::pin(tokio::time::sleep(terms.idle.min(KEEP_ALIVE_EVERY))),
+            stop: Box::pin(stop.cancelled_owned()),
+            woken: Woken::default(),
             last_frame_at: now,
             quiet_since: Some(now),
             ends_at: now + terms.whole,
-            stop: Box::pin(stop.cancelled_owned()),
             span: Span::current(),
         };
         if let Some(frame) = peeked {
@@ -104,6 +111,7 @@ impl Meter {
                 self.log(ended.as_ref().err());
                 self.terms.idle = self.terms.idle.min(AFTER_DONE);
                 self.silence.as_mut().reset(tokio::time::Instant::now() + self.terms.idle);
+                self.woken.renew();
             }
             Err(error) => self.fail(&error),
         }
@@ -117,14 +125,14 @@ impl Meter {
         }
         self.log(Some(error));
         self.upstream = None;
-        self.out.push_back(error_event(error));
+        self.out.put(&error_event(error));
         self.exchange.break_off();
     }
 
     fn cut_off(&mut self, error: &Error) {
         self.log(Some(error));
         self.upstream = None;
-        self.out.push_back(error_event(error));
+        self.out.put(&error_event(error));
         self.exchange.cut_off();
     }
 
@@ -142,43 +150,39 @@ impl Meter {
         error.log("a stream broke off");
     }
 
-    /// What is there to leave, as one frame; the end when there is nothing.
+    /// What is there to leave; the end when there is nothing.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if !self.out.is_empty() {
             ready!(self.exchange.poll_noted(cx));
         }
-        let Some(first) = self.out.pop_front() else { return Poll::Ready(None) };
-        if self.out.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(first))));
-        }
-        let mut together = BytesMut::with_capacity(first.len() + bytes_of(self.out.iter()));
-        together.extend_from_slice(&first);
-        self.out.drain(..).for_each(|bytes| together.extend_from_slice(&bytes));
-        Poll::Ready(Some(Ok(Frame::data(together.freeze()))))
+        Poll::Ready(self.out.take().map(|bytes| Ok(Frame::data(bytes))))
     }
 
-    /// The timer is not moved with every frame: when it goes off, the rest is waited for.
-    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Silence> {
-        loop {
-            ready!(self.silence.as_mut().poll(cx));
-            let now = Instant::now();
-            let too_long = (self.last_frame_at + self.terms.idle).min(self.ends_at);
-            if now >= too_long {
-                return Poll::Ready(Silence::TooLong);
+    /// What comes while the upstream says nothing.
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<Instead> {
+        let Self { woken, silence, stop, last_frame_at, quiet_since, ends_at, terms, .. } = self;
+        woken.poll(cx, |cx| {
+            if stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Instead::Stop);
             }
-            let quiet = self.quiet_since.map(|since| since + KEEP_ALIVE_EVERY);
-            let next = quiet.map_or(too_long, |quiet| quiet.min(too_long));
-            self.silence.as_mut().reset(next.max(now + TICK).into());
-            if quiet.is_some_and(|quiet| now >= quiet) {
-                self.quiet_since = Some(now);
-                return Poll::Ready(Silence::Quiet);
+            // The timer is not moved with every frame: when it goes off, the rest is waited for.
+            loop {
+                ready!(silence.as_mut().poll(cx));
+                let now = Instant::now();
+                let too_long = (*last_frame_at + terms.idle).min(*ends_at);
+                if now >= too_long {
+                    return Poll::Ready(Instead::TooLong);
+                }
+                let quiet = quiet_since.map(|since| since + KEEP_ALIVE_EVERY);
+                let next = quiet.map_or(too_long, |quiet| quiet.min(too_long));
+                silence.as_mut().reset(next.max(now + TICK).into());
+                if quiet.is_some_and(|quiet| now >= quiet) {
+                    *quiet_since = Some(now);
+                    return Poll::Ready(Instead::Quiet);
+                }
             }
-        }
+        })
     }
-}
-
-fn bytes_of<'a>(parts: impl Iterator<Item = &'a Bytes>) -> usize {
-    parts.map(Bytes::len).sum()
 }
 
 impl Body for Meter {
@@ -190,9 +194,8 @@ impl Body for Meter {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        let mut gathered = bytes_of(this.out.iter());
         loop {
-            if gathered >= GATHER_BYTES || this.upstream.is_none() {
+            if this.out.len() >= GATHER_BYTES || this.upstream.is_none() {
                 return this.poll_out(cx);
             }
             match this.exchange.poll_paid(cx) {
@@ -204,32 +207,28 @@ impl Body for Meter {
                 Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
                 // The database does not answer: the stream may have to end before it does.
                 Poll::Pending => {
-                    ready!(this.stop.as_mut().poll(cx));
+                    let stop = this.stop.as_mut().poll(cx);
+                    this.woken.renew();
+                    ready!(stop);
                     this.fail(&Error::ShuttingDown);
                     continue;
                 }
             }
             let Some(upstream) = &mut this.upstream else { continue };
             match Pin::new(upstream).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let before = this.out.len();
-                    this.take(frame);
-                    gathered += bytes_of(this.out.range(before..));
-                }
+                Poll::Ready(Some(Ok(frame))) => this.take(frame),
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!("the upstream's body broke off: {error}");
                     this.end();
                 }
                 Poll::Ready(None) => this.end(),
                 Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
-                Poll::Pending if this.stop.as_mut().poll(cx).is_ready() => {
-                    this.fail(&Error::ShuttingDown);
-                }
-                Poll::Pending => match ready!(this.poll_silence(cx)) {
-                    Silence::Quiet => this.out.push_back(KEEP_ALIVE),
-                    Silence::TooLong => {
+                Poll::Pending => match ready!(this.poll_instead(cx)) {
+                    Instead::Quiet => this.out.put(&KEEP_ALIVE),
+                    Instead::TooLong => {
                         this.fail(&Error::UpstreamTimeout("between two frames"));
                     }
+                    Instead::Stop => this.fail(&Error::ShuttingDown),
                 },
             }
         }

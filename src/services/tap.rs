@@ -17,12 +17,11 @@ use crate::models::timestamp::Timestamp;
 use crate::models::usage::Used;
 use crate::services::pricing;
 use crate::services::reading::Reading;
-use crate::services::sse::{Splitter, TooLong, Verdict, data, is_of_type, without_bom};
+use crate::services::sse::{Outgoing, Splitter, TooLong, Verdict, data, is_of_type, without_bom};
 use crate::services::tokens::Tokenizer;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use memchr::memmem;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use template::Template;
 
@@ -103,38 +102,40 @@ impl Tap {
     ///
     /// # Errors
     /// [`TooLong`] when an event passes its bound.
-    pub fn frame(&mut self, frame: &Bytes, out: &mut VecDeque<Bytes>) -> Result<(), TooLong> {
+    pub fn frame(&mut self, frame: &Bytes, out: &mut Outgoing) -> Result<(), TooLong> {
         let judge = &mut self.judge;
         self.splitter.push(frame, out, |event| judge.event(event))
     }
 
     /// What was kept back of an event that is not whole.
-    pub fn rest(&mut self) -> Option<Bytes> {
-        Some(self.splitter.take_rest()).filter(|rest| !rest.is_empty())
+    pub fn rest(&mut self) -> Bytes {
+        self.splitter.take_rest()
     }
 
     /// The body has ended: adds what is missing.
-    pub fn end(&mut self, out: &mut VecDeque<Bytes>) -> Finish {
+    pub fn end(&mut self, out: &mut Outgoing) -> Finish {
         self.take_rest(out);
         let judge = &mut self.judge;
         if judge.is_done {
             return judge.finish();
         }
         if !judge.reading.has_failed && judge.reading.is_finished() {
-            out.extend(judge.own_usage_chunk());
-            out.push_back(Bytes::from_static(DONE));
+            if let Some(usage) = judge.own_usage_chunk() {
+                out.put(&usage);
+            }
+            out.put(&Bytes::from_static(DONE));
             return Finish::Complete;
         }
         let error = judge.failure().unwrap_or(Error::UpstreamTruncated);
         if !judge.has_told {
-            out.push_back(error_event(&error));
+            out.put(&error_event(&error));
         }
         Finish::Failed(error)
     }
 
     /// An event whose blank line never came is taken when it can be read, else dropped: a client
     /// could not use it.
-    fn take_rest(&mut self, out: &mut VecDeque<Bytes>) {
+    fn take_rest(&mut self, out: &mut Outgoing) {
         let rest = self.splitter.take_rest();
         let is_whole = data(&rest).is_some_and(|data| {
             let text = std::str::from_utf8(&data).unwrap_or_default();
@@ -144,8 +145,11 @@ impl Tap {
             return;
         }
         match self.judge.event(&rest) {
-            Verdict::Pass => out.extend([rest, Bytes::from_static(b"\n\n")]),
-            Verdict::Replace(with) => out.push_back(with),
+            Verdict::Pass => {
+                out.put(&rest);
+                out.put(&Bytes::from_static(b"\n\n"));
+            }
+            Verdict::Replace(with) => out.put(&with),
             Verdict::Drop => {}
         }
     }

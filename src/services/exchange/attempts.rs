@@ -11,7 +11,7 @@ use crate::models::money::Tokens;
 use crate::models::openai::answer;
 use crate::models::openai::request::ChatRequest;
 use crate::services::choice::Candidate;
-use crate::services::sse::{Splitter, Verdict, data};
+use crate::services::sse::{Outgoing, Splitter, Verdict, data};
 use crate::services::tap::failure_of;
 use crate::services::upstream::retry::{failure, may_go_elsewhere, more_telling};
 use bytes::Bytes;
@@ -235,7 +235,7 @@ fn first_event<T>(frame: &Bytes, mut read: impl FnMut(&[u8]) -> T) -> Option<T> 
         Verdict::Drop
     };
     // An event beyond its bound is found when it is read.
-    let _ = Splitter::default().push(frame, &mut VecDeque::new(), judge);
+    let _ = Splitter::default().push(frame, &mut Outgoing::default(), judge);
     first
 }
 

@@ -6,7 +6,7 @@
 use super::{Ending, Leg, Live};
 use crate::config::Disconnect;
 use crate::error::Error;
-use std::collections::VecDeque;
+use crate::services::sse::Outgoing;
 use tracing::Instrument;
 
 /// Bytes read on at most for a client that has gone.
@@ -110,7 +110,7 @@ impl Live {
         if !self.is_streamed {
             return self.document(idle).await.map(drop);
         }
-        let mut discarded = VecDeque::new();
+        let mut discarded = Outgoing::default();
         let mut bytes = 0_usize;
         if goal == ReadOn::ToItsName && self.tap.judge.reading.generation_id.is_some() {
             return Ok(());

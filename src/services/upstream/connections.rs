@@ -7,6 +7,7 @@
 
 use crate::error::Error;
 use crate::services::http::{self, Connector, IDLE_CONNECTIONS_MAX, IDLE_FOR};
+use crate::services::woken::Woken;
 use axum::http::header::HOST;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Request, Response, Uri};
@@ -47,11 +48,15 @@ struct Line {
     driver: Option<Connection<Wire, Full<Bytes>>>,
     /// It has answered before, so the server may have closed it meanwhile.
     is_used: bool,
+    /// Guards the driver, together with what it gives.
+    woken: Woken,
 }
 
 /// An answer under way, and the connection that it comes by.
 pub struct AnswerBody {
     incoming: Incoming,
+    /// What came together with the head has been taken.
+    has_begun: bool,
     /// `None` when it has ended.
     line: Option<Box<Line>>,
     home: Arc<Connections>,
@@ -96,6 +101,7 @@ impl Connections {
                     line.is_used = true;
                     return Ok(answer.map(|incoming| AnswerBody {
                         incoming,
+                        has_begun: false,
                         line: Some(line),
                         home,
                     }));
@@ -118,7 +124,8 @@ impl Connections {
             .map_err(|error| unavailable("connect", error.as_ref()))?;
         let (sender, driver) =
             handshake(wire).await.map_err(|error| unavailable("connect", &error))?;
-        Ok(Box::new(Line { sender, driver: Some(driver), is_used: false }))
+        let (driver, woken) = (Some(driver), Woken::default());
+        Ok(Box::new(Line { sender, driver, is_used: false, woken }))
     }
 
     /// The latest used, so that the others get old enough to be let go.
@@ -135,6 +142,7 @@ impl Connections {
         if !line.is_open() {
             return;
         }
+        line.woken.rest();
         let mut idle = self.lock();
         let is_old = |(_, since): &Idle| since.elapsed() >= IDLE_FOR;
         while idle.len() >= IDLE_CONNECTIONS_MAX || idle.front().is_some_and(is_old) {
@@ -154,14 +162,14 @@ type Unsent = hyper::client::conn::TrySendError<Request<Full<Bytes>>>;
 impl Line {
     async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Unsent> {
         let mut answer = std::pin::pin!(self.sender.try_send_request(request));
-        let driver = &mut self.driver;
+        let Self { driver, woken, .. } = self;
+        // The request lies ready since the last look at this connection.
+        woken.renew();
         std::future::poll_fn(|cx| {
-            let first = answer.as_mut().poll(cx);
-            if first.is_ready() {
-                return first;
-            }
-            drive(driver, cx);
-            answer.as_mut().poll(cx)
+            woken.poll(cx, |cx| {
+                drive(driver, cx);
+                answer.as_mut().poll(cx)
+            })
         })
         .await
     }
@@ -197,13 +205,21 @@ impl Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let mut frame = Pin::new(&mut this.incoming).poll_frame(cx);
-        if frame.is_pending()
-            && let Some(line) = &mut this.line
-        {
-            drive(&mut line.driver, cx);
-            frame = Pin::new(&mut this.incoming).poll_frame(cx);
-        }
+        let mut incoming = Pin::new(&mut this.incoming);
+        let frame = match this.line.as_deref_mut() {
+            Some(Line { driver, woken, .. }) => woken.poll(cx, |cx| {
+                // What is there already must not be lost to a failure behind it.
+                if !std::mem::replace(&mut this.has_begun, true) {
+                    let first = incoming.as_mut().poll_frame(cx);
+                    if first.is_ready() {
+                        return first;
+                    }
+                }
+                drive(driver, cx);
+                incoming.as_mut().poll_frame(cx)
+            }),
+            None => incoming.poll_frame(cx),
+        };
         if let Poll::Ready(None) = frame {
             this.end();
         }
@@ -233,4 +249,53 @@ fn unavailable(doing: &str, error: &(dyn std::error::Error + 'static)) -> Error 
 
 fn gone() -> Error {
     Error::UpstreamUnavailable("request: the connection is gone".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::StatusCode;
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::oneshot;
+
+    const WAIT: Duration = Duration::from_secs(30);
+
+    /// A server that answers a request once, of which it reads the beginning, and resets the
+    /// connection when it is told.
+    async fn hasty(
+        answer: &'static str,
+    ) -> (Uri, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/v1", listener.local_addr().unwrap()).parse().unwrap();
+        let (reset, told) = oneshot::channel();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            told.await.unwrap();
+            stream.set_zero_linger().unwrap();
+        });
+        (base, reset, server)
+    }
+
+    /// As a server does that refuses a request before it has read it.
+    #[tokio::test]
+    async fn an_answer_that_came_whole_is_whole_though_the_request_was_not_taken() {
+        let answer = "HTTP/1.1 413 Too Large\r\ntransfer-encoding: chunked\r\n\r\n\
+                      7\r\nrefused\r\n0\r\n\r\n";
+        let (base, reset, server) = hasty(answer).await;
+        let connections = Connections::new(&base, WAIT).unwrap();
+        let mut request = Request::new(Full::new(Bytes::from(vec![b'x'; 32 << 20])));
+        *request.method_mut() = axum::http::Method::POST;
+        let path = PathAndQuery::from_static("/v1/chat/completions");
+        let answer = tokio::time::timeout(WAIT, connections.send(&path, request)).await;
+        let answer = answer.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        reset.send(()).unwrap();
+        server.await.unwrap();
+        let body = tokio::time::timeout(WAIT, answer.into_body().collect()).await.unwrap();
+        assert_eq!(body.unwrap().to_bytes(), "refused");
+    }
 }
