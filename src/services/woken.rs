@@ -7,18 +7,14 @@
 //!
 //! Invariant: what was woken is polled when its task asks next, and the task is woken to ask.
 
-use futures::task::AtomicWaker;
+use futures::task::{ArcWake, AtomicWaker, waker_ref};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
-pub struct Woken {
-    state: Arc<State>,
-    /// Of `state`; kept, so that it is made once.
-    waker: Waker,
-}
+pub struct Woken(Arc<State>);
 
 /// A future that is only polled when it has been woken.
 pub struct WhenWoken<F> {
@@ -58,19 +54,14 @@ impl Drop for Polling<'_> {
 
 impl Default for Woken {
     fn default() -> Self {
-        let state = Arc::new(State { flags: AtomicU8::new(WOKEN), task: AtomicWaker::new() });
-        Self { waker: Waker::from(state.clone()), state }
+        Self(Arc::new(State { flags: AtomicU8::new(WOKEN), task: AtomicWaker::new() }))
     }
 }
 
-impl Wake for State {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.flags.fetch_or(WOKEN, Ordering::AcqRel) == 0 {
-            self.task.wake();
+impl ArcWake for State {
+    fn wake_by_ref(state: &Arc<Self>) {
+        if state.flags.fetch_or(WOKEN, Ordering::AcqRel) == 0 {
+            state.task.wake();
         }
     }
 }
@@ -83,14 +74,14 @@ impl Woken {
         cx: &mut Context<'_>,
         mut inner: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let State { flags, task } = &*self.state;
+        let State { flags, task } = &*self.0;
         task.register(cx.waker());
         for _ in 0..ROUNDS_MAX {
             if flags.load(Ordering::Acquire) & WOKEN == 0 {
                 return Poll::Pending;
             }
             let polling = Polling::begin(flags);
-            let polled = inner(&mut Context::from_waker(&self.waker));
+            let polled = inner(&mut Context::from_waker(&waker_ref(&self.0)));
             drop(polling);
             if polled.is_ready() {
                 flags.fetch_or(WOKEN, Ordering::AcqRel);
@@ -105,12 +96,12 @@ impl Woken {
 
     /// Something about it has changed unheard: the next asking polls it. This wakes no task.
     pub fn renew(&mut self) {
-        self.state.flags.fetch_or(WOKEN, Ordering::AcqRel);
+        self.0.flags.fetch_or(WOKEN, Ordering::AcqRel);
     }
 
     /// Nobody asks for the time being: the task that did so last is let go.
     pub fn rest(&mut self) {
-        self.state.task.take();
+        self.0.task.take();
         self.renew();
     }
 }
@@ -134,6 +125,7 @@ impl<F: Future + Unpin> Future for WhenWoken<F> {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
+    use std::task::{Wake, Waker};
 
     /// A task that counts how often it is woken.
     #[derive(Default)]

@@ -31,11 +31,12 @@ use rows::{classify, select};
 
 use super::payments::EVENTS_KEPT;
 use super::table::{Table, parse, postgres as sql};
-use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR};
+use super::{PAGE_ROWS_MAX, Store, StoreError, WINDOW_UNUSED_FOR, within};
 use crate::models::billing::EventTerms;
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use async_trait::async_trait;
+use futures::TryFutureExt;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres};
@@ -165,8 +166,7 @@ impl Store for PostgresStore {
         let mut listener = PgListener::connect_with(&own).await.map_err(classify)?;
         // Whoever has lost the connection, and perhaps some news, begins anew.
         listener.eager_reconnect(false);
-        let listen = tokio::time::timeout(ACQUIRE_TIMEOUT, listener.listen(CHANNEL)).await;
-        listen.map_err(|_| StoreError::Silent)?.map_err(classify)?;
+        within(ACQUIRE_TIMEOUT, listener.listen(CHANNEL).map_err(classify)).await?;
         changed();
         loop {
             match tokio::time::timeout(LISTEN_FOR, listener.try_recv()).await {
@@ -289,7 +289,5 @@ fn pool(connections_max: u32, options: PgConnectOptions) -> PgPool {
 /// Fails when the other end is gone.
 async fn is_heard(listener: &mut PgListener) -> Result<(), StoreError> {
     let asked = sqlx::query("SELECT 'LISTEN'").execute(listener);
-    let answer = tokio::time::timeout(ACQUIRE_TIMEOUT, asked).await;
-    answer.map_err(|_| StoreError::Silent)?.map_err(classify)?;
-    Ok(())
+    within(ACQUIRE_TIMEOUT, asked.map_ok(drop).map_err(classify)).await
 }
