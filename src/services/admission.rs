@@ -99,6 +99,8 @@ const COMFORTABLE_HOLDS: i64 = 16;
 const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
 /// Searches of one request that are held for.
 const SEARCHES_MAX: i64 = 5;
+/// Bodies shorter than this are copied where they are kept.
+const COPIED_MAX: usize = 4 << 10;
 /// An answer of fewer tokens is of no use: the account is refused instead.
 const COMPLETION_TOKENS_FLOOR: i64 = 16;
 
@@ -150,7 +152,7 @@ impl Admission {
             upstream: first.upstream.clone(),
             price: first.price.clone(),
             tokenizer: self.vocabularies.for_model(&request.model),
-            request: body.clone(),
+            request: kept(body),
             upstream_status: None,
             attempts: 0,
             tried: Attempts::default(),
@@ -358,6 +360,12 @@ impl Size {
         let tokens = Tokens(self.prompt.0.saturating_add(completion));
         (!self.limits.is_none()).then_some(Demand { tokens, limits: self.limits })
     }
+}
+
+/// A body for as long as its answer runs. As a slice, a short one would keep the whole buffer (of
+/// 8 KiB) that it was read into.
+fn kept(body: &Bytes) -> Bytes {
+    if body.len() < COPIED_MAX { Bytes::copy_from_slice(body) } else { body.clone() }
 }
 
 fn prompt_estimate(request: &ChatRequest<'_>) -> Tokens {
