@@ -300,6 +300,19 @@ fn resend(
     Ok(again)
 }
 
+/// Which exports of this table's name the end of an attempt is written to: `r` has what became of
+/// it. Somebody else may have had the export parked meanwhile, and then it has arrived after all;
+/// but not where the sink has told that it does not count what it took: that is known later than
+/// any answer to the call.
+#[must_use]
+pub fn of_an_attempt(table: &str) -> String {
+    let dropped = reasons::DROPPED;
+    format!(
+        "({table}.state = 'waiting' OR ({table}.state = 'parked' AND r.state = 'exported' \
+         AND {table}.reason NOT LIKE '{dropped}%'))"
+    )
+}
+
 /// It follows from what it is of.
 fn identifier(of: &str, meter: &str) -> String {
     format!("tollgate-{}", sha256_hex(format!("{of}{meter}").as_bytes()))

@@ -4,7 +4,7 @@ use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, O
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::exports::{ExportDone, ExportStore, LaneClaim, Planned, plan};
+use crate::store::exports::{ExportDone, ExportStore, LaneClaim, Planned, of_an_attempt, plan};
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::outbox::outgoing;
 use crate::store::postgres::rows::{classify, select, write_rows};
@@ -107,10 +107,7 @@ impl ExportStore for PostgresStore {
         // Before the rest: what was planned meanwhile is seen below.
         lock_lanes(&mut tx, claim.sink, customers.to_vec()).await?;
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-        let update = format!(
-            "{update} AND (t.state = 'waiting' \
-             OR (t.state = 'parked' AND r.state = 'exported'))"
-        );
+        let update = format!("{update} AND {}", of_an_attempt("t"));
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let ids = |state| {
             let of_state = done.iter().filter(move |done| done.state == state);

@@ -13,6 +13,7 @@ use crate::sinks::webhook::Webhook;
 both_stores!(
     usage_that_is_found_at_fault_is_parked,
     one_of_several_meters_that_is_found_at_fault_counts_in_the_end,
+    what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after,
 );
 
 /// As Stripe's second API has it.
@@ -101,6 +102,37 @@ async fn one_of_several_meters_that_is_found_at_fault_counts_in_the_end(store: S
     event["data"] = report(&stripe.reject("cus_test"));
     deliver(&app, &event).await;
     assert_eq!(events_of(&app, "stripe").await[0].0, "parked");
+    app.cli(&["events", "retry", "--parked"]).await;
+    all(&app, "exported").await;
+    assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    assert_eq!(stripe.sums("llm_input")["cus_test"], 12);
+    app.finish().await;
+}
+
+async fn what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    stripe.add_meter("llm_input");
+    let setup = with_stripe(setup(store), &stripe);
+    let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
+    known_to_stripe(&app).await;
+    // Of one worker's calls for a customer the first is answered and the second is not: while it
+    // is waited for, nothing of both is written down.
+    stripe.faults.queue([Fault::None, Fault::HangAfter]);
+    one(&app, 100).await;
+    eventually("both are there", async || (stripe.taken().len() == 2).then_some(())).await;
+    let states = async || {
+        let rows = app.books.rows("SELECT state, reason FROM exports ORDER BY seq").await;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+        rows.iter().map(|row| (text(&row["state"]), text(&row["reason"]))).collect::<Vec<_>>()
+    };
+    let mut event = thin("evt_meanwhile");
+    event["data"] = report(&stripe.reject("cus_test"));
+    deliver(&app, &event).await;
+    assert_eq!(states().await[0].0, "parked");
+    assert_eq!(states().await[1], ("waiting".to_string(), String::new()), "its call goes on");
+    let is_written = async || (!states().await[1].1.is_empty()).then_some(());
+    eventually("the end of both calls is written down", is_written).await;
+    assert_eq!(states().await[0].0, "parked", "Stripe does not count it");
     app.cli(&["events", "retry", "--parked"]).await;
     all(&app, "exported").await;
     assert_stripe_agrees(&app, &stripe, "cus_test").await;
