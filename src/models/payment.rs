@@ -173,6 +173,11 @@ impl SubscriptionStatus {
         matches!(self, Self::Unpaid | Self::Canceled | Self::IncompleteExpired | Self::Paused)
     }
 
+    /// It is so before it is anything else.
+    fn is_first(self) -> bool {
+        self == Self::Incomplete
+    }
+
     /// It stays so for ever.
     fn is_final(self) -> bool {
         matches!(self, Self::Canceled | Self::IncompleteExpired)
@@ -181,13 +186,18 @@ impl SubscriptionStatus {
 
 impl Subscription {
     /// Whether this is a newer state than the other of the same subscription. What has ended never
-    /// begins again; within one second, what comes later counts.
+    /// begins again, and `incomplete` is only ever the first; within one second, what comes later
+    /// counts. <https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses>
     #[must_use]
     pub fn supersedes(&self, other: &Self) -> bool {
         match (self.status.is_final(), other.status.is_final()) {
             (true, false) => true,
             (false, true) => false,
-            _ => self.as_of >= other.as_of,
+            _ => match (self.status.is_first(), other.status.is_first()) {
+                (true, false) => false,
+                (false, true) => true,
+                _ => self.as_of >= other.as_of,
+            },
         }
     }
 }

@@ -28,8 +28,15 @@ pub struct Allowance {
     /// Completion tokens that the hold pays for. `None`: as many as come.
     paid: Option<i64>,
     asked: Option<Answer>,
-    /// It was the key's budget that had no more.
-    is_keys: bool,
+    lack: Lack,
+}
+
+/// Why there is no more.
+#[derive(Clone, Copy)]
+enum Lack {
+    Money(Limit),
+    /// The books do not say: they are away, or have the hold no more.
+    Books,
 }
 
 /// An extension that pays for fewer tokens than this is no use.
@@ -42,9 +49,10 @@ impl Allowance {
     pub fn new(price: Arc<Price>, hold: &Hold, prompt: Tokens, choices: i64) -> Self {
         let held = hold.amount_nusd;
         let images = hold.input_images.unwrap_or_default();
-        let (cap, step, paid, asked, is_keys) = (None, held, None, None, false);
+        let (cap, step, paid, asked) = (None, held, None, None);
+        let lack = Lack::Money(Limit::Account);
         let mut allowance =
-            Self { price, prompt, images, choices, cap, step, held, paid, asked, is_keys };
+            Self { price, prompt, images, choices, cap, step, held, paid, asked, lack };
         allowance.set(held);
         allowance
     }
@@ -91,14 +99,15 @@ impl Allowance {
         let worst = WorstCase::new(&self.price, Tokens(0), self.choices);
         let floor = worst.amount(STEP_TOKENS_MIN).unwrap_or(self.step).min(self.step);
         let op = LedgerOp::Extend(extension(self.step, floor));
-        // A full queue answers nothing; the stream then ends where its money does.
+        // A full queue answers nothing; the stream then ends where what is paid for does.
         self.asked = ledger.submit(op).ok();
     }
 
     /// Ready when the stream may go on at `used` tokens.
     ///
     /// # Errors
-    /// [`Error::InsufficientQuota`] when the hold is used up and there is no more.
+    /// [`Error::InsufficientQuota`], [`Error::KeyBudget`] when the hold is used up and there is no
+    /// more, [`Error::Database`] when that cannot be told.
     pub fn poll(&mut self, cx: &mut Context<'_>, used: i64) -> Poll<Result<(), Error>> {
         // At its last token too: what follows may be the end of the stream, which costs nothing.
         let is_paid = self.paid.is_none_or(|paid| used <= paid);
@@ -111,20 +120,25 @@ impl Allowance {
             pending => ready!(pending),
         };
         self.asked = None;
-        if let Ok(Ok(Outcome::Extended { amount, .. })) = answer {
-            self.set(amount);
-            return Poll::Ready(Ok(()));
-        }
+        self.lack = match answer {
+            Ok(Ok(Outcome::Extended { amount, .. })) => {
+                self.set(amount);
+                return Poll::Ready(Ok(()));
+            }
+            Ok(Ok(Outcome::Refused { by, .. })) => Lack::Money(by),
+            _ => Lack::Books,
+        };
         // No more is to be had: what is paid for is still delivered.
         self.step = NanoUsd::ZERO;
-        if let Ok(Ok(Outcome::Refused { by: Limit::Key, .. })) = answer {
-            self.is_keys = true;
-        }
         Poll::Ready(if is_paid { Ok(()) } else { Err(self.refusal()) })
     }
 
     fn refusal(&self) -> Error {
-        if self.is_keys { Error::KeyBudget } else { Error::InsufficientQuota }
+        match self.lack {
+            Lack::Money(Limit::Key) => Error::KeyBudget,
+            Lack::Money(Limit::Account) => Error::InsufficientQuota,
+            Lack::Books => Error::Database("a hold cannot be extended".to_owned()),
+        }
     }
 
     /// There is no more to be had.

@@ -449,6 +449,9 @@ impl Live {
         if !is_whole {
             reading.break_off();
         }
+        if ending == Ending::UpstreamFailed && !reading.is_worth_something() {
+            return self.open.void(ending);
+        }
         self.open.settle(reading, ending);
     }
 }

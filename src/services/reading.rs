@@ -63,7 +63,8 @@ impl Reading {
     /// Whether the client got anything that is worth money.
     #[must_use]
     pub fn is_worth_something(&self) -> bool {
-        self.reported.is_some() || self.counter.tokens_so_far() > 0
+        // The shortest text may be no token yet.
+        self.reported.is_some() || self.counter.tokens_so_far() > 0 || self.counter.held_bytes() > 0
     }
 
     /// The answer was not heard to its end: servers that say the usage so far on each chunk, or
@@ -87,7 +88,8 @@ impl Reading {
         for choice in &answer.choices.0 {
             self.take_choice(&choice.value);
         }
-        if let Some(reported) = answer.reported() {
+        let by_choice = || answer.reported_by_choice().filter(|_| self.begun.len() <= 1);
+        if let Some(reported) = answer.reported().or_else(by_choice) {
             self.reported = Some(reported);
             self.is_behind = false;
         }

@@ -11,7 +11,7 @@ mod needs;
 mod posting;
 
 use super::{Correction, Entry, Extension, LedgerOp, Limit, LookUpPlan, Note, Outcome};
-use super::{Placement, Settlement};
+use super::{Placement, Rest, Settlement};
 use crate::models::account::{Account, AccountStatus};
 use crate::models::alert::Standing;
 use crate::models::audit::AuditEntry;
@@ -98,6 +98,11 @@ impl Payer {
             Some(budget) if budget.available()? < account => Ok((budget.available()?, Limit::Key)),
             _ => Ok((account, Limit::Account)),
         }
+    }
+
+    fn rest(&self, now: Timestamp) -> Result<Rest, OutOfRange> {
+        let key = self.budget.as_ref().map(KeyBudget::available).transpose()?;
+        Ok(Rest { account: self.account.available(now)?, key })
     }
 
     fn hold(&mut self, amount: NanoUsd) -> Result<(), OutOfRange> {
@@ -197,8 +202,8 @@ impl Books {
         let (available, by) = payer.available(now)?;
         if let Some(placed) = self.holds.get(&hold.request_id) {
             let (amount, room) = (placed.amount_nusd, self.room_of(hold, *demand, now));
-            let left = available;
-            return Ok(Outcome::Placed { amount, available, left, room });
+            let (rest, left) = (payer.rest(now)?, available);
+            return Ok(Outcome::Placed { amount, rest, left, room });
         }
         if *is_granted {
             return self.place_granted(hold, payer, now);
@@ -211,11 +216,11 @@ impl Books {
         }
         let amount = hold.amount_nusd.min(available);
         if amount < *floor_nusd {
-            return Ok(Outcome::Refused { available, by });
+            return Ok(Outcome::Refused { rest: payer.rest(now)?, by });
         }
         payer.hold(amount)?;
         let (left, _) = payer.available(now)?;
-        let available = payer.account.available(now)?;
+        let rest = payer.rest(now)?;
         let (counted, room) = match self.count(hold, *demand, now) {
             Ok(counted) => counted,
             Err(limited) => return Ok(Outcome::Limited(limited)),
@@ -229,7 +234,7 @@ impl Books {
             self.remember(IdempotencyKey { id, request_id: hold.request_id, expires_at });
         }
         self.put(hold);
-        Ok(Outcome::Placed { amount, available, left, room })
+        Ok(Outcome::Placed { amount, rest, left, room })
     }
 
     /// It runs, or has run: what there is is set aside, if only nothing. It was counted in its
@@ -245,10 +250,10 @@ impl Books {
         payer.hold(amount)?;
         let hold = Hold { amount_nusd: amount, counted: Counted::default(), ..hold.clone() };
         let (left, _) = payer.available(now)?;
-        let available = payer.account.available(now)?;
+        let rest = payer.rest(now)?;
         self.keep(payer);
         self.put(hold);
-        Ok(Outcome::Placed { amount, available, left, room: Room::default() })
+        Ok(Outcome::Placed { amount, rest, left, room: Room::default() })
     }
 
     fn put(&mut self, hold: Hold) {
@@ -268,17 +273,21 @@ impl Books {
         let Some(mut payer) = self.payer(hold.account_id, hold.api_key_id, now) else {
             return Ok(Outcome::NoAccount);
         };
+        if hold.amount_nusd > extension.held_nusd {
+            // It was extended before, and the answer was lost.
+            return Ok(Outcome::Extended { amount: hold.amount_nusd, rest: payer.rest(now)? });
+        }
         let (available, by) = payer.available(now)?;
         let add = extension.add_nusd.min(available);
         if add < extension.floor_nusd {
-            return Ok(Outcome::Refused { available, by });
+            return Ok(Outcome::Refused { rest: payer.rest(now)?, by });
         }
         payer.hold(add)?;
-        let available = payer.account.available(now)?;
+        let rest = payer.rest(now)?;
         let amount = hold.amount_nusd.plus(add)?;
         self.keep(payer);
         self.change(Hold { amount_nusd: amount, ..hold });
-        Ok(Outcome::Extended { amount, available })
+        Ok(Outcome::Extended { amount, rest })
     }
 
     fn note(&mut self, note: &Note) -> Outcome {
@@ -330,7 +339,7 @@ impl Books {
         // Also of zero: every usage record is in the chain, so that none can be changed unseen.
         let dated = payer.dated(now);
         let entry = post(&mut payer.account, charge_of(&record)?, dated)?;
-        let available = payer.account.available(now)?;
+        let rest = payer.rest(now)?;
 
         self.warn(&before, &payer.standing(), ChargeOf::Usage(&record));
         self.keep(payer);
@@ -339,7 +348,7 @@ impl Books {
         self.look_up_later(&record, settlement.look_up);
         self.changes.ledger_entries.push(entry);
         self.changes.usage_records.push(record);
-        Ok(Outcome::Settled { charge, available })
+        Ok(Outcome::Settled { charge, rest })
     }
 
     fn close(&mut self, hold: &Hold, record: &UsageRecord, now: Timestamp) {

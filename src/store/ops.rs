@@ -53,6 +53,14 @@ pub struct Placement {
     pub is_granted: bool,
 }
 
+/// What account and key can spend after an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    pub account: NanoUsd,
+    /// `None`: the key has no budget.
+    pub key: Option<NanoUsd>,
+}
+
 /// What account and key could spend when they were last read.
 #[derive(Clone, Copy, Debug)]
 pub struct Funds {
@@ -151,22 +159,22 @@ impl Entry {
 /// What became of one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was set aside, and what is left: to the account, and to it and the key. Also the
-    /// answer to a repetition.
+    /// What was set aside, and what both account and key have left. Also the answer to a
+    /// repetition.
     Placed {
         amount: NanoUsd,
-        available: NanoUsd,
+        rest: Rest,
         left: NanoUsd,
         room: Room,
     },
     /// The hold's new amount.
     Extended {
         amount: NanoUsd,
-        available: NanoUsd,
+        rest: Rest,
     },
     /// There is less than the floor.
     Refused {
-        available: NanoUsd,
+        rest: Rest,
         by: Limit,
     },
     /// There is no room for it in a limit of rate.
@@ -179,7 +187,7 @@ pub enum Outcome {
     Noted,
     Settled {
         charge: NanoUsd,
-        available: NanoUsd,
+        rest: Rest,
     },
     /// The usage record was there before: nothing was changed.
     AlreadySettled,

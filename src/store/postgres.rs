@@ -71,7 +71,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Told not to, it counts a plan that reads a small table as very dear, and would compile it.
 /// Not a setting of the session, which a pooler might lend to others.
 /// <https://www.postgresql.org/docs/15/runtime-config-query.html#GUC-ENABLE-SEQSCAN>
-const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+/// Whoever stands still within it (a process that is frozen, a machine that is gone without a word)
+/// must not keep its rows from all others: nothing in it waits for anything but the database.
+const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; \
+                     SET LOCAL idle_in_transaction_session_timeout = '5s'";
 /// Replicas tell each other about changed accounts and keys here.
 const CHANNEL: &str = "tollgate_changed";
 /// A session whose connection was given up ends, also while it waits for a lock: else each of them

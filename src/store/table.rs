@@ -7,6 +7,7 @@ use super::StoreError;
 use crate::models::price::{Price, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fmt::Display;
 use std::sync::Arc;
 
 /// A table and its columns, in the order of its struct.
@@ -381,6 +382,12 @@ pub const LANE_PROGRESS: &[&str] = &["sink", "carried_nusd", "seq", "next_attemp
 /// Rows as they come from either database.
 pub fn parse<T: DeserializeOwned>(rows: &[String]) -> Result<Vec<T>, StoreError> {
     rows.iter().map(|row| Ok(serde_json::from_str(row)?)).collect()
+}
+
+/// Those rows that can be read; one that cannot, perhaps of a newer version, is said aloud.
+pub fn readable<T, E: Display>(rows: impl Iterator<Item = Result<T, E>>) -> Vec<T> {
+    let said = |error: &E| tracing::error!("a row cannot be read: {error}");
+    rows.filter_map(|row| row.inspect_err(said).ok()).collect()
 }
 
 /// Prices as rows: id, model, plan, terms, upstream.

@@ -42,6 +42,9 @@ pub struct Choice<'a> {
     pub finish_reason: Text<'a>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+    /// Where Kimi's streams have it. <https://platform.moonshot.ai/docs/api/chat>
+    #[serde(borrow)]
+    usage: Object<Usage<'a>>,
 }
 
 /// A message, or a piece of one.
@@ -86,12 +89,16 @@ pub struct Function<'a> {
 pub struct Usage<'a> {
     prompt_tokens: Int,
     completion_tokens: Int,
+    total_tokens: Int,
     prompt_tokens_details: Object<PromptDetails>,
     completion_tokens_details: Object<CompletionDetails>,
     /// Anthropic's names, which LiteLLM passes on; within `prompt_tokens` there.
     cache_read_input_tokens: Int,
     cache_creation_input_tokens: Int,
     cache_creation: Object<CacheCreation>,
+    /// Kimi's name and DeepSeek's; within `prompt_tokens` too.
+    cached_tokens: Int,
+    prompt_cache_hit_tokens: Int,
     server_tool_use: Object<ServerTools>,
     server_tool_use_details: Object<ServerTools>,
     #[serde(borrow)]
@@ -227,7 +234,7 @@ impl<'a> Choice<'a> {
             || !tool_calls.0.is_empty()
             || function_call.given
             || self.finish_reason.0.is_some();
-        content.0.as_deref().filter(|_| !says_more)
+        content.0.as_deref().filter(|_| !says_more && !self.usage.given)
     }
 }
 
@@ -244,6 +251,13 @@ impl<'a> Answer<'a> {
     pub fn reported(&self) -> Option<Reported> {
         if self.usage.given { self.usage.value.reported() } else { None }
     }
+
+    /// The usage that a choice tells, which is the answer's where there is one choice.
+    #[must_use]
+    pub fn reported_by_choice(&self) -> Option<Reported> {
+        let mut told = self.choices.0.iter().filter(|choice| choice.value.usage.given);
+        told.find_map(|choice| choice.value.usage.value.reported())
+    }
 }
 
 /// Whether a member says that there is an error: servers without one have its place empty, too.
@@ -255,8 +269,16 @@ pub fn is_truthy(error: &RawValue) -> bool {
 impl Usage<'_> {
     fn reported(&self) -> Option<Reported> {
         let prompt = plausible(self.prompt_tokens)?;
-        let completion = plausible(self.completion_tokens)?;
+        let completion = self.with_thoughts(prompt, plausible(self.completion_tokens)?);
         Some(Reported { tokens: self.tokens(prompt, completion), cost_pico: self.cost_pico() })
+    }
+
+    /// xAI counts what a model thinks beside what it says, and bills both: its total tells.
+    /// <https://docs.x.ai/docs/guides/reasoning>
+    fn with_thoughts(&self, prompt: i64, completion: i64) -> i64 {
+        let reasoning = self.completion_tokens_details.value.reasoning_tokens;
+        let whole = plausible(reasoning).map_or(completion, |thoughts| completion + thoughts);
+        if self.total_tokens.0 == Some(prompt + whole) { whole } else { completion }
     }
 
     /// The parts, each within what the ones before it leave of the whole: they are charged apart
@@ -264,7 +286,13 @@ impl Usage<'_> {
     fn tokens(&self, prompt: i64, completion: i64) -> TokenUsage {
         let details = &self.prompt_tokens_details.value;
         let mut rest = prompt;
-        let cached = part(either(details.cached_tokens, self.cache_read_input_tokens), &mut rest);
+        let names = [
+            details.cached_tokens,
+            self.cache_read_input_tokens,
+            self.cached_tokens,
+            self.prompt_cache_hit_tokens,
+        ];
+        let cached = part(names.into_iter().fold(Int(None), either), &mut rest);
         let written = either(details.cache_write_tokens, details.cache_creation_tokens);
         let written = either(written, self.cache_creation_input_tokens);
         let mut written = part(written, &mut rest);

@@ -162,8 +162,9 @@ impl Payments {
             None => None,
         };
         let Some(account) = account else {
-            // A reference that is none of our accounts belongs to another trade.
-            return Ok(paid.is_ours.then(|| Decided::refused(paid.session, "unknown_account")));
+            // A reference that is none of our accounts belongs to another trade, where nothing says
+            // that it is ours.
+            return Ok(paid.is_marked.then(|| Decided::refused(paid.session, "unknown_account")));
         };
         if !paid.is_marked {
             return Ok(Some(Decided::refused(paid.session, "unmarked_link")));

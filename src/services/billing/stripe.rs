@@ -41,6 +41,9 @@ struct Doubts {
 /// Identifiers are unique within at least 24 hours; an hour less for clocks.
 /// <https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>
 const IDENTIFIER_KEPT: Duration = Duration::from_secs(23 * 3_600);
+/// Summaries are of what has been processed: what was taken after this may be missing.
+/// <https://docs.stripe.com/api/billing/meter-event-summary>
+const SUMMARY_LAG: Duration = Duration::from_secs(3_600);
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl Stripe {
@@ -55,7 +58,10 @@ impl Stripe {
     }
 
     async fn deliver(&self, export: &Export) -> Verdict {
+        let was_doubtful = is_doubtful(export, Timestamp::now());
         match self.doubts.settle(export).await {
+            // What else of its minute is in doubt is asked after before this is sent anew.
+            Ok(()) if was_doubtful => Verdict::Untouched,
             Ok(()) => self.post(export).await,
             Err(verdict) => verdict,
         }
@@ -118,8 +124,14 @@ impl Doubts {
         let others = exports.iter().filter(|other| other.id != export.id);
         let mut known = 0_i64;
         let mut doubtful = Vec::new();
+        let counted_before = Timestamp::now().minus(SUMMARY_LAG);
+        let mut is_early = false;
         for other in others {
             match other.state {
+                DeliveryState::Exported if other.next_attempt_at > counted_before => {
+                    is_early = true;
+                    doubtful.push(other.value);
+                }
                 DeliveryState::Exported => known = known.saturating_add(other.value),
                 DeliveryState::Waiting | DeliveryState::Parked if other.first_sent_at.is_some() => {
                     doubtful.push(other.value);
@@ -129,6 +141,10 @@ impl Doubts {
             }
         }
         let found = doubt::judge(summed.saturating_sub(known), export.value, &doubtful);
+        if found == Found::Unclear && is_early {
+            let why = format!("{}: the summary may not have it all yet", reasons::IN_DOUBT);
+            return Err(Verdict::Later(Trouble::of_parcel(why, None)));
+        }
         tracing::warn!(export.id = export.id, "an answer from Stripe is a day late: {found:?}");
         Ok(found)
     }
@@ -208,7 +224,17 @@ fn verdict(answer: &Answer, identifier: &str, now: SystemTime) -> Verdict {
         // Another key, the same identifier.
         _ if kind == "idempotency_error" => Verdict::Later(Trouble::of_parcel(reason, after)),
         _ if asks_again => Verdict::Later(Trouble::of_parcel(reason, after)),
-        _ => Verdict::Rejected(reason),
+        StatusCode::BAD_REQUEST
+        | StatusCode::PAYMENT_REQUIRED
+        | StatusCode::NOT_FOUND
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNPROCESSABLE_ENTITY
+            if !kind.is_empty() =>
+        {
+            Verdict::Rejected(reason)
+        }
+        // Nor by whoever stands before it.
+        _ => Verdict::Later(Trouble::of_sink(reason, after)),
     }
 }
 

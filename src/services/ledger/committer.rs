@@ -163,8 +163,12 @@ impl Committer {
         deadline: Deadline,
     ) -> Result<(), Failed> {
         match (op, decided, found) {
-            (LedgerOp::Settle(lost), Err(Failed::Refused), _) => self.abandon(lost.record.id).await,
-            (LedgerOp::Abandon(request), Ok(_), _) => self.abandon(*request).await,
+            (LedgerOp::Settle(lost), Err(Failed::Refused), _) => {
+                return self.abandon(lost.record.id, deadline).await;
+            }
+            (LedgerOp::Abandon(request), Ok(_), _) => {
+                return self.abandon(*request, deadline).await;
+            }
             (LedgerOp::Settle(settlement), _, Some(found)) => {
                 return self.correct_takeover(settlement, found, deadline).await;
             }
@@ -174,9 +178,14 @@ impl Committer {
     }
 
     /// A hold whose settlement was lost must not be kept alive by our renewing its lease.
-    async fn abandon(&self, lost: RequestId) {
-        if let Err(error) = self.store.abandon_hold(lost).await {
-            tracing::error!(request.id = %lost, "a hold without a settlement: {error}");
+    async fn abandon(&self, lost: RequestId, deadline: Deadline) -> Result<(), Failed> {
+        match within(deadline.left(), self.store.abandon_hold(lost)).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_transient() => Err(Failed::Away),
+            Err(error) => {
+                tracing::error!(request.id = %lost, "a hold without a settlement: {error}");
+                Ok(())
+            }
         }
     }
 
@@ -193,7 +202,9 @@ impl Committer {
         let is_estimate = |settled: &UsageRecord| {
             settled.ending == Ending::Killed && settled.source == UsageSource::Estimated
         };
-        if !is_estimate(settled) || is_estimate(truth) {
+        // Nor by a count, where the upstream will be asked for the truth: that would end it.
+        let is_asked_after = settlement.look_up.is_some() && settled.generation_id.is_some();
+        if !is_estimate(settled) || is_estimate(truth) || is_asked_after {
             return Ok(());
         }
         let correction = Correction {

@@ -17,7 +17,7 @@ use crate::models::limits::Counted;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
 use crate::store::books::Books;
-use crate::store::{Extension, LedgerOp, Outcome, Placement, Settlement};
+use crate::store::{Extension, LedgerOp, Outcome, Placement, Rest, Settlement};
 use futures::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -213,11 +213,11 @@ impl Outage {
 
     fn place(&mut self, placement: Placement) -> Verdict {
         let Placement { hold, floor_nusd, demand, funds, .. } = placement;
-        self.terms.memory.read(hold.api_key_id, funds);
         // Whether it is a repetition, only the books know.
         let is_new = hold.idempotency_key.is_none();
         let account = self.terms.memory.account(hold.account_id, funds).filter(|_| is_new);
-        let Some((account, key)) = account.zip(self.terms.memory.key(hold.api_key_id)) else {
+        let Some((account, key)) = account.zip(self.terms.memory.key(hold.api_key_id, funds))
+        else {
             return Verdict::Answer(Err(Failed::Away));
         };
         let amount = match self.exposure.place(&hold, floor_nusd, Left { account, key }) {
@@ -239,13 +239,14 @@ impl Outage {
         let granted = Placement { hold, floor_nusd, demand: None, funds: None, is_granted: true };
         // What others were let in with is not known here: nothing more is promised.
         let left = NanoUsd::ZERO;
-        let outcome = Outcome::Placed { amount, available: account, left, room };
+        let rest = Rest { account, key: None };
+        let outcome = Outcome::Placed { amount, rest, left, room };
         Verdict::Write(LedgerOp::Place(granted), Some(outcome))
     }
 
     fn extend(&mut self, mut extension: Extension) -> Verdict {
         let account = self.terms.memory.account(extension.account_id, None);
-        let key = self.terms.memory.key(extension.api_key_id);
+        let key = self.terms.memory.key(extension.api_key_id, None);
         let Some((account, key)) = account.zip(key) else {
             return Verdict::Answer(Err(Failed::Away));
         };
@@ -253,7 +254,8 @@ impl Outage {
             Ok(add) => {
                 let amount = extension.held_nusd.plus(add).unwrap_or(extension.held_nusd);
                 extension.add_nusd = add;
-                let outcome = Outcome::Extended { amount, available: account };
+                let rest = Rest { account, key: None };
+                let outcome = Outcome::Extended { amount, rest };
                 Verdict::Write(LedgerOp::Extend(extension), Some(outcome))
             }
             Err(denied) => Verdict::Answer(refusal(denied, account)),
@@ -371,9 +373,9 @@ impl Outage {
     }
 }
 
-fn refusal(denied: Denied, available: NanoUsd) -> Decided {
+fn refusal(denied: Denied, account: NanoUsd) -> Decided {
     match denied {
-        Denied::NoMoney(by) => Ok(Outcome::Refused { available, by }),
+        Denied::NoMoney(by) => Ok(Outcome::Refused { rest: Rest { account, key: None }, by }),
         Denied::Exposed => Err(Failed::Away),
     }
 }

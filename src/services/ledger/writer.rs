@@ -10,7 +10,7 @@ use super::snapshots::Snapshots;
 use super::{Away, Failed, OutageTerms, Snapshot};
 use crate::models::ids::{AccountId, ApiKeyId};
 use crate::models::money::NanoUsd;
-use crate::store::{Funds, LedgerOp, Outcome};
+use crate::store::{Funds, LedgerOp, Outcome, Placement, Rest};
 use moka::sync::Cache;
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ pub struct Memory {
     snapshots: Snapshots,
     /// For an outage: not forgotten, because there is nobody to be asked.
     last: Cache<AccountId, Snapshot>,
-    keys: Cache<ApiKeyId, NanoUsd>,
+    keys: Cache<ApiKeyId, Snapshot>,
 }
 
 impl Writer {
@@ -125,31 +125,37 @@ impl Writer {
 impl Memory {
     /// What an operation's outcome says of its account.
     pub(super) fn remember(&self, op: &LedgerOp, outcome: &Decided, away: &Away) {
-        let account = match op {
-            LedgerOp::Place(placement) => placement.hold.account_id,
-            LedgerOp::Extend(extension) => extension.account_id,
-            LedgerOp::Settle(settlement) => settlement.record.account_id,
+        let (account, key) = match op {
+            LedgerOp::Place(Placement { hold, .. }) => (hold.account_id, hold.api_key_id),
+            LedgerOp::Extend(extension) => (extension.account_id, extension.api_key_id),
+            LedgerOp::Settle(settlement) => {
+                (settlement.record.account_id, settlement.record.api_key_id)
+            }
             LedgerOp::Note(_)
             | LedgerOp::Correct(_)
             | LedgerOp::Enter(_)
             | LedgerOp::Abandon(_) => return,
         };
-        let available = match outcome {
+        let rest = match outcome {
             Ok(
-                Outcome::Placed { available, .. }
-                | Outcome::Extended { available, .. }
-                | Outcome::Refused { available, .. }
-                | Outcome::Settled { available, .. },
-            ) => *available,
-            Ok(Outcome::Suspended | Outcome::NoAccount) => NanoUsd::ZERO,
+                Outcome::Placed { rest, .. }
+                | Outcome::Extended { rest, .. }
+                | Outcome::Refused { rest, .. }
+                | Outcome::Settled { rest, .. },
+            ) => *rest,
+            Ok(Outcome::Suspended | Outcome::NoAccount) => {
+                Rest { account: NanoUsd::ZERO, key: Some(NanoUsd::ZERO) }
+            }
             _ => return,
         };
-        let snapshot = Snapshot { available, taken_at: Instant::now() };
+        let taken_at = Instant::now();
+        let snapshot = Snapshot { available: rest.account, taken_at };
         self.snapshots.put(account, snapshot);
         if away.patience().is_some() {
             self.last.insert(account, snapshot);
-            if let LedgerOp::Place(placement) = op {
-                self.read(placement.hold.api_key_id, placement.funds);
+            if let Some(key) = key {
+                let available = rest.key.unwrap_or(BOUNDLESS);
+                self.keys.insert(key, Snapshot { available, taken_at });
             }
             // Whether an outage of its own can be, once it is here, is for the outage to say.
             if !away.is_away() {
@@ -158,26 +164,37 @@ impl Memory {
         }
     }
 
-    /// What its caller had when it was told.
-    pub(super) fn read(&self, key: Option<ApiKeyId>, funds: Option<Funds>) {
-        if let Some((key, funds)) = key.zip(funds) {
-            self.keys.insert(key, funds.key.unwrap_or(NanoUsd(i64::MAX)));
-        }
-    }
-
     /// What an account had when it was last heard of, here or by its caller.
     pub(super) fn account(&self, account: AccountId, funds: Option<Funds>) -> Option<NanoUsd> {
-        let last = self.last.get(&account);
-        match (last, funds) {
-            (Some(last), Some(funds)) if funds.read_at > last.taken_at => Some(funds.account),
-            (Some(last), _) => Some(last.available),
-            (None, funds) => funds.map(|funds| funds.account),
-        }
+        latest(self.last.get(&account), funds, |funds| funds.account)
     }
 
-    /// What a key's budget had; a caller without a key has none.
-    pub(super) fn key(&self, key: Option<ApiKeyId>) -> Option<NanoUsd> {
-        key.map_or(Some(NanoUsd(i64::MAX)), |key| self.keys.get(&key))
+    /// What a key's budget had when it was last heard of; a caller without a key has none.
+    pub(super) fn key(&self, key: Option<ApiKeyId>, funds: Option<Funds>) -> Option<NanoUsd> {
+        let Some(key) = key else { return Some(BOUNDLESS) };
+        let last = self.keys.get(&key);
+        let available = latest(last, funds, |funds| funds.key.unwrap_or(BOUNDLESS))?;
+        if last.is_none()
+            && let Some(funds) = funds
+        {
+            self.keys.insert(key, Snapshot { available, taken_at: funds.read_at });
+        }
+        Some(available)
+    }
+}
+
+/// There is no budget.
+const BOUNDLESS: NanoUsd = NanoUsd(i64::MAX);
+
+fn latest(
+    last: Option<Snapshot>,
+    funds: Option<Funds>,
+    of: impl FnOnce(Funds) -> NanoUsd,
+) -> Option<NanoUsd> {
+    match (last, funds) {
+        (Some(last), Some(funds)) if funds.read_at > last.taken_at => Some(of(funds)),
+        (Some(last), _) => Some(last.available),
+        (None, funds) => funds.map(of),
     }
 }
 

@@ -7,7 +7,7 @@ use super::times::Times;
 use crate::models::ids::RequestId;
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::usage::{Ending, UsageRecord, UsageSource};
-use crate::store::{LedgerOp, Limit, Outcome};
+use crate::store::{LedgerOp, Limit, Outcome, Rest};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -201,8 +201,9 @@ impl BookMetrics {
         if is_own {
             self.holds.placed(id);
         }
-        let (charge, available) = (record.charge_nusd, NanoUsd::ZERO);
-        self.holds.closed(record, Some(&Outcome::Settled { charge, available }), is_own);
+        let charge = record.charge_nusd;
+        let rest = Rest { account: NanoUsd::ZERO, key: None };
+        self.holds.closed(record, Some(&Outcome::Settled { charge, rest }), is_own);
         self.settled(record, charge, record.shortfall_nusd.0);
     }
 
@@ -419,7 +420,7 @@ mod tests {
             let nothing = NanoUsd::ZERO;
             let placed = Outcome::Placed {
                 amount: NanoUsd(1),
-                available: nothing,
+                rest: Rest { account: nothing, key: None },
                 left: nothing,
                 room: Room::default(),
             };

@@ -253,6 +253,20 @@ pub async fn lock_lanes(
     parse(&rows)
 }
 
+/// Those of the exports with these values of a column, before what the exports are is read: else it
+/// may be something else by the time that it is written.
+pub async fn lock_lanes_of(
+    conn: &mut PgConnection,
+    column: &str,
+    values: Vec<String>,
+) -> Result<Vec<Lane>, StoreError> {
+    let condition = format!(
+        "WHERE (sink, customer) IN (SELECT sink, customer FROM exports WHERE {column} = ANY($1)) \
+         ORDER BY customer FOR UPDATE"
+    );
+    select(conn, &sql::select(&EXPORT_LANES, &condition).into(), values).await
+}
+
 pub async fn write_lanes(
     conn: &mut PgConnection,
     lanes: impl Iterator<Item = &Lane>,

@@ -11,7 +11,7 @@ use crate::store::postgres::PostgresStore;
 use crate::store::postgres::lent::Lent;
 use crate::store::postgres::rows::classify;
 use crate::store::postgres::verify::records_of;
-use crate::store::table::{HOLDS, RATE_WINDOWS, parse};
+use crate::store::table::{HOLDS, RATE_WINDOWS, readable};
 use crate::store::{LedgerOp, Outcome, StoreError};
 use async_trait::async_trait;
 use sqlx::AssertSqlSafe;
@@ -74,7 +74,7 @@ impl LedgerStore for PostgresStore {
             .fetch_all(&mut *Lent::of(&self.books).await?)
             .await
             .map_err(classify)?;
-        parse(&rows)
+        Ok(readable(rows.iter().map(|row| serde_json::from_str(row))))
     }
 
     async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use crate::store::outbox::{
     join, told,
 };
 use crate::store::postgres::PostgresStore;
-use crate::store::postgres::exports::{lock_lanes, write_lanes};
+use crate::store::postgres::exports::{lock_lanes_of, write_lanes};
 use crate::store::postgres::rows::{classify, select, write_rows};
 use crate::store::table::{
     BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS, USAGE_CORRECTIONS,
@@ -286,17 +286,12 @@ async fn renew_groups(
     groups: BTreeSet<String>,
     now: Timestamp,
 ) -> Result<u64, StoreError> {
+    let groups: Vec<String> = groups.into_iter().collect();
+    let lanes = lock_lanes_of(conn, "event_group", groups.clone()).await?.into_iter();
+    let mut lanes: BTreeMap<(String, String), Lane> =
+        lanes.map(|lane| ((lane.sink.clone(), lane.customer.clone()), lane)).collect();
     let statement = sql::select(&EXPORTS, "WHERE event_group = ANY($1) AND state <> 'void'");
-    let exports: Vec<Export> =
-        select(conn, &statement.into(), groups.into_iter().collect::<Vec<_>>()).await?;
-    let customers: BTreeSet<(String, String)> =
-        exports.iter().map(|export| (export.sink.clone(), export.customer.clone())).collect();
-    let mut lanes: BTreeMap<(String, String), Lane> = BTreeMap::new();
-    for (sink, customer) in customers {
-        for lane in lock_lanes(conn, &sink, vec![customer.clone()]).await? {
-            lanes.insert((sink.clone(), customer.clone()), lane);
-        }
-    }
+    let exports: Vec<Export> = select(conn, &statement.into(), groups).await?;
     let (mut replanned, mut resent) = (Vec::new(), Vec::new());
     let (mut written, mut made) = (Vec::new(), Vec::new());
     for (group, mut exports) in by_group(exports) {

@@ -14,6 +14,7 @@ use crate::store::payments::{
 };
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::directory::{ACCOUNT_NAME, change, first, log, write};
+use crate::store::postgres::exports::lock_lanes_of;
 use crate::store::postgres::lent::Lent;
 use crate::store::postgres::rows::{classify, select};
 use crate::store::table::{ACCOUNT_SETTINGS, ACCOUNTS, EXPORTS, differing, postgres as sql};
@@ -147,12 +148,13 @@ impl PostgresStore {
         rejected: &[Rejected],
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let ids: Vec<String> = rejected.iter().map(|one| one.id.clone()).collect();
+        lock_lanes_of(tx, "id", ids.clone()).await?;
         let park = sql::update(&EXPORTS, "id", &["state", "reason"]);
         let park = format!("{park} AND t.state IN ('exported', 'waiting')");
         for one in rejected {
             put(tx, park.clone(), one).await?;
         }
-        let ids: Vec<&str> = rejected.iter().map(|one| one.id.as_str()).collect();
         let parked: Vec<String> = sqlx::query_scalar(
             "UPDATE billing_events t SET state = 'parked', leased_until = NULL, \
              reason = e.reason FROM exports e WHERE e.id = ANY($1) AND e.state = 'parked' \

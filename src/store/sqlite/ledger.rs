@@ -65,7 +65,8 @@ impl LedgerStore for SqliteStore {
         .await
         .map_err(classify)?;
         let mut conn = self.writer.acquire().await?;
-        native::read(&mut conn, &self.sql.load_holds, serde_json::to_string(&claimed)?).await
+        let claimed = serde_json::to_string(&claimed)?;
+        native::read_readable(&mut conn, &self.sql.load_holds, claimed).await
     }
 
     async fn abandon_hold(&self, request: RequestId) -> Result<(), StoreError> {

@@ -12,7 +12,7 @@ mod decode;
 use super::rows::classify;
 use crate::store::StoreError;
 use crate::store::encode::{self, Value};
-use crate::store::table::{Table, on_conflict};
+use crate::store::table::{Table, on_conflict, readable};
 use futures::TryStreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -274,8 +274,27 @@ pub async fn read<T: DeserializeOwned>(
     text: &Arc<str>,
     key: String,
 ) -> Result<Vec<T>, StoreError> {
-    let rows = bound(text, [Value::Text(key)])?.fetch_all(conn).await.map_err(classify)?;
-    parse(&rows)
+    parse(&found(conn, text, key).await?)
+}
+
+/// As [`read`], without the rows that are not what their struct says.
+///
+/// # Errors
+/// The database's.
+pub async fn read_readable<T: DeserializeOwned>(
+    conn: &mut SqliteConnection,
+    text: &Arc<str>,
+    key: String,
+) -> Result<Vec<T>, StoreError> {
+    Ok(readable(found(conn, text, key).await?.iter().map(decode::row)))
+}
+
+async fn found(
+    conn: &mut SqliteConnection,
+    text: &Arc<str>,
+    key: String,
+) -> Result<Vec<SqliteRow>, StoreError> {
+    bound(text, [Value::Text(key)])?.fetch_all(conn).await.map_err(classify)
 }
 
 /// Queries by lists of keys, in one text, so that they cost what one costs.

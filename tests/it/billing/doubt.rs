@@ -11,6 +11,7 @@ use super::{all, assert_stripe_agrees, known_to_stripe, one, with_stripe};
 both_stores!(
     what_was_counted_a_day_ago_is_not_sent_again,
     what_was_lost_a_day_ago_is_sent,
+    two_of_one_minute_that_were_lost_are_both_sent,
     what_nobody_can_tell_is_for_a_person,
     what_is_too_old_is_parked,
 );
@@ -42,14 +43,19 @@ pub async fn in_doubt_with(setup: Setup, stripe: &Stripe, fault: Fault) -> TestA
         (!rows.is_empty()).then_some(())
     })
     .await;
+    a_day_later(&mut app, stripe).await;
+    app
+}
+
+/// And nobody was there.
+async fn a_day_later(app: &mut TestApp, stripe: &Stripe) {
     app.kill9();
     stripe.faults.calm();
     // A day and an hour pass; then the process comes back.
     stripe.forget();
-    back(&app, "exports", "first_sent_at", 25).await;
-    back(&app, "exports", "next_attempt_at", 25).await;
-    back(&app, "export_lanes", "next_attempt_at", 25).await;
-    app
+    back(app, "exports", "first_sent_at", 25).await;
+    back(app, "exports", "next_attempt_at", 25).await;
+    back(app, "export_lanes", "next_attempt_at", 25).await;
 }
 
 async fn what_was_counted_a_day_ago_is_not_sent_again(store: Store) {
@@ -72,6 +78,27 @@ async fn what_was_lost_a_day_ago_is_sent(store: Store) {
     all(&app, "exported").await;
     assert!(stripe.summaries_read() > 0, "it was not sent before it was looked for");
     assert_eq!(stripe.taken().len(), 1);
+    assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    app.finish().await;
+}
+
+async fn two_of_one_minute_that_were_lost_are_both_sent(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    let mut app = in_doubt(store, &stripe, Fault::CutBefore).await;
+    // The same usage once more: a sum of one could be that of the other.
+    stripe.faults.always(Some(Fault::CutBefore));
+    app.restart().await;
+    one(&app, 100).await;
+    eventually("both may have been sent", async || {
+        let rows = app.books.rows("SELECT * FROM exports WHERE first_sent_at IS NOT NULL").await;
+        (rows.len() == 2).then_some(())
+    })
+    .await;
+    a_day_later(&mut app, &stripe).await;
+    app.books.tamper("UPDATE exports SET used_at = (SELECT MIN(used_at) FROM exports)").await;
+    app.restart().await;
+    all(&app, "exported").await;
+    assert_eq!(stripe.taken().len(), 2);
     assert_stripe_agrees(&app, &stripe, "cus_test").await;
     app.finish().await;
 }

@@ -63,9 +63,7 @@ pub struct Paid {
     pub session: String,
     /// `None`: it names an account in a way that cannot be read.
     pub account_id: Option<AccountId>,
-    /// It was made here, or by an operator for us; else it may be of another trade.
-    pub is_ours: bool,
-    /// Somebody with the operator's key says that it buys credit.
+    /// Somebody with the operator's key says that it buys credit; else it may be of another trade.
     pub is_marked: bool,
     pub payment_intent: String,
     pub currency: String,
@@ -269,15 +267,17 @@ impl Session {
             return Ok(Told::Nothing);
         }
         let named_account = named(&self.metadata, ACCOUNT_KEY);
-        let is_ours = named_account.is_some();
+        let is_marked =
+            named_account.is_some() || named(&self.metadata, TOPUP_KEY).as_deref() == Some("yes");
         let account = named_account.or_else(|| self.client_reference_id.clone());
-        let Some(account) = account else { return Ok(Told::Nothing) };
+        if account.is_none() && !is_marked {
+            return Ok(Told::Nothing);
+        }
         let credit = self.credit(paid_cents);
         let payment_intent = self.payment_intent.map(Link::id).transpose()?;
         Ok(Told::Paid(Paid {
-            account_id: account.parse().ok(),
-            is_ours,
-            is_marked: is_ours || named(&self.metadata, TOPUP_KEY).as_deref() == Some("yes"),
+            account_id: account.and_then(|account| account.parse().ok()),
+            is_marked,
             payment_intent: payment_intent.unwrap_or_else(|| self.id.clone()),
             session: self.id,
             currency: self.currency.unwrap_or_default(),

@@ -63,6 +63,14 @@ fn a_failure_that_stripe_would_repeat_needs_another_key() {
 }
 
 #[test]
+fn what_stripe_has_not_said_parks_nothing() {
+    for status in [302, 404, 405, 408, 424] {
+        assert!(trouble(judged(status, &[], "<html>")).is_sinks, "{status}");
+    }
+    assert!(trouble(judged(400, &[], "a proxy's page")).is_sinks);
+}
+
+#[test]
 fn what_stripe_never_takes_is_for_a_person() {
     let body = error("invalid_request_error", "resource_missing", "No such customer: 'cus_1'");
     let Verdict::Rejected(reason) = judged(400, &[], &body) else { panic!("not rejected") };

@@ -43,7 +43,9 @@ fn a_session_credits_what_was_bought() {
 
     let by_link = json!({"metadata": {TOPUP_KEY: "yes"}, "client_reference_id": ACCOUNT});
     assert_eq!(paid(&by_link).credit, Some(NanoUsd(10_000_000_000)), "without taxes");
-    assert!(!paid(&by_link).is_ours && paid(&by_link).is_marked);
+    assert!(paid(&by_link).is_marked);
+    let of_nobody = json!({"metadata": {TOPUP_KEY: "yes"}, "client_reference_id": null});
+    assert_eq!(paid(&of_nobody).account_id, None, "not passed over");
     let shirt = json!({"metadata": {}, "client_reference_id": ACCOUNT});
     assert!(!paid(&shirt).is_marked, "by whoever opened the link");
     let plain = json!({"metadata": null, "total_details": null, "client_reference_id": ACCOUNT});
