@@ -19,10 +19,16 @@ use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, strea
 use crate::client::{Answered, Exchange};
 use crate::random::Random;
 use crate::upstream::Upstream;
+use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{self, OLD_MODEL};
 use crate::upstream::model::{Generation, Manner, Model, generation_of};
+use crate::upstream::script::Gate;
 
-both_stores!(a_killed_process_loses_and_doubles_nothing, nor_does_one_whose_calls_had_moved_on,);
+both_stores!(
+    a_killed_process_loses_and_doubles_nothing,
+    nor_does_one_whose_calls_had_moved_on,
+    a_hold_that_cannot_be_read_keeps_no_other_open,
+);
 
 const CLIENTS: usize = 24;
 
@@ -80,6 +86,35 @@ async fn nor_does_one_whose_calls_had_moved_on(store: Store) {
     assert!(!moved.is_empty(), "no call had to move on, so that nothing was shown");
     // The failing upstream was called for some whose hold died before it was committed.
     app.drops_calls = true;
+    app.finish().await;
+}
+
+async fn a_hold_that_cannot_be_read_keeps_no_other_open(store: Store) {
+    let setup = Setup::new(store).env("TOLLGATE_LEASE_SECONDS", "1");
+    let mut app = setup.start().await;
+    let mut exchanges = Vec::new();
+    for _ in 0..3 {
+        let answer = Answer::openrouter();
+        app.upstream.script(answer.head().chunk(&answer.events()[0]).wait(&Gate::new()));
+        let mut exchange = app.begin_chat(&streamed(OLD_MODEL)).await;
+        exchange.until("data: ").await;
+        exchanges.push(exchange);
+    }
+    let holds = eventually("three holds", async || {
+        let holds = app.books.holds().await;
+        (holds.len() == 3).then_some(holds)
+    })
+    .await;
+    app.kill9();
+    let odd = format!("WHERE request_id = '{}'", holds[0].request_id);
+    app.books.tamper(&format!("UPDATE holds SET tried = 'x' {odd}")).await;
+    app.restart().await;
+    eventually("the others are settled", async || {
+        (app.books.records().await.len() == 2).then_some(())
+    })
+    .await;
+    app.books.tamper(&format!("UPDATE holds SET tried = NULL {odd}")).await;
+    app.records(3).await;
     app.finish().await;
 }
 
