@@ -12,11 +12,13 @@ use serde_json::{Value, json};
 
 use crate::app::books::UsageRecord;
 use crate::app::process::Process;
-use crate::app::{Kind, Setup, Store, TestApp, address_of, both_stores, question, streamed};
+use crate::app::{
+    Kind, Setup, Store, TestApp, address_of, both_stores, eventually, question, streamed,
+};
 use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{MODEL, OLD_MODEL};
-use crate::upstream::model::{COMPLETION_NUSD, Manner, Model, PROMPT_NUSD, PROMPT_TOKENS};
+use crate::upstream::model::{COMPLETION_NUSD, Manner, Model, PROMPT_NUSD, PROMPT_TOKENS, Stall};
 use crate::upstream::script::Gate;
 
 both_stores!(
@@ -321,6 +323,32 @@ async fn a_stream_that_cannot_be_extended_is_cut_off(store: Store) {
     assert!((0..floor).contains(&rest), "cut off though {rest} nano-USD were to be had");
     let [account] = &app.books.accounts().await[..] else { panic!("one account") };
     assert_eq!(account.balance_nusd, 10_000_000 - record.charge_nusd);
+    app.finish().await;
+}
+
+/// There is money for one extension, and nobody is told that it is made: it is not made again.
+#[tokio::test]
+async fn an_extension_whose_answer_is_lost_is_made_once() {
+    let gate = Gate::new();
+    let stall = Some((Stall::Tokens(10), gate.clone()));
+    let model = Model::start(Manner { tokens: 80, stall, ..Manner::obedient() }).await;
+    let setup = Setup::new(Store::Postgres).proxied().env("UPSTREAM_BASE_URL", &model.url());
+    let setup = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").credit("0.008");
+    let app = setup.start().await;
+    let proxy = app.proxy.as_ref().expect("it was asked for");
+    let mut exchange = app.begin_chat(&body(None)).await;
+    exchange.until("data: ").await;
+    eventually("the generation is noted", async || {
+        app.books.holds().await.pop().and_then(|hold| hold.generation_id)
+    })
+    .await;
+    proxy.lose(1);
+    gate.open();
+    let got = exchange.finish().await;
+    assert_eq!(proxy.lost(), 1);
+    assert_eq!(end_of(&got), End::Whole, "{}", got.text());
+    let record = app.record().await;
+    assert_eq!((record.ending.as_str(), record.completion_tokens), ("completed", 80));
     app.finish().await;
 }
 
