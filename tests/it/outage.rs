@@ -25,6 +25,7 @@ use crate::upstream::catalog::{MODEL, OLD_MODEL};
 use crate::upstream::model::{Manner, Model, Stall};
 use crate::upstream::script::Gate;
 
+mod keys;
 mod measured;
 
 use measured::{Sums, a_settlement_that_is_refused_is_counted_as_lost, holds, wire};
@@ -333,6 +334,40 @@ async fn a_replica_that_was_cut_off_corrects_what_was_settled_for_it() {
     let spent: i64 = charges.iter().filter(|it| it.kind != "credit").map(|it| it.amount_nusd).sum();
     assert_eq!(-spent, 2 * (12 * 30_000 + 40 * 60_000));
     taken_over_and_corrected(&app, &replica).await;
+    replica.kill();
+    app.finish().await;
+}
+
+/// Its own count is no reason to ask no more: what the upstream says later is what is applied.
+#[tokio::test]
+async fn a_replica_that_was_cut_off_leaves_a_count_to_be_looked_up() {
+    let (cluster, gate, answer) = (Cluster::start().await, Gate::new(), Answer::openrouter());
+    let setup = exposed(&cluster, PLENTY).proxied().env("TOLLGATE_LEASE_SECONDS", "3");
+    let app = watched(setup.env("TOLLGATE_SLOW_LOOKUP_EVERY_SECONDS", "1")).start().await;
+    let mut environment = app.environment.clone();
+    environment.insert("DATABASE_URL".to_owned(), app.database_url());
+    let mut replica = Process::serve(&environment, app.folder());
+    replica.base_url().await;
+    let events = answer.clone().no_usage().events();
+    let script = answer.head().chunk(&events[0]).wait(&gate).chunks(&events[1..]);
+    app.upstream.script(script.end());
+    let mut running = app.begin_chat(&streamed(MODEL)).await;
+    running.until("data: ").await;
+    wire(&app).cut();
+    eventually("the replica takes it over", async || app.books.records().await.pop()).await;
+    gate.open();
+    running.finish().await.ok();
+    wire(&app).mend();
+    eventually("its own count comes late", async || {
+        (holds(&scrape(&app).await, "taken_over") == 1).then_some(())
+    })
+    .await;
+    app.upstream.generation(0, answer.generation(12, 40, 0.0001));
+    let correction = eventually("a correction", async || {
+        app.books.rows("SELECT * FROM usage_corrections").await.pop()
+    })
+    .await;
+    assert_eq!(correction["completion_tokens"], json!(40), "{correction}");
     replica.kill();
     app.finish().await;
 }
