@@ -32,6 +32,7 @@ mod disconnect_table;
 mod endings;
 mod env_example;
 mod faults;
+mod frozen;
 mod fuzzed;
 mod growth;
 mod hostile;

@@ -178,6 +178,15 @@ impl Process {
         self.signal("HUP");
     }
 
+    /// It does nothing any more, and its connections stay open.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
     /// The standard library has no call for it; the shell's `kill` is everywhere.
     fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
