@@ -28,6 +28,7 @@ mod console;
 mod cors;
 mod count;
 mod deploy;
+mod dialects;
 mod disconnect_table;
 mod endings;
 mod env_example;
