@@ -45,3 +45,34 @@ async fn reasoning_beside_the_completion_is_part_of_it() {
     }
     app.finish().await;
 }
+
+/// Moonshot and DeepSeek.
+#[tokio::test]
+async fn cache_hits_under_other_names_have_their_price() {
+    let app = Setup::new(Store::Sqlite).kind(Kind::OpenAi).start().await;
+    for hits in [r#""cached_tokens":8"#, r#""prompt_cache_hit_tokens":8"#] {
+        let usage = format!(r#"{{"prompt_tokens":12,"completion_tokens":7,{hits}}}"#);
+        for record in both(&app, &usage).await {
+            assert_eq!((record.prompt_tokens, record.cached_tokens), (12, 8), "{hits}");
+            assert_eq!(record.charge_nusd, 4 * 150 + 8 * 75 + 7 * 600, "{hits}");
+        }
+    }
+    app.finish().await;
+}
+
+/// Moonshot's streams have it there.
+#[tokio::test]
+async fn usage_on_a_choice_counts_where_there_is_no_other() {
+    let app = Setup::new(Store::Sqlite).kind(Kind::OpenAi).start().await;
+    let answer = Answer::openai().no_usage();
+    let own = r#"{"prompt_tokens":12,"completion_tokens":7}"#;
+    let choices = format!(r#"[{{"index":0,"delta":{{}},"finish_reason":"stop","usage":{own}}}]"#);
+    let usual = r#"{"prompt_tokens":20,"completion_tokens":9}"#;
+    for (usage, tokens) in [(None, (12, 7)), (Some(usual), (20, 9))] {
+        let last = event(&answer.chunk_json(&choices, usage));
+        let record = ended_with(&app, &answer, &last).await;
+        assert_eq!(record.source, "upstream", "{usage:?}: {record:#?}");
+        assert_eq!((record.prompt_tokens, record.completion_tokens), tokens, "{usage:?}");
+    }
+    app.finish().await;
+}
