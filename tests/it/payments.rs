@@ -28,6 +28,7 @@ both_stores!(
     a_subscription_gives_and_takes_a_plan,
     a_postpaid_account_stops_with_its_subscription,
     a_link_credits_where_the_operator_says_so,
+    a_link_for_no_account_is_kept_for_a_person,
     events_of_no_interest_are_taken_and_forgotten,
 );
 
@@ -324,6 +325,22 @@ async fn a_link_credits_where_the_operator_says_so(store: Store) {
     assert_eq!(refused(&app).await, [("cs_shirt".to_string(), "unmarked_link".to_string())]);
     deliver(&app, &paid("link", json!({"tollgate_topup": "yes"}))).await;
     assert_eq!(balance(&app).await - OPENING, 10_000_000_000);
+    app.finish().await;
+}
+
+async fn a_link_for_no_account_is_kept_for_a_person(store: Store) {
+    let app = setup(store).start().await;
+    let nobody = json!("01930000-0000-7000-8000-000000000001");
+    for (id, reference) in [("a", Value::Null), ("b", json!("me")), ("c", nobody)] {
+        let mut paid = session(id, &app.account, 1_000);
+        paid["metadata"] = json!({"tollgate_topup": "yes"});
+        paid["client_reference_id"] = reference;
+        deliver(&app, &event("checkout.session.completed", now(), &paid)).await;
+    }
+    let expected =
+        ["cs_a", "cs_b", "cs_c"].map(|id| (id.to_string(), "unknown_account".to_string()));
+    assert_eq!(refused(&app).await, expected);
+    assert_eq!(balance(&app).await, OPENING);
     app.finish().await;
 }
 
