@@ -27,6 +27,7 @@ both_stores!(
     what_cannot_be_credited_is_kept_for_a_person,
     a_subscription_gives_and_takes_a_plan,
     a_postpaid_account_stops_with_its_subscription,
+    a_subscription_that_has_begun_is_not_incomplete_again,
     a_link_credits_where_the_operator_says_so,
     a_link_for_no_account_is_kept_for_a_person,
     events_of_no_interest_are_taken_and_forgotten,
@@ -309,6 +310,25 @@ async fn a_postpaid_account_stops_with_its_subscription(store: Store) {
     let audit = app.list(&["audit", "list"]).await;
     let by_stripe = audit.iter().filter(|row| row["actor"] == "stripe").count();
     assert_eq!(by_stripe, 3, "the plan, the suspension and its end: {audit:?}");
+    app.finish().await;
+}
+
+/// Within one second events come in any order.
+async fn a_subscription_that_has_begun_is_not_incomplete_again(store: Store) {
+    let app = setup(store).prices(PLANS).start().await;
+    let later = app.create_account("later", &["--postpaid", "--stripe-customer", "cus_test"]).await;
+    let query = format!("SELECT status FROM accounts WHERE id = '{later}'");
+    let at = now();
+    for (kind, id, status, created, expected) in [
+        ("created", "1", "active", at, "active"),
+        ("deleted", "1", "canceled", at + 1, "suspended"),
+        ("updated", "2", "active", at + 5, "active"),
+        ("created", "2", "incomplete", at + 5, "active"),
+    ] {
+        deliver(&app, &subscription(kind, id, status, "team", created)).await;
+        let row = app.books.rows(&query).await.remove(0);
+        assert_eq!(row, json!({"status": expected}), "{kind} {id}");
+    }
     app.finish().await;
 }
 
