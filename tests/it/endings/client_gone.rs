@@ -9,7 +9,7 @@ use crate::app::{
     Kind, Setup, Store, TestApp, both_stores, question, streamed, streamed_with_usage,
 };
 use crate::client::Exchange;
-use crate::upstream::answer::{Answer, DONE};
+use crate::upstream::answer::{Answer, DONE, event};
 use crate::upstream::catalog::MODEL;
 use crate::upstream::script::{Gate, Script};
 
@@ -257,6 +257,21 @@ async fn a_drain_is_bounded_in_time() {
     let record = app.record().await;
     assert_eq!((record.ending.as_str(), record.source.as_str()), ("client_gone", "counted"));
     assert_eq!(record.completion_tokens, 3);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_failure_before_any_text_costs_one_who_has_gone_nothing() {
+    let app = Setup::new(Store::Sqlite).kind(Kind::OpenAi).start().await;
+    let (answer, gate) = (Answer::openai().no_usage(), Gate::new());
+    let error = event(r#"{"error":{"message":"busy","code":503}}"#);
+    app.upstream.script(answer.head().wait(&gate).chunk(error).sleep(30).end());
+    let mut exchange = app.begin_chat(&streamed("gpt-4o-mini")).await;
+    assert!(exchange.head().await);
+    exchange.hang_up();
+    gate.open();
+    let record = app.record().await;
+    assert_eq!((record.source.as_str(), record.charge_nusd), ("none", 0), "{record:#?}");
     app.finish().await;
 }
 

@@ -247,6 +247,23 @@ async fn an_answer_that_is_not_json_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_plain_answer_of_nothing_but_an_error_costs_nothing() {
+    let app = Setup::new(Store::Sqlite).kind(Kind::OpenAi).start().await;
+    let mut answer = Answer::openai().no_usage().pieces([""]);
+    answer.finish = "error";
+    let error = r#""error":{"code":503,"message":"busy"}"#;
+    let body = answer.plain_body();
+    for place in [r#"{"index":0"#, r#"{"id""#] {
+        let failed = body.replacen(place, &place.replacen('{', &format!("{{{error},"), 1), 1);
+        app.upstream.script(Script::json(200, failed));
+        let got = app.chat(&question("gpt-4o-mini")).await;
+        let record = app.record_of(&got).await;
+        assert_eq!((record.source.as_str(), record.charge_nusd), ("none", 0), "{record:#?}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn a_plain_answer_to_a_streamed_request_is_not_taken_for_a_stream() {
     let app = TestApp::start(Store::Sqlite).await;
     let answer = Answer::openrouter();
