@@ -169,6 +169,23 @@ async fn failures_in_the_middle(store: Store) {
     app.finish().await;
 }
 
+/// Less than what a token has on average.
+#[tokio::test]
+async fn the_shortest_text_is_charged_for() {
+    let app = Setup::new(Store::Sqlite).kind(Kind::OpenAi).start().await;
+    let answer = Answer::openai().no_usage().pieces(["No"]);
+    let sent = answer.content_events().concat();
+    app.upstream.script(answer.head().chunk(&sent).rst());
+    let got = app.chat(&streamed("gpt-4o-mini")).await;
+    assert_truncated(&got, &sent, "a reset");
+    let record = app.record_of(&got).await;
+    assert_eq!(record.ending, "upstream_failed", "{record:#?}");
+    assert_eq!((record.source.as_str(), record.completion_tokens), ("counted", 1), "{record:#?}");
+    assert!(record.prompt_tokens > 0, "{record:#?}");
+    assert_eq!(record.charge_nusd, record.prompt_tokens * 150 + 600);
+    app.finish().await;
+}
+
 /// The client has all that came, then an error event in OpenAI's form, and no `[DONE]`.
 #[track_caller]
 fn assert_truncated(got: &Answered, sent: &str, what: &str) {
