@@ -42,7 +42,7 @@ pub struct Choice<'a> {
     pub finish_reason: Text<'a>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
-    /// Where Kimi's streams have it. <https://platform.moonshot.ai/docs/api/chat>
+    /// Where Kimi's streams have it. <https://github.com/caudena/beam_weaver/releases/tag/v0.1.12>
     #[serde(borrow)]
     usage: Object<Usage<'a>>,
 }
@@ -274,7 +274,7 @@ impl Usage<'_> {
     }
 
     /// xAI counts what a model thinks beside what it says, and bills both: its total tells.
-    /// <https://docs.x.ai/docs/guides/reasoning>
+    /// <https://docs.x.ai/docs/key-information/consumption-and-rate-limits>
     fn with_thoughts(&self, prompt: i64, completion: i64) -> i64 {
         let reasoning = self.completion_tokens_details.value.reasoning_tokens;
         let whole = plausible(reasoning).map_or(completion, |thoughts| completion + thoughts);

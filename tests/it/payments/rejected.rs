@@ -1,6 +1,9 @@
 //! Usage that Stripe has taken and finds at fault later: it is parked, told, and sent again.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 use super::events::{deliver, now, send};
 use super::setup;
@@ -133,6 +136,48 @@ async fn what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after
     let is_written = async || (!states().await[1].1.is_empty()).then_some(());
     eventually("the end of both calls is written down", is_written).await;
     assert_eq!(states().await[0].0, "parked", "Stripe does not count it");
+    app.cli(&["events", "retry", "--parked"]).await;
+    all(&app, "exported").await;
+    assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    assert_eq!(stripe.sums("llm_input")["cus_test"], 12);
+    app.finish().await;
+}
+
+/// Nobody else writes on SQLite meanwhile.
+#[tokio::test]
+async fn a_report_that_comes_during_a_retry_is_not_undone() {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    stripe.add_meter("llm_input");
+    let setup = with_stripe(setup(Store::Postgres), &stripe);
+    let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
+    known_to_stripe(&app).await;
+    one(&app, 100).await;
+    app.records(1).await;
+    all(&app, "exported").await;
+    let [mut first, mut second] = [thin("evt_first"), thin("evt_second")];
+    first["data"] = report(&stripe.reject("cus_test"));
+    second["data"] = report(&stripe.reject("cus_test"));
+    deliver(&app, &first).await;
+
+    let mut conn = PgConnection::connect(&app.database_url()).await.expect("a connection");
+    let mut held = conn.begin().await.expect("a transaction");
+    let hold = sqlx::query("SELECT 1 FROM export_lanes FOR UPDATE");
+    hold.fetch_all(&mut *held).await.expect("a lane");
+    let retry = app.cli(&["events", "retry", "--parked"]);
+    let meanwhile = async {
+        let waits = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() \
+                     AND wait_event_type = 'Lock'";
+        let waits = async || app.books.rows(waits).await.pop();
+        eventually("the retry waits for the lane", waits).await;
+        let release = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            held.rollback().await.expect("the end of it");
+        };
+        tokio::join!(deliver(&app, &second), release);
+    };
+    tokio::join!(retry, meanwhile);
+
+    assert_eq!(events_of(&app, "stripe").await[0].0, "parked", "Stripe does not count it");
     app.cli(&["events", "retry", "--parked"]).await;
     all(&app, "exported").await;
     assert_stripe_agrees(&app, &stripe, "cus_test").await;
