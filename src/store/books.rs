@@ -93,11 +93,11 @@ struct Payer {
 impl Payer {
     /// What both leave, and which of them leaves less.
     fn available(&self, now: Timestamp) -> Result<(NanoUsd, Limit), OutOfRange> {
-        let account = self.account.available(now)?;
-        match &self.budget {
-            Some(budget) if budget.available()? < account => Ok((budget.available()?, Limit::Key)),
-            _ => Ok((account, Limit::Account)),
-        }
+        let Rest { account, key } = self.rest(now)?;
+        Ok(match key {
+            Some(key) if key < account => (key, Limit::Key),
+            _ => (account, Limit::Account),
+        })
     }
 
     fn rest(&self, now: Timestamp) -> Result<Rest, OutOfRange> {

@@ -159,8 +159,8 @@ impl Entry {
 /// What became of one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was set aside, and what both account and key have left. Also the answer to a
-    /// repetition.
+    /// What was set aside, and what may be counted on after it: what both account and key have
+    /// left, or nothing in an outage. Also the answer to a repetition.
     Placed {
         amount: NanoUsd,
         rest: Rest,

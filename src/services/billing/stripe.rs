@@ -58,10 +58,7 @@ impl Stripe {
     }
 
     async fn deliver(&self, export: &Export) -> Verdict {
-        let was_doubtful = is_doubtful(export, Timestamp::now());
         match self.doubts.settle(export).await {
-            // What else of its minute is in doubt is asked after before this is sent anew.
-            Ok(()) if was_doubtful => Verdict::Untouched,
             Ok(()) => self.post(export).await,
             Err(verdict) => verdict,
         }
@@ -102,6 +99,8 @@ impl Doubts {
             let restarted = self.store.restart_export(&export.id, now).await;
             let wait = |error: StoreError| Trouble::of_parcel(error.to_string(), None);
             restarted.map_err(|error| Verdict::Later(wait(error)))?;
+            // What else of its minute is in doubt is asked after before this is sent anew.
+            return Err(Verdict::Untouched);
         }
         // Not younger than planned: a day of the 35 is left.
         if export.used_at < now.minus(OLDEST) {

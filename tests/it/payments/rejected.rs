@@ -91,12 +91,18 @@ async fn usage_that_is_found_at_fault_is_parked(store: Store) {
     app.finish().await;
 }
 
-async fn one_of_several_meters_that_is_found_at_fault_counts_in_the_end(store: Store) {
+/// A customer's usage makes two exports of one group.
+async fn with_two_meters(store: Store) -> (Stripe, TestApp) {
     let stripe = Stripe::start(&["cus_test"]).await;
     stripe.add_meter("llm_input");
     let setup = with_stripe(setup(store), &stripe);
     let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
     known_to_stripe(&app).await;
+    (stripe, app)
+}
+
+async fn one_of_several_meters_that_is_found_at_fault_counts_in_the_end(store: Store) {
+    let (stripe, app) = with_two_meters(store).await;
     one(&app, 100).await;
     app.records(1).await;
     all(&app, "exported").await;
@@ -113,11 +119,7 @@ async fn one_of_several_meters_that_is_found_at_fault_counts_in_the_end(store: S
 }
 
 async fn what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after(store: Store) {
-    let stripe = Stripe::start(&["cus_test"]).await;
-    stripe.add_meter("llm_input");
-    let setup = with_stripe(setup(store), &stripe);
-    let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
-    known_to_stripe(&app).await;
+    let (stripe, app) = with_two_meters(store).await;
     // Of one worker's calls for a customer the first is answered and the second is not: while it
     // is waited for, nothing of both is written down.
     stripe.faults.queue([Fault::None, Fault::HangAfter]);
@@ -146,11 +148,7 @@ async fn what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after
 /// Nobody else writes on SQLite meanwhile.
 #[tokio::test]
 async fn a_report_that_comes_during_a_retry_is_not_undone() {
-    let stripe = Stripe::start(&["cus_test"]).await;
-    stripe.add_meter("llm_input");
-    let setup = with_stripe(setup(Store::Postgres), &stripe);
-    let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
-    known_to_stripe(&app).await;
+    let (stripe, app) = with_two_meters(Store::Postgres).await;
     one(&app, 100).await;
     app.records(1).await;
     all(&app, "exported").await;
