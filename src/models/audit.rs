@@ -2,7 +2,7 @@
 //!
 //! Invariant: an entry is written in the transaction of its change.
 
-use super::account::Account;
+use super::account::{Account, AccountStatus};
 use super::ids::{AccountId, AuditId};
 use super::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,32 @@ impl AuditEntry {
             .from(&shown(before))
             .to(&shown(after))
     }
+
+    /// Of a change that somebody asked for. To suspend what is suspended is one: from then on it is
+    /// also theirs, and whoever did it before cannot undo it.
+    #[must_use]
+    pub fn account_update_of(
+        actor: &str,
+        before: &Account,
+        after: &Account,
+        status: Option<AccountStatus>,
+        now: Timestamp,
+    ) -> Self {
+        let entry = Self::account_update(actor, before, after, now);
+        let suspended = AccountStatus::Suspended;
+        let is_joined = status == Some(suspended) && before.status == suspended;
+        if is_joined { Self { action: ACCOUNT_SUSPEND.to_owned(), ..entry } } else { entry }
+    }
+
+    /// Whether it is worth an entry although no column changes.
+    #[must_use]
+    pub fn tells_alone(&self) -> bool {
+        self.action == ACCOUNT_SUSPEND
+    }
 }
+
+/// Somebody suspends an account that others have suspended.
+const ACCOUNT_SUSPEND: &str = "account.suspend";
 
 /// A row as others may see it: not even a secret's hash leaves, nobody needs it who may not have
 /// the table.

@@ -307,9 +307,16 @@ async fn a_postpaid_account_stops_with_its_subscription(store: Store) {
     deliver(&app, &subscription("updated", "1", "past_due", "team", at + 3)).await;
     deliver(&app, &subscription("updated", "1", "active", "team", at + 4)).await;
     is("suspended").await;
+    // Nor what both have stopped.
+    app.cli(&["account", "update", "--account", "later", "--resume"]).await;
+    deliver(&app, &subscription("updated", "1", "unpaid", "team", at + 5)).await;
+    is("suspended").await;
+    app.cli(&["account", "update", "--account", "later", "--suspend"]).await;
+    deliver(&app, &subscription("updated", "1", "active", "team", at + 6)).await;
+    is("suspended").await;
     let audit = app.list(&["audit", "list"]).await;
     let by_stripe = audit.iter().filter(|row| row["actor"] == "stripe").count();
-    assert_eq!(by_stripe, 3, "the plan, the suspension and its end: {audit:?}");
+    assert_eq!(by_stripe, 4, "the plan, two suspensions and an end: {audit:?}");
     app.finish().await;
 }
 

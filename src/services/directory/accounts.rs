@@ -137,7 +137,8 @@ pub async fn update_account(
 ) -> Result<Account, Error> {
     let decide = |before: &Account| {
         let after = patch.apply(before)?;
-        let audit = AuditEntry::account_update(actor, before, &after, Timestamp::now());
+        let now = Timestamp::now();
+        let audit = AuditEntry::account_update_of(actor, before, &after, patch.status, now);
         Ok((after, audit))
     };
     store.update_account(id, &decide).await?.ok_or(Error::NotFound("account"))

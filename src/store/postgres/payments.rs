@@ -227,9 +227,9 @@ async fn suspended_by(
     account: AccountId,
 ) -> Result<Option<String>, StoreError> {
     sqlx::query_scalar(
-        "SELECT actor FROM audit_log WHERE account_id = $1 AND action = 'account.update' \
-         AND before::json ->> 'status' = 'active' AND after::json ->> 'status' = 'suspended' \
-         ORDER BY id DESC LIMIT 1",
+        "SELECT actor FROM audit_log WHERE account_id = $1 AND (action = 'account.suspend' \
+          OR action = 'account.update' AND before::json ->> 'status' = 'active' \
+           AND after::json ->> 'status' = 'suspended') ORDER BY id DESC LIMIT 1",
     )
     .bind(account.0)
     .fetch_optional(conn)

@@ -56,11 +56,13 @@ impl DirectoryStore for SqliteStore {
         };
         let (after, audit) = decide(&before)?;
         let columns = differing(&before, &after, ACCOUNT_SETTINGS)?;
-        if columns.is_empty() {
+        if columns.is_empty() && !audit.tells_alone() {
             return Ok(Some(before));
         }
         log(&mut tx, &audit).await?;
-        change(&mut tx, (&ACCOUNTS, "id"), &columns, &after, ACCOUNT_NAME).await?;
+        if !columns.is_empty() {
+            change(&mut tx, (&ACCOUNTS, "id"), &columns, &after, ACCOUNT_NAME).await?;
+        }
         tx.commit().await.map_err(classify)?;
         Ok(Some(after))
     }

@@ -222,9 +222,9 @@ async fn suspended_by(
     account: AccountId,
 ) -> Result<Option<String>, StoreError> {
     sqlx::query_scalar(
-        "SELECT actor FROM audit_log WHERE account_id = ?1 AND action = 'account.update' \
-         AND before ->> '$.status' = 'active' AND after ->> '$.status' = 'suspended' \
-         ORDER BY id DESC LIMIT 1",
+        "SELECT actor FROM audit_log WHERE account_id = ?1 AND (action = 'account.suspend' \
+          OR action = 'account.update' AND before ->> '$.status' = 'active' \
+           AND after ->> '$.status' = 'suspended') ORDER BY id DESC LIMIT 1",
     )
     .bind(account.to_string())
     .fetch_optional(conn)
