@@ -15,6 +15,7 @@ macro_rules! say {
 mod account;
 mod archive;
 mod events;
+mod exports;
 mod key;
 mod member;
 mod payments;
@@ -67,6 +68,9 @@ enum Command {
     /// Billing events on their way to the sinks.
     #[command(subcommand)]
     Events(events::Events),
+    /// Merged events, as they go to Stripe, and what somebody knows of them.
+    #[command(subcommand)]
+    Exports(exports::Exports),
     /// What was paid through Stripe.
     #[command(subcommand)]
     Payments(payments::Payments),
@@ -162,6 +166,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Member(command) => member::run(command, store).await?,
         Command::Audit(command) => member::run_audit(command, store).await?,
         Command::Events(command) => events::run(command, store).await?,
+        Command::Exports(command) => exports::run(command, store).await?,
         Command::Payments(command) => payments::run(command, store).await?,
         Command::Archive(command) => archive::run(command, &config, store).await?,
         Command::Verify => return events::verify(store).await,

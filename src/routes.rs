@@ -1,7 +1,7 @@
 //! The one table of routes, and the layers around it in the order a request meets them.
 
 use crate::controllers::admin::{
-    accounts, credits as entries, events, keys, members, overview, prices, records,
+    accounts, credits as entries, events, exports, keys, members, overview, prices, records,
 };
 use crate::controllers::{account, console, keys as own_keys, latency};
 use crate::controllers::{
@@ -142,6 +142,9 @@ fn admin() -> Router<Arc<App>> {
         .route("/admin/v1/events", get(events::list).fallback(only(GET)))
         .route("/admin/v1/events/{id}/retry", post(events::retry).fallback(only("POST")))
         .route("/admin/v1/events/{id}/park", post(events::park).fallback(only("POST")))
+        .route("/admin/v1/exports", get(exports::list).fallback(only(GET)))
+        .route("/admin/v1/exports/{id}/missing", post(exports::missing).fallback(only("POST")))
+        .route("/admin/v1/exports/{id}/counted", post(exports::counted).fallback(only("POST")))
         .route("/admin/v1/audit", get(records::audit).fallback(only(GET)))
         .route("/admin/v1/margins", get(overview::margins).fallback(only(GET)))
         .route("/admin/v1/drift", get(overview::drift).fallback(only(GET)))

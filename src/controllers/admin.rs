@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod credits;
 pub mod events;
+pub mod exports;
 pub mod keys;
 pub mod members;
 pub mod overview;

@@ -130,10 +130,16 @@ impl BillingEvent {
         }
     }
 
-    /// The event that a notice is about.
+    /// The event that a notice is about: its id, which of its parkings, and a suffix. A notice of
+    /// an earlier version has no number.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
-        self.id.strip_suffix(NOTICE_SUFFIX)
+        let about = self.id.strip_suffix(NOTICE_SUFFIX)?;
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        about
+            .rsplit_once(':')
+            .filter(|(_, last)| is_number(last))
+            .map_or(Some(about), |(id, _)| Some(id))
     }
 }
 
@@ -158,6 +164,31 @@ impl FromStr for EventId {
         Err(NoEventId)
     }
 }
+
+/// The id of an export from outside: it may not be anybody's, but a database takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportId(pub String);
+
+/// Not the id of an export.
+#[derive(Debug)]
+pub struct NoExportId;
+
+/// How the identifiers of exports begin, at the sink too.
+pub const EXPORT_PREFIX: &str = "tollgate-";
+
+impl FromStr for ExportId {
+    type Err = NoExportId;
+
+    /// A prefix and a hash.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let hash = text.strip_prefix(EXPORT_PREFIX).ok_or(NoExportId)?;
+        let is_hash = hash.len() == HASH_CHARS && hash.bytes().all(|b| b.is_ascii_hexdigit());
+        if is_hash { Ok(Self(text.to_owned())) } else { Err(NoExportId) }
+    }
+}
+
+/// Of a SHA-256 in hexadecimal digits.
+const HASH_CHARS: usize = 64;
 
 /// What the id of a notice has behind that of its event.
 pub const NOTICE_SUFFIX: &str = ":notice";

@@ -3,17 +3,20 @@
 //! Invariants: an event is a member of one group for ever, unless the sink refused the group and
 //! nothing of it arrived; an identifier that the sink has taken never stands for what it does not
 //! count; `carried = sum of amounts - sum of values × unit` of the exports that are
-//! not void, and it is less than a unit. [`plan`] and [`renew`] are pure: both stores load, let
-//! them decide, and write.
+//! not void, and it is less than a unit. What decides is pure: both stores load, let it decide, and
+//! write.
+
+pub mod corrected;
 
 use crate::models::billing::{
-    BillingEvent, DeliveryState, Export, Lane, Measure, Meter, Outgoing, reasons,
+    BillingEvent, DeliveryState, EXPORT_PREFIX, Export, Lane, Measure, Meter, Outgoing, reasons,
 };
 use crate::models::ledger::sha256_hex;
 use crate::models::money::OutOfRange;
 use crate::models::timestamp::Timestamp;
 use crate::store::StoreError;
 use async_trait::async_trait;
+use corrected::{TellExport, Word};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -41,6 +44,29 @@ pub struct ExportDone {
     pub refusals: i64,
     pub next_attempt_at: Timestamp,
     pub reason: Option<String>,
+    /// As it was claimed.
+    pub attempts: i64,
+    /// It goes back as one that was never sent, unless somebody else has claimed it meanwhile.
+    pub is_unsent: bool,
+}
+
+/// Which exports are asked for; what is `None` does not matter.
+#[derive(Clone, Debug, Default)]
+pub struct ExportFilter {
+    pub customer: Option<String>,
+    pub meter: Option<String>,
+    pub state: Option<DeliveryState>,
+    /// Used from then on.
+    pub from: Option<Timestamp>,
+    /// And before this.
+    pub until: Option<Timestamp>,
+}
+
+impl ExportFilter {
+    /// In both dialects: `DeliveryState` is one of a few words.
+    pub(super) fn of_state(&self) -> String {
+        self.state.map(|state| format!("AND t.state = '{state}'")).unwrap_or_default()
+    }
 }
 
 #[async_trait]
@@ -65,9 +91,6 @@ pub trait ExportStore: Send + Sync {
         done: &[ExportDone],
     ) -> Result<(), StoreError>;
 
-    /// It is known that it had not arrived before: from now on it may have.
-    async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError>;
-
     /// A meter's exports of a customer, used from `from` until before `to`.
     async fn exports_used(
         &self,
@@ -76,7 +99,23 @@ pub trait ExportStore: Send + Sync {
         to: Timestamp,
     ) -> Result<Vec<Export>, StoreError>;
 
-    async fn exports_after(&self, after: &str) -> Result<Vec<Export>, StoreError>;
+    async fn export(&self, id: &str) -> Result<Option<Export>, StoreError>;
+
+    /// In the order of their ids, from the first where `after` is empty.
+    async fn exports_after(
+        &self,
+        wanted: &ExportFilter,
+        after: &str,
+    ) -> Result<Vec<Export>, StoreError>;
+
+    /// Takes a person's word for what became of exports; gives the number of those that it fits.
+    async fn correct_exports(
+        &self,
+        ids: &[String],
+        word: Word,
+        audit: TellExport<'_>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
 
     async fn lanes(&self) -> Result<Vec<Lane>, StoreError>;
 }
@@ -282,22 +321,27 @@ fn resend(
             export.next_attempt_at = now;
             continue;
         }
-        lane.seq = lane.seq.checked_add(1).ok_or(OutOfRange)?;
-        again.push(Export {
-            id: identifier(&export.id, &export.meter),
-            seq: lane.seq,
-            state: DeliveryState::Waiting,
-            attempts: 0,
-            refusals: 0,
-            first_sent_at: None,
-            next_attempt_at: now,
-            reason: None,
-            created_at: now,
-            ..export.clone()
-        });
-        export.state = DeliveryState::Void;
+        again.push(replaced(lane, export, now)?);
     }
     Ok(again)
+}
+
+/// Makes an export void; what is sent in its place.
+fn replaced(lane: &mut Lane, export: &mut Export, now: Timestamp) -> Result<Export, OutOfRange> {
+    lane.seq = lane.seq.checked_add(1).ok_or(OutOfRange)?;
+    export.state = DeliveryState::Void;
+    Ok(Export {
+        id: identifier(&export.id, &export.meter),
+        seq: lane.seq,
+        state: DeliveryState::Waiting,
+        attempts: 0,
+        refusals: 0,
+        first_sent_at: None,
+        next_attempt_at: now,
+        reason: None,
+        created_at: now,
+        ..export.clone()
+    })
 }
 
 /// Which exports of this table's name the end of an attempt is written to: `r` has what became of
@@ -315,7 +359,7 @@ pub fn of_an_attempt(table: &str) -> String {
 
 /// It follows from what it is of.
 fn identifier(of: &str, meter: &str) -> String {
-    format!("tollgate-{}", sha256_hex(format!("{of}{meter}").as_bytes()))
+    format!("{EXPORT_PREFIX}{}", sha256_hex(format!("{of}{meter}").as_bytes()))
 }
 
 /// Sets groups side by side with their exports.

@@ -5,6 +5,7 @@ mod accounts;
 mod at_once;
 mod audit;
 mod events;
+mod exports;
 mod forms;
 mod isolation;
 mod keys;

@@ -17,6 +17,8 @@ pub enum Verdict {
     Rejected(String),
     /// It was not sent: it goes back as it was.
     Untouched,
+    /// The sink was asked, and has it not: it goes back as one that was never sent.
+    Missing,
 }
 
 /// Why something is tried again.

@@ -83,6 +83,7 @@ impl Ended {
                 is_answer: true,
             },
             Verdict::Untouched => waiting(now, reason.cloned(), false),
+            Verdict::Missing => waiting(now, None, false),
         }
     }
 }
@@ -231,6 +232,16 @@ fn claim(lease: &Lease, lanes: usize) -> LaneClaim<'_> {
     }
 }
 
+/// Whether it is known that nothing of an export can have arrived.
+fn is_unsent(export: &Export, verdict: &Verdict) -> bool {
+    match verdict {
+        Verdict::Missing => true,
+        // Nobody has tried before.
+        Verdict::Untouched => export.attempts == 1,
+        Verdict::Delivered | Verdict::Later(_) | Verdict::Rejected(_) => false,
+    }
+}
+
 impl Queue for ExportQueue {
     type Parcel = Export;
 
@@ -252,7 +263,15 @@ impl Queue for ExportQueue {
             let ended = Ended::new(verdict, export.attempts, export.reason.as_ref());
             let Ended { state, next_attempt_at, reason, is_answer } = ended;
             let refusals = export.refusals.saturating_add(i64::from(is_answer));
-            ExportDone { id: export.id.clone(), state, refusals, next_attempt_at, reason }
+            ExportDone {
+                id: export.id.clone(),
+                state,
+                refusals,
+                next_attempt_at,
+                reason,
+                attempts: export.attempts,
+                is_unsent: is_unsent(export, verdict),
+            }
         };
         let rows: Vec<ExportDone> = done.iter().map(row).collect();
         let mut customers: Vec<String> =

@@ -11,11 +11,12 @@ pub mod stream;
 
 use super::exporter::{Exporter, Trouble, Verdict, shortened};
 use crate::config::StripeConfig;
+use crate::error::Error;
 use crate::models::billing::{DeliveryState, Export, reasons};
 use crate::models::timestamp::Timestamp;
 use crate::services::http::{Answer, retry_after};
+use crate::store::Store;
 use crate::store::exports::OLDEST;
-use crate::store::{Store, StoreError};
 use api::{StripeApi, StripeError};
 use axum::http::StatusCode;
 use doubt::Found;
@@ -93,14 +94,10 @@ impl Doubts {
         if is_doubtful(export, now) {
             match self.was_counted(export).await? {
                 Found::Counted => return Err(Verdict::Delivered),
-                Found::Missing => {}
+                // What else of its minute is in doubt is asked after before this is sent anew.
+                Found::Missing => return Err(Verdict::Missing),
                 Found::Unclear => return Err(Verdict::Rejected(reasons::IN_DOUBT.to_owned())),
             }
-            let restarted = self.store.restart_export(&export.id, now).await;
-            let wait = |error: StoreError| Trouble::of_parcel(error.to_string(), None);
-            restarted.map_err(|error| Verdict::Later(wait(error)))?;
-            // What else of its minute is in doubt is asked after before this is sent anew.
-            return Err(Verdict::Untouched);
         }
         // Not younger than planned: a day of the 35 is left.
         if export.used_at < now.minus(OLDEST) {
@@ -119,7 +116,7 @@ impl Doubts {
             exports.map_err(|error| Verdict::Later(Trouble::of_parcel(error.to_string(), None)))?;
         let meter = self.meter_id(&export.meter).await?;
         let summed = self.api.summed(&meter, &export.customer, from, to).await;
-        let summed = summed.map_err(|error| unread(&error))?;
+        let summed = summed.map_err(|error| unread(export, &error))?;
         let others = exports.iter().filter(|other| other.id != export.id);
         let mut known = 0_i64;
         let mut doubtful = Vec::new();
@@ -155,7 +152,8 @@ impl Doubts {
         if let Some(id) = known(&self.meters) {
             return Ok(id);
         }
-        let found = self.api.meters().await.map_err(|error| unread(&error))?;
+        let found = self.api.meters().await;
+        let found = found.map_err(|error| Verdict::Later(Trouble::of_sink(error, None)))?;
         *self.meters.lock().unwrap_or_else(PoisonError::into_inner) = found;
         known(&self.meters).ok_or_else(|| Verdict::Rejected(reasons::IN_DOUBT.to_owned()))
     }
@@ -182,9 +180,17 @@ fn is_doubtful(export: &Export, now: Timestamp) -> bool {
     now.since(export.first_sent_at.unwrap_or(now)) > IDENTIFIER_KEPT
 }
 
-/// A summary that could not be read decides nothing.
-fn unread(error: &str) -> Verdict {
-    Verdict::Later(Trouble::of_sink(format!("{}: {error}", reasons::IN_DOUBT), None))
+/// A summary that could not be read decides nothing. One that Stripe refuses, as that of a customer
+/// who is gone, it will refuse again: for a person, and nothing is the matter with the others.
+fn unread(export: &Export, error: &Error) -> Verdict {
+    let why = format!("{}: {error}", reasons::IN_DOUBT);
+    match error {
+        Error::PaymentRefused(reason) => {
+            tracing::warn!(export.id = export.id, "Stripe tells no summary: {reason}");
+            Verdict::Rejected(reasons::IN_DOUBT.to_owned())
+        }
+        _ => Verdict::Later(Trouble::of_sink(why, None)),
+    }
 }
 
 /// What an answer to a meter event means.

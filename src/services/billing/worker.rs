@@ -154,7 +154,7 @@ where
                 Verdict::Delivered => drop(delivered.inc()),
                 Verdict::Later(_) => drop(later.inc()),
                 Verdict::Rejected(_) => drop(rejected.inc()),
-                Verdict::Untouched => {}
+                Verdict::Untouched | Verdict::Missing => {}
             }
         }
     }

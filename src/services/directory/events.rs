@@ -1,11 +1,13 @@
-//! Billing events that an operator tries again or keeps back.
+//! Billing events that an operator tries again or keeps back, and what one says of the exports they
+//! were merged into.
 
 use super::{REASON_CHARACTERS_MAX, check_text, shown};
 use crate::error::Error;
 use crate::models::audit::AuditEntry;
-use crate::models::billing::{BillingEvent, reasons};
+use crate::models::billing::{BillingEvent, Export, reasons};
 use crate::models::timestamp::Timestamp;
 use crate::store::Store;
+use crate::store::exports::corrected::Word;
 
 /// Parked events wait again, together with what they were merged with; gives their number.
 ///
@@ -47,4 +49,25 @@ fn told(
             .from(&shown(before))
             .to(&shown(after))
     }
+}
+
+/// Takes a person's word for what became of exports; gives the number of those that it fits.
+///
+/// # Errors
+/// The store's.
+pub async fn correct_exports(
+    store: &dyn Store,
+    actor: &str,
+    ids: &[String],
+    word: Word,
+) -> Result<u64, Error> {
+    let now = Timestamp::now();
+    let action = match word {
+        Word::Counted => "export.counted",
+        Word::Missing => "export.missing",
+    };
+    let told = |before: &Export, after: &Export| {
+        AuditEntry::new(actor, action, &after.id, now).from(&shown(before)).to(&shown(after))
+    };
+    Ok(store.correct_exports(ids, word, &told, now).await?)
 }

@@ -8,6 +8,7 @@ use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Export, Lan
 use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Outline, UsageCorrection};
+use crate::store::exports::ExportFilter;
 use crate::store::outbox::EventFilter;
 use crate::store::{Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -177,7 +178,7 @@ pub async fn check_exports(
     let mut carried = Carried::load(store).await?;
     let mut after = String::new();
     loop {
-        let exports = store.exports_after(&after).await?;
+        let exports = store.exports_after(&ExportFilter::default(), &after).await?;
         let Some(last) = exports.last() else { break };
         after.clone_from(&last.id);
         let groups: HashSet<String> = exports.iter().map(|e| e.event_group.clone()).collect();

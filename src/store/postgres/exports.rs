@@ -3,8 +3,10 @@
 use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, Outgoing};
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
-use crate::store::StoreError;
-use crate::store::exports::{ExportDone, ExportStore, LaneClaim, Planned, of_an_attempt, plan};
+use crate::store::exports::corrected::{TellExport, Word, correct, members_follow};
+use crate::store::exports::{
+    ExportDone, ExportFilter, ExportStore, LaneClaim, Planned, of_an_attempt, plan,
+};
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::outbox::outgoing;
 use crate::store::postgres::rows::{classify, select, write_rows};
@@ -12,10 +14,16 @@ use crate::store::table::{
     BILLING_EVENTS, EVENT_PROGRESS, EXPORT_LANES, EXPORT_PROGRESS, EXPORTS, LANE_PROGRESS, parse,
     postgres as sql,
 };
+use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
+
+/// As if they had never been sent.
+const UNSENT: &str = "UPDATE exports t SET attempts = 0, first_sent_at = NULL \
+     FROM json_populate_recordset(NULL::exports, $1::json) r \
+     WHERE t.id = r.id AND t.attempts = r.attempts AND t.state = 'waiting'";
 
 #[async_trait]
 impl ExportStore for PostgresStore {
@@ -109,6 +117,8 @@ impl ExportStore for PostgresStore {
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
         let update = format!("{update} AND {}", of_an_attempt("t"));
         write_rows(&mut tx, &update.into(), done.iter()).await?;
+        let unsent = done.iter().filter(|done| done.is_unsent);
+        write_rows(&mut tx, &UNSENT.into(), unsent).await?;
         let ids = |state| {
             let of_state = done.iter().filter(move |done| done.state == state);
             of_state.map(|done| done.id.clone()).collect::<Vec<_>>()
@@ -137,16 +147,6 @@ impl ExportStore for PostgresStore {
         tx.commit().await
     }
 
-    async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
-        sqlx::query("UPDATE exports SET first_sent_at = $2::timestamptz WHERE id = $1")
-            .bind(id)
-            .bind(now.to_string())
-            .execute(&mut *self.lend().await?)
-            .await
-            .map_err(classify)?;
-        Ok(())
-    }
-
     async fn exports_used(
         &self,
         (customer, meter): (&str, &str),
@@ -170,8 +170,60 @@ impl ExportStore for PostgresStore {
         parse(&rows)
     }
 
-    async fn exports_after(&self, after: &str) -> Result<Vec<Export>, StoreError> {
-        self.page(&EXPORTS, "id", Some(after.to_owned())).await
+    async fn export(&self, id: &str) -> Result<Option<Export>, StoreError> {
+        self.one(sql::select(&EXPORTS, "WHERE id = $1"), id.to_owned()).await
+    }
+
+    async fn exports_after(
+        &self,
+        wanted: &ExportFilter,
+        after: &str,
+    ) -> Result<Vec<Export>, StoreError> {
+        let condition = format!(
+            "WHERE t.id > $1 AND ($2 IS NULL OR t.customer = $2) \
+             AND ($3 IS NULL OR t.meter = $3) AND ($4 IS NULL OR t.used_at >= $4::timestamptz) \
+             AND ($5 IS NULL OR t.used_at < $5::timestamptz) {} \
+             ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
+            wanted.of_state()
+        );
+        let rows: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(sql::select(&EXPORTS, &condition)))
+                .bind(after)
+                .bind(&wanted.customer)
+                .bind(&wanted.meter)
+                .bind(wanted.from.map(|at| at.to_string()))
+                .bind(wanted.until.map(|at| at.to_string()))
+                .fetch_all(&mut *self.lend().await?)
+                .await
+                .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn correct_exports(
+        &self,
+        ids: &[String],
+        word: Word,
+        audit: TellExport<'_>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut tx = self.begin().await?;
+        let mut lanes = lock_lanes_of(&mut tx, "id", ids.to_vec()).await?;
+        let exports = sql::select(&EXPORTS, "WHERE id = ANY($1)");
+        let exports = select(&mut tx, &exports.into(), ids.to_vec()).await?;
+        let corrected = correct(word, &mut lanes, exports, now);
+        let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
+        write_rows(&mut tx, &update.into(), corrected.written()).await?;
+        write_rows(&mut tx, &sql::insert(&EXPORTS).into(), corrected.made.iter()).await?;
+        write_lanes(&mut tx, lanes.iter()).await?;
+        sqlx::query(AssertSqlSafe(members_follow("= ANY($1)")))
+            .bind(corrected.groups())
+            .execute(&mut *tx)
+            .await
+            .map_err(classify)?;
+        let told = corrected.told(audit);
+        write_rows(&mut tx, &self.sql.insert_audit, told.iter()).await?;
+        tx.commit().await?;
+        Ok(corrected.count())
     }
 
     async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {

@@ -159,8 +159,8 @@ impl OutboxStore for PostgresStore {
         let groups: BTreeSet<String> =
             parked.iter().filter_map(|event| event.export_group.clone()).collect();
         let mut changed = sqlx::query(
-            "UPDATE billing_events SET state = 'waiting', next_attempt_at = $2::timestamptz \
-             WHERE id = ANY($1)",
+            "UPDATE billing_events SET state = 'waiting', attempts = attempts + 1, \
+             next_attempt_at = $2::timestamptz WHERE id = ANY($1)",
         )
         .bind(single)
         .bind(now.to_string())
@@ -229,7 +229,8 @@ impl PostgresStore {
         }
         sqlx::query(
             "INSERT INTO billing_events (id, sink, kind, request_id, account_id, state, attempts, \
-             next_attempt_at, created_at, detail) SELECT id || $3, $4, 'notice', request_id, \
+             next_attempt_at, created_at, detail) \
+             SELECT id || ':' || attempts || $3, $4, 'notice', request_id, \
              account_id, 'waiting', 0, $2::timestamptz, $2::timestamptz, \
              json_build_object('reason', reason)::text FROM billing_events \
              WHERE id = ANY($1) AND state = 'parked' AND sink <> $4 AND reason <> $5 \

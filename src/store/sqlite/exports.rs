@@ -3,18 +3,26 @@
 use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, Outgoing};
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
-use crate::store::StoreError;
-use crate::store::exports::{ExportDone, ExportStore, LaneClaim, Planned, of_an_attempt, plan};
-use crate::store::sqlite::SqliteStore;
+use crate::store::exports::corrected::{TellExport, Word, correct, members_follow};
+use crate::store::exports::{
+    ExportDone, ExportFilter, ExportStore, LaneClaim, Planned, of_an_attempt, plan,
+};
 use crate::store::sqlite::outbox::outgoing;
 use crate::store::sqlite::rows::{classify, select, write_rows};
+use crate::store::sqlite::{SqliteStore, text};
 use crate::store::table::{
-    BILLING_EVENTS, EVENT_PROGRESS, EXPORT_LANES, EXPORT_PROGRESS, EXPORTS, LANE_PROGRESS, parse,
-    sqlite as sql,
+    AUDIT_LOG, BILLING_EVENTS, EVENT_PROGRESS, EXPORT_LANES, EXPORT_PROGRESS, EXPORTS,
+    LANE_PROGRESS, parse, sqlite as sql,
 };
+use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use std::collections::{BTreeSet, HashMap};
+
+/// As if they had never been sent.
+const UNSENT: &str = "UPDATE exports SET attempts = 0, first_sent_at = NULL \
+     FROM (SELECT value ->> '$.id' AS id, value ->> '$.attempts' AS attempts FROM json_each(?1)) r \
+     WHERE exports.id = r.id AND exports.attempts = r.attempts AND exports.state = 'waiting'";
 
 #[async_trait]
 impl ExportStore for SqliteStore {
@@ -109,6 +117,8 @@ impl ExportStore for SqliteStore {
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
         let update = format!("{update} AND {}", of_an_attempt("exports"));
         write_rows(&mut tx, &update.into(), done.iter()).await?;
+        let unsent = done.iter().filter(|done| done.is_unsent);
+        write_rows(&mut tx, &UNSENT.into(), unsent).await?;
         let ids = |state| {
             let of_state = done.iter().filter(move |done| done.state == state);
             serde_json::to_string(&of_state.map(|done| done.id.as_str()).collect::<Vec<_>>())
@@ -142,16 +152,6 @@ impl ExportStore for SqliteStore {
         tx.commit().await.map_err(classify)
     }
 
-    async fn restart_export(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
-        sqlx::query("UPDATE exports SET first_sent_at = ?2 WHERE id = ?1")
-            .bind(id)
-            .bind(now.to_string())
-            .execute(&mut *self.writer.acquire().await?)
-            .await
-            .map_err(classify)?;
-        Ok(())
-    }
-
     async fn exports_used(
         &self,
         (customer, meter): (&str, &str),
@@ -167,15 +167,73 @@ impl ExportStore for SqliteStore {
             .bind(meter)
             .bind(from.to_string())
             .bind(to.to_string())
-            .bind(crate::store::PAGE_ROWS_MAX)
+            .bind(PAGE_ROWS_MAX)
             .fetch_all(&self.readers)
             .await
             .map_err(classify)?;
         parse(&rows)
     }
 
-    async fn exports_after(&self, after: &str) -> Result<Vec<Export>, StoreError> {
-        self.page(&EXPORTS, "id", Some(after.to_owned())).await
+    async fn export(&self, id: &str) -> Result<Option<Export>, StoreError> {
+        self.one(sql::select(&EXPORTS, "WHERE id = ?1"), id.to_owned()).await
+    }
+
+    async fn exports_after(
+        &self,
+        wanted: &ExportFilter,
+        after: &str,
+    ) -> Result<Vec<Export>, StoreError> {
+        let condition = format!(
+            "WHERE t.id > ?1 AND (?2 IS NULL OR t.customer = ?2) \
+             AND (?3 IS NULL OR t.meter = ?3) AND (?4 IS NULL OR t.used_at >= ?4) \
+             AND (?5 IS NULL OR t.used_at < ?5) {} ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
+            wanted.of_state()
+        );
+        let rows: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(sql::select(&EXPORTS, &condition)))
+                .bind(after)
+                .bind(&wanted.customer)
+                .bind(&wanted.meter)
+                .bind(text(wanted.from))
+                .bind(text(wanted.until))
+                .fetch_all(&self.readers)
+                .await
+                .map_err(classify)?;
+        parse(&rows)
+    }
+
+    async fn correct_exports(
+        &self,
+        ids: &[String],
+        word: Word,
+        audit: TellExport<'_>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
+        let ids = serde_json::to_string(ids)?;
+        let lanes = sql::select(
+            &EXPORT_LANES,
+            "WHERE EXISTS (SELECT 1 FROM exports e WHERE e.sink = t.sink \
+             AND e.customer = t.customer AND e.id IN (SELECT value FROM json_each(?1)))",
+        );
+        let mut lanes: Vec<Lane> = select(&mut tx, &lanes.into(), ids.clone()).await?;
+        let exports = sql::select(&EXPORTS, "WHERE id IN (SELECT value FROM json_each(?1))");
+        let exports = select(&mut tx, &exports.into(), ids).await?;
+        let corrected = correct(word, &mut lanes, exports, now);
+        let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
+        write_rows(&mut tx, &update.into(), corrected.written()).await?;
+        write_rows(&mut tx, &sql::insert(&EXPORTS).into(), corrected.made.iter()).await?;
+        write_lanes(&mut tx, lanes.iter()).await?;
+        sqlx::query(AssertSqlSafe(members_follow("IN (SELECT value FROM json_each(?1))")))
+            .bind(serde_json::to_string(&corrected.groups())?)
+            .execute(&mut *tx)
+            .await
+            .map_err(classify)?;
+        let told = corrected.told(audit);
+        write_rows(&mut tx, &sql::insert(&AUDIT_LOG).into(), told.iter()).await?;
+        tx.commit().await.map_err(classify)?;
+        Ok(corrected.count())
     }
 
     async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {

@@ -161,8 +161,8 @@ impl OutboxStore for SqliteStore {
         let groups: BTreeSet<String> =
             parked.iter().filter_map(|event| event.export_group.clone()).collect();
         let mut changed = sqlx::query(
-            "UPDATE billing_events SET state = 'waiting', next_attempt_at = ?2 \
-             WHERE id IN (SELECT value FROM json_each(?1))",
+            "UPDATE billing_events SET state = 'waiting', attempts = attempts + 1, \
+             next_attempt_at = ?2 WHERE id IN (SELECT value FROM json_each(?1))",
         )
         .bind(serde_json::to_string(&single)?)
         .bind(now.to_string())
@@ -232,7 +232,8 @@ impl SqliteStore {
         }
         sqlx::query(
             "INSERT INTO billing_events (id, sink, kind, request_id, account_id, state, attempts, \
-             next_attempt_at, created_at, detail) SELECT id || ?3, ?4, 'notice', request_id, \
+             next_attempt_at, created_at, detail) \
+             SELECT id || ':' || attempts || ?3, ?4, 'notice', request_id, \
              account_id, 'waiting', 0, ?2, ?2, json_object('reason', reason) FROM billing_events \
              WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'parked' \
              AND sink <> ?4 AND reason <> ?5 ON CONFLICT DO NOTHING",

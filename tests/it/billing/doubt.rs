@@ -50,6 +50,8 @@ pub async fn in_doubt_with(setup: Setup, stripe: &Stripe, fault: Fault) -> TestA
 /// And nobody was there.
 async fn a_day_later(app: &mut TestApp, stripe: &Stripe) {
     app.kill9();
+    // What was under way to it is cut off as well, before it would be taken after all.
+    stripe.server.come().await;
     stripe.faults.calm();
     // A day and an hour pass; then the process comes back.
     stripe.forget();
@@ -107,7 +109,7 @@ async fn what_nobody_can_tell_is_for_a_person(store: Store) {
     let stripe = Stripe::start(&["cus_test"]).await;
     let mut app = in_doubt(store, &stripe, Fault::CutAfter).await;
     // Somebody else wrote to this meter, so that its sum says nothing.
-    stripe.add_foreign(17);
+    stripe.add_foreign(&app.books.rows("SELECT * FROM exports").await[0], 17);
     app.restart().await;
     all(&app, "parked").await;
     let taken = stripe.taken().len();

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::server::{Fault, Faults, Handler, Reply, Server};
 use crate::app::clock::Clock;
@@ -36,6 +38,7 @@ pub struct Taken {
 struct State {
     meters: BTreeSet<String>,
     customers: BTreeSet<String>,
+    gone: BTreeSet<String>,
     made: objects::Made,
     taken: Vec<Taken>,
     /// When identifiers were taken.
@@ -100,6 +103,13 @@ impl Stripe {
         self.state().customers.insert(name.to_string());
     }
 
+    /// From now on nothing is told of them.
+    pub fn remove_customer(&self, name: &str) {
+        let mut state = self.state();
+        state.customers.remove(name);
+        state.gone.insert(name.to_string());
+    }
+
     pub fn add_meter(&self, name: &str) {
         self.state().meters.insert(name.to_string());
     }
@@ -123,11 +133,17 @@ impl Stripe {
         state.taken.remove(first.expect("something was taken")).identifier
     }
 
-    /// Somebody else's usage of the charge's meter, at the time of what was taken last.
-    pub fn add_foreign(&self, value: i64) {
-        let mut state = self.state();
-        let last = state.taken.last().expect("something was taken").clone();
-        state.taken.push(Taken { identifier: "foreign".to_string(), value, ..last });
+    /// Somebody else's usage, at the time of this export.
+    pub fn add_foreign(&self, export: &Value, value: i64) {
+        let text = |member: &str| export[member].as_str().expect("a text").to_string();
+        let used_at = OffsetDateTime::parse(&text("used_at"), &Rfc3339).expect("a time");
+        self.state().taken.push(Taken {
+            identifier: "foreign".to_string(),
+            meter: text("meter"),
+            customer: text("customer"),
+            value,
+            timestamp: used_at.unix_timestamp(),
+        });
     }
 
     pub fn taken(&self) -> Vec<Taken> {
@@ -206,7 +222,7 @@ impl Handler for Books {
             ("POST", stream::SESSION_PATH) => self.open_session(),
             ("GET", "/v1/billing/meters") => reply((200, self.list())),
             ("GET", path) if path.ends_with("/event_summaries") => {
-                reply((200, self.summary(path, &pairs(request.target.split_once('?')))))
+                reply(self.summary(path, &pairs(request.target.split_once('?'))))
             }
             ("POST", path) if objects::MADE.contains(&path) => {
                 reply(self.create(path, request, fault).await)
@@ -309,9 +325,13 @@ impl Books {
         json!({"object": "list", "data": meters, "has_more": false})
     }
 
-    fn summary(&self, path: &str, query: &Form) -> Value {
+    fn summary(&self, path: &str, query: &Form) -> (u16, Value) {
         let mut state = self.state.lock().expect("no panic");
         state.summaries += 1;
+        let customer = &query["customer"];
+        if state.gone.contains(customer) {
+            return invalid("resource_missing", &format!("No such customer: '{customer}'"));
+        }
         let meter = path.split('/').nth(4).and_then(|id| id.strip_prefix("mtr_")).expect("an id");
         let time = |name: &str| query[name].parse::<i64>().expect("seconds");
         let (from, to) = (time("start_time"), time("end_time"));
@@ -340,7 +360,7 @@ impl Books {
                 "start_time": start, "end_time": start + window, "meter": meter})
         };
         let data: Vec<Value> = sums.into_iter().rev().take(limit).map(summary).collect();
-        json!({"object": "list", "has_more": has_more, "data": data})
+        (200, json!({"object": "list", "has_more": has_more, "data": data}))
     }
 }
 

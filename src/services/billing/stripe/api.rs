@@ -198,25 +198,26 @@ impl StripeApi {
     /// <https://docs.stripe.com/api/billing/meter-event-summary/list>
     ///
     /// # Errors
-    /// Why it could not be read.
+    /// As [`StripeApi::fetch`].
     pub async fn summed(
         &self,
         meter: &str,
         customer: &str,
         from: Timestamp,
         to: Timestamp,
-    ) -> Result<i64, String> {
+    ) -> Result<i64, Error> {
         let path = format!("/v1/billing/meters/{meter}/event_summaries");
         let query = [
             ("customer", customer.to_owned()),
             ("start_time", from.unix_seconds().to_string()),
             ("end_time", to.unix_seconds().to_string()),
         ];
-        let answer = self.get(&path, &query).await?;
-        let page: Page<Summary> = read(&answer)?;
+        let page: Page<Summary> = self.fetch(&path, &query).await?;
         let mut sum = 0_i64;
         for summary in page.data {
-            sum = sum.checked_add(summary.value()?).ok_or("a summary is out of range")?;
+            let value = summary.value().map_err(Error::PaymentProvider)?;
+            let out_of_range = || Error::PaymentProvider("a summary is out of range".to_owned());
+            sum = sum.checked_add(value).ok_or_else(out_of_range)?;
         }
         Ok(sum)
     }
@@ -294,8 +295,10 @@ const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlen
 fn object<T: DeserializeOwned>(answer: Result<Answer, String>) -> Result<T, Error> {
     let answer = answer.map_err(Error::PaymentProvider)?;
     let error = StripeError::read(&answer.body);
-    // The operator's key, the rate, Stripe itself, or a call of ours that is under way.
+    // The operator's key, the rate, Stripe itself or who stands before it, or a call of ours that
+    // is under way.
     let may_change = !answer.status.is_client_error()
+        || error.kind.is_empty()
         || matches!(answer.status.as_u16(), 401 | 403 | 409 | 429)
         || error.kind == "idempotency_error";
     read(&answer).map_err(|why| {
