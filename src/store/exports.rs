@@ -24,6 +24,9 @@ use std::time::Duration;
 /// Stripe takes events of the last 35 days; a day less leaves time to send them.
 /// <https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>
 pub const OLDEST: Duration = Duration::from_secs(34 * 86_400);
+/// Its summaries are of what has been processed: what was taken after this may be missing.
+/// <https://docs.stripe.com/api/billing/meter-event-summary>
+pub const SUMMARY_LAG: Duration = Duration::from_secs(3_600);
 
 /// Taking customers' exports that are due, under a lease of this name.
 #[derive(Clone, Debug)]

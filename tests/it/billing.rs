@@ -16,7 +16,7 @@ use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 
 mod chaos;
-mod doubt;
+pub mod doubt;
 mod outage;
 mod stream;
 mod traffic;

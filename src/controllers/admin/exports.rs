@@ -62,17 +62,18 @@ pub async fn missing(
     operator: Operator,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
-    let wanted = "only a sent export, or one in doubt, can be missing";
+    let wanted =
+        "only what was sent, or is in doubt, for an hour and not more than 34 days can be missing";
     correct(&app, operator, path, Word::Missing, wanted).await
 }
 
-/// The sink counts it, or it was billed by hand.
+/// The sink counts it.
 pub async fn counted(
     State(app): State<Arc<App>>,
     operator: Operator,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
-    let wanted = "only a parked export can be said to be counted";
+    let wanted = "only of an export in doubt it can be said that it is counted";
     correct(&app, operator, path, Word::Counted, wanted).await
 }
 

@@ -16,7 +16,7 @@ use crate::models::billing::{DeliveryState, Export, reasons};
 use crate::models::timestamp::Timestamp;
 use crate::services::http::{Answer, retry_after};
 use crate::store::Store;
-use crate::store::exports::OLDEST;
+use crate::store::exports::{OLDEST, SUMMARY_LAG};
 use api::{StripeApi, StripeError};
 use axum::http::StatusCode;
 use doubt::Found;
@@ -42,9 +42,6 @@ struct Doubts {
 /// Identifiers are unique within at least 24 hours; an hour less for clocks.
 /// <https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>
 const IDENTIFIER_KEPT: Duration = Duration::from_secs(23 * 3_600);
-/// Summaries are of what has been processed: what was taken after this may be missing.
-/// <https://docs.stripe.com/api/billing/meter-event-summary>
-const SUMMARY_LAG: Duration = Duration::from_secs(3_600);
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl Stripe {
@@ -116,7 +113,7 @@ impl Doubts {
             exports.map_err(|error| Verdict::Later(Trouble::of_parcel(error.to_string(), None)))?;
         let meter = self.meter_id(&export.meter).await?;
         let summed = self.api.summed(&meter, &export.customer, from, to).await;
-        let summed = summed.map_err(|error| unread(export, &error))?;
+        let summed = summed.map_err(|error| self.unread(export, &error))?;
         let others = exports.iter().filter(|other| other.id != export.id);
         let mut known = 0_i64;
         let mut doubtful = Vec::new();
@@ -143,6 +140,18 @@ impl Doubts {
         }
         tracing::warn!(export.id = export.id, "an answer from Stripe is a day late: {found:?}");
         Ok(found)
+    }
+
+    /// A summary that could not be read decides nothing. One that Stripe refuses, as that of a
+    /// customer who is gone, it will refuse again: for a person, and nothing is the matter with the
+    /// others. Should the meter be another one by then, its id is asked for anew.
+    fn unread(&self, export: &Export, error: &Error) -> Verdict {
+        if let Error::PaymentRefused(reason) = error {
+            tracing::warn!(export.id = export.id, "Stripe tells no summary: {reason}");
+            self.meters.lock().unwrap_or_else(PoisonError::into_inner).remove(&export.meter);
+            return Verdict::Rejected(reasons::IN_DOUBT.to_owned());
+        }
+        Verdict::Later(Trouble::of_sink(format!("{}: {error}", reasons::IN_DOUBT), None))
     }
 
     async fn meter_id(&self, event_name: &str) -> Result<String, Verdict> {
@@ -178,19 +187,6 @@ impl Exporter for Stripe {
 /// It may have arrived so long ago that its identifier is forgotten.
 fn is_doubtful(export: &Export, now: Timestamp) -> bool {
     now.since(export.first_sent_at.unwrap_or(now)) > IDENTIFIER_KEPT
-}
-
-/// A summary that could not be read decides nothing. One that Stripe refuses, as that of a customer
-/// who is gone, it will refuse again: for a person, and nothing is the matter with the others.
-fn unread(export: &Export, error: &Error) -> Verdict {
-    let why = format!("{}: {error}", reasons::IN_DOUBT);
-    match error {
-        Error::PaymentRefused(reason) => {
-            tracing::warn!(export.id = export.id, "Stripe tells no summary: {reason}");
-            Verdict::Rejected(reasons::IN_DOUBT.to_owned())
-        }
-        _ => Verdict::Later(Trouble::of_sink(why, None)),
-    }
 }
 
 /// What an answer to a meter event means.

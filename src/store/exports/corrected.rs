@@ -1,28 +1,34 @@
 //! What a person who has looked at the sink says of exports, and what follows from it.
 //!
-//! Invariants: of what is on its way nobody knows; what the sink may still know by its identifier
-//! is sent again under another one. What was refused as a whole is tried again without such a word.
+//! Invariants: of what is on its way, or was until just now, nobody knows; what the sink may still
+//! know by its identifier is sent again under another one, while the sink takes it. What was
+//! refused is tried again without such a word.
 
-use super::replaced;
+use super::{OLDEST, SUMMARY_LAG, replaced};
 use crate::models::audit::AuditEntry;
 use crate::models::billing::{DeliveryState, Export, Lane, reasons};
 use crate::models::timestamp::Timestamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// The sink counts it, or it was billed by hand.
+    /// The sink counts it.
     Counted,
     /// The sink does not count it, and shall have it again.
     Missing,
 }
 
 impl Word {
-    fn fits(self, export: &Export) -> bool {
-        let is_parked = export.state == DeliveryState::Parked;
+    fn fits(self, export: &Export, now: Timestamp) -> bool {
+        let is_in_doubt = export.state == DeliveryState::Parked
+            && export.reason.as_deref() == Some(reasons::IN_DOUBT);
         match self {
-            Self::Counted => is_parked,
-            Self::Missing if is_parked => export.reason.as_deref() == Some(reasons::IN_DOUBT),
-            Self::Missing => export.state == DeliveryState::Exported && export.value != 0,
+            Self::Counted => is_in_doubt,
+            Self::Missing => {
+                let is_sent = export.state == DeliveryState::Exported && export.value != 0;
+                (is_sent || is_in_doubt)
+                    && export.next_attempt_at <= now.minus(SUMMARY_LAG)
+                    && export.used_at >= now.minus(OLDEST)
+            }
         }
     }
 }
@@ -43,7 +49,7 @@ pub struct Corrected {
 #[must_use]
 pub fn correct(word: Word, lanes: &mut [Lane], exports: Vec<Export>, now: Timestamp) -> Corrected {
     let mut corrected = Corrected::default();
-    for before in exports.into_iter().filter(|export| word.fits(export)) {
+    for before in exports.into_iter().filter(|export| word.fits(export, now)) {
         let is_its =
             |lane: &&mut Lane| lane.sink == before.sink && lane.customer == before.customer;
         let Some(lane) = lanes.iter_mut().find(is_its) else { continue };
@@ -85,6 +91,11 @@ impl Corrected {
     }
 }
 
+/// Of exports, those whose members are all there: what is in an archive cannot be told of. Either
+/// dialect.
+pub const WITH_MEMBERS: &str = "t.members = (SELECT COUNT(*) FROM billing_events b \
+     WHERE b.export_group = t.event_group)";
+
 /// Members are what the exports of their group are; in either dialect, `groups` tells which.
 #[must_use]
 pub fn members_follow(groups: &str) -> String {
@@ -104,34 +115,50 @@ pub fn members_follow(groups: &str) -> String {
 mod tests {
     use super::*;
 
-    fn said(word: Word, state: DeliveryState, reason: Option<&str>, value: i64) -> Corrected {
-        let at = Timestamp::from_unix_seconds(1_800_000_000);
+    const NOW: i64 = 1_800_000_000;
+
+    fn export(state: DeliveryState, reason: Option<&str>) -> Export {
+        let at = Timestamp::from_unix_seconds(NOW - 3_600);
         let reason = reason.map(str::to_owned);
-        let export = Export { value, state, reason, ..Export::sample(at) };
+        Export { value: 5, state, reason, ..Export::sample(at) }
+    }
+
+    fn said(word: Word, export: Export) -> Corrected {
         let mut lanes = [Lane::new(&export.sink, &export.customer)];
-        correct(word, &mut lanes, vec![export], at)
+        correct(word, &mut lanes, vec![export], Timestamp::from_unix_seconds(NOW))
     }
 
     #[test]
     fn a_word_fits_what_somebody_can_know() {
         use DeliveryState::{Exported, Parked, Void, Waiting};
-        let counts = |word, state, reason, value| said(word, state, reason, value).count() == 1;
-        assert!(counts(Word::Missing, Exported, None, 5));
-        assert!(!counts(Word::Missing, Exported, None, 0), "it was never sent");
-        assert!(counts(Word::Missing, Parked, Some(reasons::IN_DOUBT), 5));
-        assert!(!counts(Word::Missing, Parked, Some("400"), 5), "a retry may plan it anew");
-        assert!(counts(Word::Counted, Parked, Some(reasons::IN_DOUBT), 5));
-        assert!(counts(Word::Counted, Parked, Some("400"), 5), "billed by hand");
-        assert!(!counts(Word::Counted, Exported, None, 5));
+        let counts = |word, export| said(word, export).count() == 1;
+        let in_doubt = || export(Parked, Some(reasons::IN_DOUBT));
+        assert!(counts(Word::Missing, export(Exported, None)));
+        assert!(counts(Word::Missing, in_doubt()));
+        assert!(counts(Word::Counted, in_doubt()));
+        assert!(!counts(Word::Counted, export(Exported, None)));
+        let nothing = Export { value: 0, ..export(Exported, None) };
+        assert!(!counts(Word::Missing, nothing), "it was never sent");
         for word in [Word::Counted, Word::Missing] {
-            assert!(!counts(word, Waiting, None, 5), "on its way");
-            assert!(!counts(word, Void, None, 5));
+            assert!(!counts(word, export(Parked, Some("400"))), "a retry may plan it anew");
+            assert!(!counts(word, export(Waiting, None)), "on its way");
+            assert!(!counts(word, export(Void, None)));
+        }
+        let just_now = Timestamp::from_unix_seconds(NOW - 3_599);
+        for export in [export(Exported, None), in_doubt()] {
+            let early = Export { next_attempt_at: just_now, ..export.clone() };
+            assert!(!counts(Word::Missing, early), "summaries may not have it yet");
+            let old = Timestamp::from_unix_seconds(NOW).minus(OLDEST + MINUTE);
+            let old = Export { used_at: old, ..export };
+            assert!(!counts(Word::Missing, old), "the sink would not take it");
         }
     }
 
+    const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
+
     #[test]
     fn what_is_missing_is_sent_under_another_identifier() {
-        let mut corrected = said(Word::Missing, DeliveryState::Exported, None, 5);
+        let mut corrected = said(Word::Missing, export(DeliveryState::Exported, None));
         let again = corrected.made.pop().unwrap();
         let [(before, after)] = corrected.changed.try_into().unwrap();
         assert_eq!((after.state, &after.id), (DeliveryState::Void, &before.id));

@@ -3,7 +3,7 @@
 use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, Outgoing};
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
-use crate::store::exports::corrected::{TellExport, Word, correct, members_follow};
+use crate::store::exports::corrected::{TellExport, WITH_MEMBERS, Word, correct, members_follow};
 use crate::store::exports::{
     ExportDone, ExportFilter, ExportStore, LaneClaim, Planned, of_an_attempt, plan,
 };
@@ -20,8 +20,10 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
-/// As if they had never been sent.
-const UNSENT: &str = "UPDATE exports t SET attempts = 0, first_sent_at = NULL \
+/// As if they had never been sent. Their attempts tell one claim from another: they go back to none
+/// only where there was one, so that no later claim has the same number.
+const UNSENT: &str = "UPDATE exports t SET first_sent_at = NULL, \
+     attempts = CASE t.attempts WHEN 1 THEN 0 ELSE t.attempts END \
      FROM json_populate_recordset(NULL::exports, $1::json) r \
      WHERE t.id = r.id AND t.attempts = r.attempts AND t.state = 'waiting'";
 
@@ -208,8 +210,8 @@ impl ExportStore for PostgresStore {
     ) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
         let mut lanes = lock_lanes_of(&mut tx, "id", ids.to_vec()).await?;
-        let exports = sql::select(&EXPORTS, "WHERE id = ANY($1)");
-        let exports = select(&mut tx, &exports.into(), ids.to_vec()).await?;
+        let named = format!("WHERE t.id = ANY($1) AND {WITH_MEMBERS}");
+        let exports = select(&mut tx, &sql::select(&EXPORTS, &named).into(), ids.to_vec()).await?;
         let corrected = correct(word, &mut lanes, exports, now);
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
         write_rows(&mut tx, &update.into(), corrected.written()).await?;

@@ -153,6 +153,13 @@ impl OutboxStore for PostgresStore {
         now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
+        // In the order of all others: lanes, then events.
+        let groups = sqlx::query_scalar(
+            "SELECT DISTINCT export_group FROM billing_events \
+             WHERE id = ANY($1) AND state = 'parked' AND export_group IS NOT NULL",
+        );
+        let groups = groups.bind(ids).fetch_all(&mut *tx).await.map_err(classify)?;
+        lock_lanes_of(&mut tx, "event_group", groups).await?;
         let parked = lock(&mut tx, ids, "state = 'parked'").await?;
         let single = parked.iter().filter(|event| event.export_group.is_none());
         let single: Vec<String> = single.map(|event| event.id.clone()).collect();

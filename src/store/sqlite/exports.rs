@@ -3,7 +3,7 @@
 use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, Outgoing};
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
-use crate::store::exports::corrected::{TellExport, Word, correct, members_follow};
+use crate::store::exports::corrected::{TellExport, WITH_MEMBERS, Word, correct, members_follow};
 use crate::store::exports::{
     ExportDone, ExportFilter, ExportStore, LaneClaim, Planned, of_an_attempt, plan,
 };
@@ -19,8 +19,10 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use std::collections::{BTreeSet, HashMap};
 
-/// As if they had never been sent.
-const UNSENT: &str = "UPDATE exports SET attempts = 0, first_sent_at = NULL \
+/// As if they had never been sent. Their attempts tell one claim from another: they go back to none
+/// only where there was one, so that no later claim has the same number.
+const UNSENT: &str = "UPDATE exports SET first_sent_at = NULL, \
+     attempts = CASE exports.attempts WHEN 1 THEN 0 ELSE exports.attempts END \
      FROM (SELECT value ->> '$.id' AS id, value ->> '$.attempts' AS attempts FROM json_each(?1)) r \
      WHERE exports.id = r.id AND exports.attempts = r.attempts AND exports.state = 'waiting'";
 
@@ -218,8 +220,8 @@ impl ExportStore for SqliteStore {
              AND e.customer = t.customer AND e.id IN (SELECT value FROM json_each(?1)))",
         );
         let mut lanes: Vec<Lane> = select(&mut tx, &lanes.into(), ids.clone()).await?;
-        let exports = sql::select(&EXPORTS, "WHERE id IN (SELECT value FROM json_each(?1))");
-        let exports = select(&mut tx, &exports.into(), ids).await?;
+        let named = format!("WHERE t.id IN (SELECT value FROM json_each(?1)) AND {WITH_MEMBERS}");
+        let exports = select(&mut tx, &sql::select(&EXPORTS, &named).into(), ids).await?;
         let corrected = correct(word, &mut lanes, exports, now);
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
         write_rows(&mut tx, &update.into(), corrected.written()).await?;

@@ -17,7 +17,7 @@ both_stores!(
 );
 
 /// Sets a time back by so many hours.
-async fn back(app: &TestApp, table: &str, column: &str, hours: u32) {
+pub async fn back(app: &TestApp, table: &str, column: &str, hours: u32) {
     let earlier = match app.books {
         Books::Sqlite(_) => {
             format!("strftime('%Y-%m-%dT%H:%M:%f000Z', {column}, '-{hours} hours')")

@@ -215,8 +215,9 @@ impl StripeApi {
         let page: Page<Summary> = self.fetch(&path, &query).await?;
         let mut sum = 0_i64;
         for summary in page.data {
-            let value = summary.value().map_err(Error::PaymentProvider)?;
-            let out_of_range = || Error::PaymentProvider("a summary is out of range".to_owned());
+            // Whoever wrote to the meter: it will be no better the next time.
+            let value = summary.value().map_err(Error::PaymentRefused)?;
+            let out_of_range = || Error::PaymentRefused("a summary is out of range".to_owned());
             sum = sum.checked_add(value).ok_or_else(out_of_range)?;
         }
         Ok(sum)
