@@ -14,13 +14,13 @@ use clap::{Args, Subcommand, ValueEnum};
 pub enum Exports {
     /// List merged events.
     List(List),
-    /// Say of exports that were sent, or are in doubt, that the sink does not count them: they are
-    /// sent again, under other identifiers. Of the last hour nobody knows yet. Prints their number.
+    /// Say of exports that may have arrived that the sink does not count them: they are sent again,
+    /// under other identifiers. Of the last hour nobody knows yet. Prints their number.
     Missing {
         #[arg(required = true)]
         ids: Vec<String>,
     },
-    /// Say of exports in doubt that the sink counts them. Prints their number.
+    /// Say of parked exports that may have arrived that the sink counts them. Prints their number.
     Counted {
         #[arg(required = true)]
         ids: Vec<String>,
@@ -71,11 +71,11 @@ pub async fn run(command: Exports, store: &dyn Store) -> anyhow::Result<()> {
         Exports::List(command) => list(command, store).await,
         Exports::Missing { ids } => {
             let count = directory::correct_exports(store, OPERATOR, &ids, Word::Missing).await?;
-            said(count, "sent or in doubt, for an hour and for not more than 34 days")
+            said(count, "at the sink, perhaps, for an hour and not more than 34 days")
         }
         Exports::Counted { ids } => {
             let count = directory::correct_exports(store, OPERATOR, &ids, Word::Counted).await?;
-            said(count, "in doubt")
+            said(count, "parked and perhaps at the sink")
         }
     }
 }

@@ -37,15 +37,42 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// Why there was no answer, without the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    pub why: String,
+    /// Whether the request arrived is not known; else it was never sent.
+    pub may_have_arrived: bool,
+}
+
+impl Silence {
+    /// Of a request that could not be made.
+    pub fn unsent(why: &impl ToString) -> Self {
+        Self { why: why.to_string(), may_have_arrived: false }
+    }
+
+    /// Of one that may be anywhere.
+    #[must_use]
+    pub fn unknown(why: &str) -> Self {
+        Self { why: why.to_owned(), may_have_arrived: true }
+    }
+}
+
+impl From<Silence> for String {
+    fn from(silence: Silence) -> Self {
+        silence.why
+    }
+}
+
 /// Asks, and reads the whole answer, within `wait`.
 ///
 /// # Errors
-/// Why there was none, without the address; whether the request arrived is not known then.
+/// Why there was none.
 pub async fn ask(
     client: &HttpClient,
     request: Request<Full<Bytes>>,
     wait: Duration,
-) -> Result<Answer, String> {
+) -> Result<Answer, Silence> {
     ask_up_to(client, request, wait, ANSWER_BYTES_MAX).await
 }
 
@@ -58,15 +85,20 @@ pub async fn ask_up_to(
     request: Request<Full<Bytes>>,
     wait: Duration,
     bytes_max: usize,
-) -> Result<Answer, String> {
+) -> Result<Answer, Silence> {
     let answer = async {
-        let answer = client.request(request).await.map_err(|error| cause(&error))?;
+        let failed = |error: hyper_util::client::legacy::Error| Silence {
+            why: cause(&error),
+            may_have_arrived: !error.is_connect(),
+        };
+        let answer = client.request(request).await.map_err(failed)?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, bytes_max).collect().await;
-        let body = body.map_err(|_| "the answer broke off".to_owned())?.to_bytes();
+        let body = body.map_err(|_| Silence::unknown("the answer broke off"))?.to_bytes();
         Ok(Answer { status: head.status, headers: head.headers, body })
     };
-    tokio::time::timeout(wait, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    let in_time = tokio::time::timeout(wait, answer).await;
+    in_time.unwrap_or_else(|_| Err(Silence::unknown("no answer in time")))
 }
 
 /// How long a server asks to be left alone.

@@ -291,7 +291,7 @@ pub enum Renewed {
 pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Renewed, OutOfRange> {
     let has_arrived = |export: &Export| {
         let is_sent = export.state == DeliveryState::Exported && export.value != 0;
-        is_sent || export.reason.as_deref() == Some(reasons::IN_DOUBT)
+        is_sent || is_unsure(export)
     };
     let is_waiting = |export: &Export| export.state == DeliveryState::Waiting;
     if group.iter().any(|export| has_arrived(export) || is_waiting(export)) {
@@ -310,6 +310,16 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
     Ok(Renewed::Replanned)
 }
 
+/// It is parked, and whether the sink has it is not known: an attempt had no answer that told.
+fn is_unsure(export: &Export) -> bool {
+    export.state == DeliveryState::Parked && export.first_sent_at.is_some() && !is_dropped(export)
+}
+
+/// The sink has told that it does not count what it took.
+fn is_dropped(export: &Export) -> bool {
+    export.reason.as_ref().is_some_and(|reason| reason.starts_with(reasons::DROPPED))
+}
+
 /// What is parked of a group waits again. The sink may still know the identifier of what it dropped
 /// after it had taken it, and would take another try for done: that has another one.
 fn resend(
@@ -319,7 +329,7 @@ fn resend(
 ) -> Result<Vec<Export>, OutOfRange> {
     let mut again = Vec::new();
     for export in group.iter_mut().filter(|export| export.state == DeliveryState::Parked) {
-        if !export.reason.as_ref().is_some_and(|reason| reason.starts_with(reasons::DROPPED)) {
+        if !is_dropped(export) {
             export.state = DeliveryState::Waiting;
             export.next_attempt_at = now;
             continue;

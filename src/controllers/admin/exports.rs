@@ -63,7 +63,7 @@ pub async fn missing(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
     let wanted =
-        "only what was sent, or is in doubt, for an hour and not more than 34 days can be missing";
+        "only what may be at the sink, for an hour and not more than 34 days, can be missing";
     correct(&app, operator, path, Word::Missing, wanted).await
 }
 
@@ -73,7 +73,7 @@ pub async fn counted(
     operator: Operator,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
-    let wanted = "only of an export in doubt it can be said that it is counted";
+    let wanted = "only what is parked, and may be at the sink, can be said to be counted";
     correct(&app, operator, path, Word::Counted, wanted).await
 }
 

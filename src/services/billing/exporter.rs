@@ -3,6 +3,7 @@
 //! Invariant: a verdict never says «rejected» of what another try could deliver, nor «delivered» of
 //! what the sink did not say so of.
 
+use crate::services::http::Silence;
 use std::future::Future;
 use std::time::Duration;
 
@@ -31,22 +32,30 @@ pub struct Trouble {
     pub is_sinks: bool,
     /// The sink answered, and that answer may be what it repeats for the same idempotency key.
     pub is_answer: bool,
+    /// The sink may have the parcel nevertheless.
+    pub may_have_arrived: bool,
 }
 
 impl Trouble {
-    /// The sink did not answer: it may have the parcel, or not.
-    pub fn silence(reason: String) -> Self {
-        Self { reason, after: None, is_sinks: true, is_answer: false }
+    /// The sink did not answer.
+    pub fn silence(Silence { why, may_have_arrived }: Silence) -> Self {
+        let (reason, after) = (why, None);
+        Self { reason, after, is_sinks: true, is_answer: false, may_have_arrived }
     }
 
     /// The sink answered that it cannot, now.
     pub fn of_sink(reason: String, after: Option<Duration>) -> Self {
-        Self { reason, after, is_sinks: true, is_answer: true }
+        Self { reason, after, is_sinks: true, is_answer: true, may_have_arrived: true }
     }
 
     /// This parcel has to wait; the sink is well.
     pub fn of_parcel(reason: String, after: Option<Duration>) -> Self {
-        Self { reason, after, is_sinks: false, is_answer: true }
+        Self { reason, after, is_sinks: false, is_answer: true, may_have_arrived: true }
+    }
+
+    /// Whatever the answer was, it said that this was not taken.
+    pub fn not_taken(self) -> Self {
+        Self { may_have_arrived: false, ..self }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::OpenMeterConfig;
 use crate::error::Error;
 use crate::models::billing::{Billed, EventKind, Outgoing};
 use crate::models::timestamp::Timestamp;
-use crate::services::http::{self, AGENT, Answer, HttpClient, retry_after};
+use crate::services::http::{self, AGENT, Answer, HttpClient, Silence, retry_after};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderValue, Request, StatusCode};
 use bytes::Bytes;
@@ -113,11 +113,11 @@ impl OpenMeter {
         }
     }
 
-    async fn post(&self, batch: &[Outgoing]) -> Result<Answer, String> {
+    async fn post(&self, batch: &[Outgoing]) -> Result<Answer, Silence> {
         let events: Vec<_> = batch.iter().map(|outgoing| self.event(outgoing)).collect();
-        let body = serde_json::to_vec(&events).map_err(|error| error.to_string())?;
+        let body = serde_json::to_vec(&events).map_err(|error| Silence::unsent(&error))?;
         let request = Request::post(&self.url).body(Full::new(Bytes::from(body)));
-        let mut request = request.map_err(|error| error.to_string())?;
+        let mut request = request.map_err(|error| Silence::unsent(&error))?;
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, AGENT);
         headers.insert(CONTENT_TYPE, BATCH);
@@ -165,7 +165,7 @@ impl Exporter for OpenMeter {
 }
 
 /// What an answer to a batch means: 204 by the older API, 202 by the newer.
-fn verdict(answer: Result<Answer, String>, now: SystemTime) -> Verdict {
+fn verdict(answer: Result<Answer, Silence>, now: SystemTime) -> Verdict {
     let answer = match answer {
         Ok(answer) => answer,
         Err(silence) => return Verdict::Later(Trouble::silence(silence)),

@@ -74,11 +74,12 @@ pub fn backoff(attempts: i64, after: Option<Duration>, random: u8) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::services::http::Silence;
 
     #[test]
     fn a_parcels_own_trouble_is_not_the_sinks() {
         let busy = || Verdict::Later(Trouble::of_parcel("lock_timeout".to_owned(), None));
-        let silence = || Verdict::Later(Trouble::silence("no answer".to_owned()));
+        let silence = || Verdict::Later(Trouble::silence(Silence::unknown("no answer")));
         assert_eq!(heard(&[busy()]), Some(Heard::Good));
         assert_eq!(heard(&[Verdict::Delivered, silence()]), Some(Heard::Bad { after: None }));
         assert_eq!(heard(&[Verdict::Untouched]), None, "it was not called");

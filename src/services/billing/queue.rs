@@ -232,13 +232,15 @@ fn claim(lease: &Lease, lanes: usize) -> LaneClaim<'_> {
     }
 }
 
-/// Whether it is known that nothing of an export can have arrived.
+/// Whether it is known that nothing of an export can have arrived. One that had never been sent has
+/// no time of its first attempt while it is in our hands.
 fn is_unsent(export: &Export, verdict: &Verdict) -> bool {
+    let is_first = export.first_sent_at.is_none();
     match verdict {
         Verdict::Missing => true,
-        // Nobody has tried before.
-        Verdict::Untouched => export.attempts == 1,
-        Verdict::Delivered | Verdict::Later(_) | Verdict::Rejected(_) => false,
+        Verdict::Untouched | Verdict::Rejected(_) => is_first,
+        Verdict::Later(trouble) => is_first && !trouble.may_have_arrived,
+        Verdict::Delivered => false,
     }
 }
 
@@ -249,7 +251,10 @@ impl Queue for ExportQueue {
         self.plan().await?;
         // What was just planned is due.
         let lease = Lease { now: Timestamp::now(), ..lease.clone() };
-        let exports = self.store.claim_exports(&claim(&lease, self.customers(lanes))).await?;
+        let mut exports = self.store.claim_exports(&claim(&lease, self.customers(lanes))).await?;
+        for export in &mut exports {
+            export.first_sent_at = export.first_sent_at.filter(|at| *at != lease.now);
+        }
         let by_customer = exports.chunk_by(|a, b| a.customer == b.customer);
         if self.per_call > 1 {
             return Ok(packed(by_customer, self.per_call));

@@ -208,14 +208,12 @@ fn verdict(answer: &Answer, identifier: &str, now: SystemTime) -> Verdict {
     match status {
         // The operator's key, or Stripe itself.
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Verdict::Later(Trouble::of_sink(reason, after))
-        }
-        StatusCode::TOO_MANY_REQUESTS if code == "lock_timeout" => {
-            Verdict::Later(Trouble { is_answer: false, ..Trouble::of_parcel(reason, after) })
+            Verdict::Later(Trouble::of_sink(reason, after).not_taken())
         }
         // Not stored under the idempotency key.
         StatusCode::TOO_MANY_REQUESTS => {
-            Verdict::Later(Trouble { is_answer: false, ..Trouble::of_sink(reason, after) })
+            let of = if code == "lock_timeout" { Trouble::of_parcel } else { Trouble::of_sink };
+            Verdict::Later(Trouble { is_answer: false, ..of(reason, after).not_taken() })
         }
         // The same key is in use, by a call of ours whose answer was lost.
         StatusCode::CONFLICT => {

@@ -9,6 +9,7 @@ use super::pace::{PATIENCE, Waking, heard};
 use super::queue::{Done, Lane, Lease, Queue};
 use crate::models::timestamp::Timestamp;
 use crate::services::breaker::{Breaker, Heard, Leave};
+use crate::services::http::Silence;
 use crate::services::metrics::Sender;
 use crate::store::{StoreError, within};
 use futures::StreamExt;
@@ -162,7 +163,7 @@ where
     async fn call(&self, parcels: &[Q::Parcel], round: &Round<'_>) -> Vec<Verdict> {
         let sending = tokio::time::timeout(self.terms.wait, self.exporter.send(parcels));
         let verdicts = sending.await.unwrap_or_else(|_| {
-            let silence = Trouble::silence("no answer in time".to_owned());
+            let silence = Trouble::silence(Silence::unknown("no answer in time"));
             vec![Verdict::Later(silence); parcels.len()]
         });
         let has_opened = heard(&verdicts).is_some_and(|heard| lock(round.standing).learn(heard));

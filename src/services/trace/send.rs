@@ -51,6 +51,7 @@ impl opentelemetry_http::HttpClient for Sender {
         let client = self.client.clone();
         let asking = async move { http::ask(&client, request, SEND_WAIT).await };
         let answer = self.runtime.spawn(asking).await?;
+        let answer = answer.map_err(String::from);
         let answer = answer.inspect_err(|failure| self.note(Some(failure)))?;
         let refusal = (!answer.status.is_success()).then(|| answer.status.to_string());
         self.note(refusal.as_deref());

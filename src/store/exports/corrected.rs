@@ -4,9 +4,9 @@
 //! know by its identifier is sent again under another one, while the sink takes it. What was
 //! refused is tried again without such a word.
 
-use super::{OLDEST, SUMMARY_LAG, replaced};
+use super::{OLDEST, SUMMARY_LAG, is_unsure, replaced};
 use crate::models::audit::AuditEntry;
-use crate::models::billing::{DeliveryState, Export, Lane, reasons};
+use crate::models::billing::{DeliveryState, Export, Lane};
 use crate::models::timestamp::Timestamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +19,11 @@ pub enum Word {
 
 impl Word {
     fn fits(self, export: &Export, now: Timestamp) -> bool {
-        let is_in_doubt = export.state == DeliveryState::Parked
-            && export.reason.as_deref() == Some(reasons::IN_DOUBT);
         match self {
-            Self::Counted => is_in_doubt,
+            Self::Counted => is_unsure(export),
             Self::Missing => {
                 let is_sent = export.state == DeliveryState::Exported && export.value != 0;
-                (is_sent || is_in_doubt)
+                (is_sent || is_unsure(export))
                     && export.next_attempt_at <= now.minus(SUMMARY_LAG)
                     && export.used_at >= now.minus(OLDEST)
             }
@@ -114,13 +112,14 @@ pub fn members_follow(groups: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::billing::reasons;
 
     const NOW: i64 = 1_800_000_000;
 
-    fn export(state: DeliveryState, reason: Option<&str>) -> Export {
+    fn export(state: DeliveryState) -> Export {
         let at = Timestamp::from_unix_seconds(NOW - 3_600);
-        let reason = reason.map(str::to_owned);
-        Export { value: 5, state, reason, ..Export::sample(at) }
+        let reason = (state == DeliveryState::Parked).then(|| "400".to_owned());
+        Export { value: 5, state, reason, first_sent_at: Some(at), ..Export::sample(at) }
     }
 
     fn said(word: Word, export: Export) -> Corrected {
@@ -132,20 +131,23 @@ mod tests {
     fn a_word_fits_what_somebody_can_know() {
         use DeliveryState::{Exported, Parked, Void, Waiting};
         let counts = |word, export| said(word, export).count() == 1;
-        let in_doubt = || export(Parked, Some(reasons::IN_DOUBT));
-        assert!(counts(Word::Missing, export(Exported, None)));
-        assert!(counts(Word::Missing, in_doubt()));
-        assert!(counts(Word::Counted, in_doubt()));
-        assert!(!counts(Word::Counted, export(Exported, None)));
-        let nothing = Export { value: 0, ..export(Exported, None) };
+        assert!(counts(Word::Missing, export(Exported)));
+        assert!(counts(Word::Missing, export(Parked)));
+        assert!(counts(Word::Counted, export(Parked)));
+        assert!(!counts(Word::Counted, export(Exported)));
+        let nothing = Export { value: 0, ..export(Exported) };
         assert!(!counts(Word::Missing, nothing), "it was never sent");
+        let dropped = Some(format!("{}gone", reasons::DROPPED));
         for word in [Word::Counted, Word::Missing] {
-            assert!(!counts(word, export(Parked, Some("400"))), "a retry may plan it anew");
-            assert!(!counts(word, export(Waiting, None)), "on its way");
-            assert!(!counts(word, export(Void, None)));
+            let unsent = Export { first_sent_at: None, ..export(Parked) };
+            assert!(!counts(word, unsent), "a retry may plan it anew");
+            let dropped = Export { reason: dropped.clone(), ..export(Parked) };
+            assert!(!counts(word, dropped), "the sink has told");
+            assert!(!counts(word, export(Waiting)), "on its way");
+            assert!(!counts(word, export(Void)));
         }
         let just_now = Timestamp::from_unix_seconds(NOW - 3_599);
-        for export in [export(Exported, None), in_doubt()] {
+        for export in [export(Exported), export(Parked)] {
             let early = Export { next_attempt_at: just_now, ..export.clone() };
             assert!(!counts(Word::Missing, early), "summaries may not have it yet");
             let old = Timestamp::from_unix_seconds(NOW).minus(OLDEST + MINUTE);
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_sent_under_another_identifier() {
-        let mut corrected = said(Word::Missing, export(DeliveryState::Exported, None));
+        let mut corrected = said(Word::Missing, export(DeliveryState::Exported));
         let again = corrected.made.pop().unwrap();
         let [(before, after)] = corrected.changed.try_into().unwrap();
         assert_eq!((after.state, &after.id), (DeliveryState::Void, &before.id));

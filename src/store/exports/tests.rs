@@ -154,7 +154,7 @@ fn what_may_have_arrived_keeps_its_identifier() {
         ..export()
     };
     lane.carried_nusd = 500;
-    let mut group = [parked(reasons::IN_DOUBT)];
+    let mut group = [Export { first_sent_at: Some(now()), ..parked("resource_missing") }];
     assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Resent(vec![])));
     assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Waiting, 500));
 

@@ -20,12 +20,10 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
-/// As if they had never been sent. Their attempts tell one claim from another: they go back to none
-/// only where there was one, so that no later claim has the same number.
-const UNSENT: &str = "UPDATE exports t SET first_sent_at = NULL, \
-     attempts = CASE t.attempts WHEN 1 THEN 0 ELSE t.attempts END \
+/// As if they had never been sent. Attempts tell one claim from another.
+const UNSENT: &str = "UPDATE exports t SET first_sent_at = NULL \
      FROM json_populate_recordset(NULL::exports, $1::json) r \
-     WHERE t.id = r.id AND t.attempts = r.attempts AND t.state = 'waiting'";
+     WHERE t.id = r.id AND t.attempts = r.attempts AND t.state IN ('waiting', 'parked')";
 
 #[async_trait]
 impl ExportStore for PostgresStore {

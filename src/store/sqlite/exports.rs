@@ -19,12 +19,11 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use std::collections::{BTreeSet, HashMap};
 
-/// As if they had never been sent. Their attempts tell one claim from another: they go back to none
-/// only where there was one, so that no later claim has the same number.
-const UNSENT: &str = "UPDATE exports SET first_sent_at = NULL, \
-     attempts = CASE exports.attempts WHEN 1 THEN 0 ELSE exports.attempts END \
+/// As if they had never been sent. Attempts tell one claim from another.
+const UNSENT: &str = "UPDATE exports SET first_sent_at = NULL \
      FROM (SELECT value ->> '$.id' AS id, value ->> '$.attempts' AS attempts FROM json_each(?1)) r \
-     WHERE exports.id = r.id AND exports.attempts = r.attempts AND exports.state = 'waiting'";
+     WHERE exports.id = r.id AND exports.attempts = r.attempts \
+     AND exports.state IN ('waiting', 'parked')";
 
 #[async_trait]
 impl ExportStore for SqliteStore {

@@ -15,6 +15,8 @@ both_stores!(
     what_is_in_doubt_and_counted_is_done,
     a_doubt_that_stripe_does_not_answer_is_for_a_person,
     what_was_not_sent_is_not_in_doubt,
+    what_may_have_arrived_keeps_its_identifier,
+    what_was_refused_only_is_planned_anew,
 );
 
 /// The ids of exports in this state.
@@ -149,10 +151,56 @@ async fn what_was_not_sent_is_not_in_doubt(store: Store) {
     assert!(app.stopped().await.success());
     let rows = app.books.rows("SELECT * FROM exports ORDER BY seq").await;
     assert_eq!(rows[0]["state"], json!("exported"), "{rows:?}");
-    let second = ["state", "first_sent_at", "attempts"].map(|column| &rows[1][column]);
-    assert_eq!(second, [&json!("waiting"), &Value::Null, &json!(0)]);
+    assert_eq!((&rows[1]["state"], &rows[1]["first_sent_at"]), (&json!("waiting"), &Value::Null));
     app.restart().await;
     all(&app, "exported").await;
     assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    app.finish().await;
+}
+
+async fn what_may_have_arrived_keeps_its_identifier(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    let app = with_stripe(Setup::new(store), &stripe).start().await;
+    known_to_stripe(&app).await;
+    // It is taken without a word; then the customer is gone, and comes back.
+    stripe.faults.queue([Fault::CutAfter, Fault::Status(500, None)]);
+    stripe.faults.always(Some(Fault::Status(503, None)));
+    one(&app, 100).await;
+    eventually("it is taken", async || (stripe.taken().len() == 1).then_some(())).await;
+    stripe.remove_customer("cus_test");
+    stripe.faults.calm();
+    all(&app, "parked").await;
+    let reason = app.books.events().await[0].reason.clone().expect("a reason");
+    assert!(reason.contains("resource_missing"), "{reason}");
+    stripe.add_customer("cus_test");
+    app.cli(&["events", "retry", "--parked"]).await;
+    all(&app, "exported").await;
+    assert_eq!(stripe.taken().len(), 1, "it was there");
+    assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    app.finish().await;
+}
+
+async fn what_was_refused_only_is_planned_anew(store: Store) {
+    let stripe = Stripe::start(&[]).await;
+    let app = with_stripe(Setup::new(store), &stripe).start().await;
+    known_to_stripe(&app).await;
+    // Nothing was there to be asked, then it was too busy: none of that took anything.
+    stripe.server.go().await;
+    one(&app, 100).await;
+    eventually("nobody is there", async || {
+        let rows = app.books.rows("SELECT * FROM exports WHERE reason IS NOT NULL").await;
+        (!rows.is_empty()).then_some(())
+    })
+    .await;
+    stripe.faults.queue([Fault::Status(429, None)]);
+    stripe.server.come().await;
+    all(&app, "parked").await;
+    // For another customer: the first was a typing error.
+    stripe.add_customer("cus_right");
+    let right = ["account", "update", "--account", "test", "--stripe-customer", "cus_right"];
+    app.cli(&right).await;
+    app.cli(&["events", "retry", "--parked"]).await;
+    all(&app, "exported").await;
+    assert_stripe_agrees(&app, &stripe, "cus_right").await;
     app.finish().await;
 }

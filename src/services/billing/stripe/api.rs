@@ -10,7 +10,7 @@ use crate::models::money::parse_whole;
 use crate::models::reconcile::Day;
 use crate::models::timestamp::Timestamp;
 use crate::services::billing::CONNECT_WAIT;
-use crate::services::http::{self, AGENT, Answer, HttpClient, JSON};
+use crate::services::http::{self, AGENT, Answer, HttpClient, JSON, Silence};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderValue, Method, Request, StatusCode};
 use bytes::Bytes;
@@ -98,16 +98,17 @@ impl StripeApi {
     }
 
     /// # Errors
-    /// Why there was no answer: whether Stripe got the request is not known then.
+    /// Why there was no answer.
     pub async fn post(
         &self,
         path: &str,
         form: &[(&str, String)],
         idempotency_key: &str,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Silence> {
         let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
         let mut request = self.request(Method::POST, path, Bytes::from(body))?;
-        let key = HeaderValue::from_str(idempotency_key).map_err(|error| error.to_string())?;
+        let key =
+            HeaderValue::from_str(idempotency_key).map_err(|error| Silence::unsent(&error))?;
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, FORM);
         headers.insert("idempotency-key", key);
@@ -124,7 +125,7 @@ impl StripeApi {
         url: &str,
         body: &str,
         token: Option<&HeaderValue>,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Silence> {
         let body = Bytes::copy_from_slice(body.as_bytes());
         let mut request = self.request_to(Method::POST, url, body)?;
         let headers = request.headers_mut();
@@ -145,7 +146,8 @@ impl StripeApi {
     /// Why there was no answer.
     pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Answer, String> {
         let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
-        self.call(self.request(Method::GET, &format!("{path}?{query}"), Bytes::new())?).await
+        let request = self.request(Method::GET, &format!("{path}?{query}"), Bytes::new())?;
+        Ok(self.call(request).await?)
     }
 
     /// Asks for an object.
@@ -170,7 +172,7 @@ impl StripeApi {
         form: &[(&str, String)],
         idempotency_key: &str,
     ) -> Result<T, Error> {
-        object(self.post(path, form, idempotency_key).await)
+        object(self.post(path, form, idempotency_key).await.map_err(String::from))
     }
 
     /// The ids of active meters by their event names.
@@ -259,7 +261,7 @@ impl StripeApi {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, String> {
+    ) -> Result<Request<Full<Bytes>>, Silence> {
         self.request_to(method, &format!("{}{path}", self.base), body)
     }
 
@@ -268,9 +270,9 @@ impl StripeApi {
         method: Method,
         url: &str,
         body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, String> {
+    ) -> Result<Request<Full<Bytes>>, Silence> {
         let request = Request::builder().method(method).uri(url);
-        let mut request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
+        let mut request = request.body(Full::new(body)).map_err(|error| Silence::unsent(&error))?;
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, AGENT);
         headers.insert("stripe-version", VERSION);
@@ -278,7 +280,7 @@ impl StripeApi {
         Ok(request)
     }
 
-    async fn call(&self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+    async fn call(&self, request: Request<Full<Bytes>>) -> Result<Answer, Silence> {
         self.turn().await;
         http::ask(&self.client, request, self.wait).await
     }

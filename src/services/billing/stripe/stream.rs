@@ -11,7 +11,7 @@ use super::{Doubts, Exporter, Trouble, Verdict, is_doubtful, retry_after, shorte
 use crate::config::{StreamConfig, StripeConfig};
 use crate::models::billing::Export;
 use crate::models::timestamp::Timestamp;
-use crate::services::http::{self, Answer};
+use crate::services::http::{self, Answer, Silence};
 use crate::store::Store;
 use axum::http::{HeaderValue, StatusCode};
 use serde::Deserialize;
@@ -148,7 +148,7 @@ impl StripeStream {
                 Ok(Ok(())) => Verdict::Untouched,
                 Ok(Err(verdict)) => verdict,
                 Err(_) if !verdicts.is_empty() => break,
-                Err(_) => Verdict::Later(Trouble::silence("no answer in time".to_owned())),
+                Err(_) => Verdict::Later(Trouble::silence(Silence::unknown("no answer in time"))),
             };
             verdicts.push(verdict);
             if let Some(Verdict::Later(_)) = verdicts.last() {
@@ -238,7 +238,10 @@ fn verdict(answer: &Answer, now: SystemTime) -> Verdict {
         {
             Verdict::Rejected(reason(answer))
         }
-        // The key, the session, the rate or Stripe itself: nothing is wrong with the events.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+            Verdict::Later(later().not_taken())
+        }
+        // Stripe itself, or who stands before it: nothing is wrong with the events.
         _ => Verdict::Later(later()),
     }
 }
