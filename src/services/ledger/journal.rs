@@ -87,8 +87,16 @@ fn length_of(head: &[u8; HEAD_BYTES]) -> Option<usize> {
 }
 
 /// The operation of a frame, if it was written to its end.
-fn decode(head: &[u8; HEAD_BYTES], payload: &[u8]) -> Option<LedgerOp> {
-    (checksum(payload) == head[4..]).then(|| serde_json::from_slice(payload).ok()).flatten()
+///
+/// # Errors
+/// `InvalidData` for a whole one that does not read: it is a later version's, and that version's
+/// to replay.
+fn decode(head: &[u8; HEAD_BYTES], payload: &[u8]) -> io::Result<Option<LedgerOp>> {
+    if checksum(payload) != head[4..] {
+        return Ok(None);
+    }
+    let unknown = |_| io::Error::new(ErrorKind::InvalidData, "a later version has written it");
+    serde_json::from_slice(payload).map(Some).map_err(unknown)
 }
 
 // === impl Form ===
@@ -134,7 +142,7 @@ impl Journal {
     /// One that its process has left behind; `None` where that still lives.
     ///
     /// # Errors
-    /// The disk's, and `InvalidData` for what is no journal.
+    /// The disk's, and `InvalidData` for what is no journal, or not one of this version's.
     pub fn adopt(path: &Path) -> io::Result<Option<Self>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         match file.try_lock() {
@@ -309,7 +317,8 @@ impl Journal {
         fs::remove_file(&self.path)
     }
 
-    /// The operation at a place and the place behind it; `None` where nothing whole stands.
+    /// The operation at a place and the place behind it; `None` where nothing whole stands. An error
+    /// where it cannot be understood.
     fn read_at(&self, at: u64, end: u64) -> io::Result<Option<(LedgerOp, u64)>> {
         let mut head = [0; HEAD_BYTES];
         let behind_head = at.saturating_add(HEAD_BYTES as u64);
@@ -324,7 +333,7 @@ impl Journal {
         }
         let mut payload = vec![0; length];
         self.file.read_exact_at(&mut payload, behind_head)?;
-        Ok(decode(&head, &payload).map(|op| (op, behind)))
+        Ok(decode(&head, &payload)?.map(|op| (op, behind)))
     }
 }
 

@@ -62,6 +62,23 @@ fn it_is_read_back_in_order_page_by_page() {
 }
 
 #[test]
+fn what_a_later_version_has_written_is_left_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, written) = left(folder.path());
+    let payload = br#"{"Unheard":{"of":1}}"#;
+    let length = u32::try_from(payload.len()).unwrap().to_le_bytes();
+    let frame = [&length[..], &checksum(payload), payload].concat();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&frame, written).unwrap();
+    let whole = fs::read(&path).unwrap();
+    for _ in 0..2 {
+        let error = Journal::adopt(&path).err().expect("it is not understood");
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+    }
+    assert_eq!(fs::read(&path).unwrap(), whole);
+}
+
+#[test]
 fn what_was_being_written_when_it_died_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let (path, written) = left(folder.path());
