@@ -49,8 +49,17 @@ pub struct ExportDone {
     pub reason: Option<String>,
     /// As it was claimed.
     pub attempts: i64,
-    /// It goes back as one that was never sent, unless somebody else has claimed it meanwhile.
-    pub is_unsent: bool,
+    /// Changed, unless somebody else has claimed it meanwhile.
+    #[serde(rename = "first_sent_at")]
+    pub first_sent: Option<FirstSent>,
+}
+
+/// Since when an export may have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum FirstSent {
+    At(Timestamp),
+    Never,
 }
 
 /// Which exports are asked for; what is `None` does not matter.

@@ -18,7 +18,7 @@ pub enum Verdict {
     Rejected(String),
     /// It was not sent: it goes back as it was.
     Untouched,
-    /// The sink was asked, and has it not: it goes back as one that was never sent.
+    /// The sink was asked, and has it not: it goes back as one that is sent from now on.
     Missing,
 }
 

@@ -9,7 +9,7 @@ use super::pace::backoff;
 use crate::config::STRIPE;
 use crate::models::billing::{DeliveryState, Export, Meter, Outgoing};
 use crate::models::timestamp::Timestamp;
-use crate::store::exports::{ExportDone, LaneClaim};
+use crate::store::exports::{ExportDone, FirstSent, LaneClaim};
 use crate::store::outbox::{Claim, EventDone};
 use crate::store::{Store, StoreError};
 use std::future::Future;
@@ -232,16 +232,17 @@ fn claim(lease: &Lease, lanes: usize) -> LaneClaim<'_> {
     }
 }
 
-/// Whether it is known that nothing of an export can have arrived. One that had never been sent has
-/// no time of its first attempt while it is in our hands.
-fn is_unsent(export: &Export, verdict: &Verdict) -> bool {
-    let is_first = export.first_sent_at.is_none();
-    match verdict {
-        Verdict::Missing => true,
-        Verdict::Untouched | Verdict::Rejected(_) => is_first,
-        Verdict::Later(trouble) => is_first && !trouble.may_have_arrived,
+/// Since when an export may have arrived, where an attempt has changed what is known of that. One
+/// that had never been sent has no time of its first attempt while it is in our hands.
+fn first_sent(export: &Export, verdict: &Verdict) -> Option<FirstSent> {
+    let is_unsent = match verdict {
+        // What was taken just before may not be summed yet: its identifier is known for a day.
+        Verdict::Missing => return Some(FirstSent::At(Timestamp::now())),
+        Verdict::Untouched | Verdict::Rejected(_) => true,
+        Verdict::Later(trouble) => !trouble.may_have_arrived,
         Verdict::Delivered => false,
-    }
+    };
+    (is_unsent && export.first_sent_at.is_none()).then_some(FirstSent::Never)
 }
 
 impl Queue for ExportQueue {
@@ -275,7 +276,7 @@ impl Queue for ExportQueue {
                 next_attempt_at,
                 reason,
                 attempts: export.attempts,
-                is_unsent: is_unsent(export, verdict),
+                first_sent: first_sent(export, verdict),
             }
         };
         let rows: Vec<ExportDone> = done.iter().map(row).collect();
@@ -289,7 +290,32 @@ impl Queue for ExportQueue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::exporter::Trouble;
     use super::*;
+    use crate::services::http::Silence;
+
+    #[test]
+    fn what_may_have_arrived_is_told_by_the_answer() {
+        let export = Export::sample(Timestamp::from_unix_seconds(0));
+        let sent = Export { first_sent_at: Some(export.created_at), ..export.clone() };
+        let refused = || Verdict::Rejected("400".to_owned());
+        let later = |trouble| Verdict::Later(trouble);
+        let busy = || later(Trouble::of_sink("429".to_owned(), None).not_taken());
+        let nobody = || later(Trouble::silence(Silence::unsent(&"connect")));
+        for told in [Verdict::Untouched, refused(), busy(), nobody()] {
+            assert_eq!(first_sent(&export, &told), Some(FirstSent::Never), "{told:?}");
+            assert_eq!(first_sent(&sent, &told), None, "an earlier one may have: {told:?}");
+        }
+        let failed = || later(Trouble::of_sink("500".to_owned(), None));
+        let silence = || later(Trouble::silence(Silence::unknown("no answer")));
+        for told in [Verdict::Delivered, failed(), silence()] {
+            assert_eq!(first_sent(&export, &told), None, "{told:?}");
+        }
+        // Its identifier holds from now on for a day.
+        let asked = first_sent(&sent, &Verdict::Missing);
+        assert!(matches!(asked, Some(FirstSent::At(at)) if at > export.created_at), "{asked:?}");
+        assert_eq!(serde_json::to_string(&FirstSent::Never).unwrap(), "null");
+    }
 
     #[test]
     fn a_customer_is_never_in_two_calls_at_once() {

@@ -317,8 +317,8 @@ impl Journal {
         fs::remove_file(&self.path)
     }
 
-    /// The operation at a place and the place behind it; `None` where nothing whole stands. An error
-    /// where it cannot be understood.
+    /// The operation at a place and the place behind it; `None` where nothing whole stands, an
+    /// error where that cannot be understood.
     fn read_at(&self, at: u64, end: u64) -> io::Result<Option<(LedgerOp, u64)>> {
         let mut head = [0; HEAD_BYTES];
         let behind_head = at.saturating_add(HEAD_BYTES as u64);

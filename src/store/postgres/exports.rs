@@ -20,8 +20,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
-/// As if they had never been sent. Attempts tell one claim from another.
-const UNSENT: &str = "UPDATE exports t SET first_sent_at = NULL \
+/// Since when they may have arrived. Attempts tell one claim from another.
+const FIRST_SENT: &str = "UPDATE exports t SET first_sent_at = r.first_sent_at \
      FROM json_populate_recordset(NULL::exports, $1::json) r \
      WHERE t.id = r.id AND t.attempts = r.attempts AND t.state IN ('waiting', 'parked')";
 
@@ -117,8 +117,8 @@ impl ExportStore for PostgresStore {
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
         let update = format!("{update} AND {}", of_an_attempt("t"));
         write_rows(&mut tx, &update.into(), done.iter()).await?;
-        let unsent = done.iter().filter(|done| done.is_unsent);
-        write_rows(&mut tx, &UNSENT.into(), unsent).await?;
+        let known = done.iter().filter(|done| done.first_sent.is_some());
+        write_rows(&mut tx, &FIRST_SENT.into(), known).await?;
         let ids = |state| {
             let of_state = done.iter().filter(move |done| done.state == state);
             of_state.map(|done| done.id.clone()).collect::<Vec<_>>()

@@ -19,9 +19,10 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use std::collections::{BTreeSet, HashMap};
 
-/// As if they had never been sent. Attempts tell one claim from another.
-const UNSENT: &str = "UPDATE exports SET first_sent_at = NULL \
-     FROM (SELECT value ->> '$.id' AS id, value ->> '$.attempts' AS attempts FROM json_each(?1)) r \
+/// Since when they may have arrived. Attempts tell one claim from another.
+const FIRST_SENT: &str = "UPDATE exports SET first_sent_at = r.first_sent_at \
+     FROM (SELECT value ->> '$.id' AS id, value ->> '$.attempts' AS attempts, \
+      value ->> '$.first_sent_at' AS first_sent_at FROM json_each(?1)) r \
      WHERE exports.id = r.id AND exports.attempts = r.attempts \
      AND exports.state IN ('waiting', 'parked')";
 
@@ -118,8 +119,8 @@ impl ExportStore for SqliteStore {
         let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
         let update = format!("{update} AND {}", of_an_attempt("exports"));
         write_rows(&mut tx, &update.into(), done.iter()).await?;
-        let unsent = done.iter().filter(|done| done.is_unsent);
-        write_rows(&mut tx, &UNSENT.into(), unsent).await?;
+        let known = done.iter().filter(|done| done.first_sent.is_some());
+        write_rows(&mut tx, &FIRST_SENT.into(), known).await?;
         let ids = |state| {
             let of_state = done.iter().filter(move |done| done.state == state);
             serde_json::to_string(&of_state.map(|done| done.id.as_str()).collect::<Vec<_>>())
