@@ -184,13 +184,19 @@ impl KeyBudget {
         Ok(tightest)
     }
 
-    /// Counts a charge in every window.
-    pub fn spend(&mut self, charge: NanoUsd) -> Result<(), OutOfRange> {
-        let spent =
-            [&mut self.day_nusd, &mut self.week_nusd, &mut self.month_nusd, &mut self.total_nusd];
-        for spent in spent {
-            // What is given back of an older window must not make room in this one.
-            *spent = spent.plus(charge)?.max(NanoUsd::ZERO);
+    /// Counts the charge of a request that began then in every window. What is given back of an
+    /// older window makes no room in this one.
+    pub fn spend(&mut self, charge: NanoUsd, began: Timestamp) -> Result<(), OutOfRange> {
+        let windows = [
+            (&mut self.day_nusd, Some(self.day_start)),
+            (&mut self.week_nusd, Some(self.week_start)),
+            (&mut self.month_nusd, Some(self.month_start)),
+            (&mut self.total_nusd, None),
+        ];
+        for (spent, start) in windows {
+            if charge >= NanoUsd::ZERO || start.is_none_or(|start| start <= began) {
+                *spent = spent.plus(charge)?.max(NanoUsd::ZERO);
+            }
         }
         Ok(())
     }
@@ -227,5 +233,25 @@ pub fn matches_pattern(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),
         None => pattern == name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_given_back_of_yesterday_makes_no_room_today() {
+        let now = Timestamp::parse("2026-11-30T00:30:00Z").unwrap();
+        let yesterday = now.minus(Duration::from_secs(3_600));
+        let mut budget = KeyBudget::open(ApiKeyId::generate(), KeyLimits::default(), now);
+        budget.spend(NanoUsd(14), yesterday).unwrap();
+        budget.spend(NanoUsd(-4), yesterday).unwrap();
+        // A Monday: the week began with the day, and the month earlier.
+        let spent = [budget.day_nusd, budget.week_nusd, budget.month_nusd, budget.total_nusd];
+        assert_eq!(spent.map(|it| it.0), [14, 14, 10, 10]);
+        budget.spend(NanoUsd(-4), now).unwrap();
+        assert_eq!((budget.day_nusd, budget.total_nusd), (NanoUsd(10), NanoUsd(6)));
     }
 }

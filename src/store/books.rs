@@ -134,11 +134,11 @@ impl Payer {
         starts.fold(now.max(self.account.period_start), Timestamp::max)
     }
 
-    fn spend(&mut self, charge: NanoUsd) -> Result<(), OutOfRange> {
+    fn spend(&mut self, charge: NanoUsd, request: RequestId) -> Result<(), OutOfRange> {
         let account = &mut self.account;
         account.period_charged_nusd = account.period_charged_nusd.plus(charge)?;
         if let Some(budget) = &mut self.budget {
-            budget.spend(charge)?;
+            budget.spend(charge, request.began_at())?;
         }
         Ok(())
     }
@@ -335,7 +335,7 @@ impl Books {
             shortfall_nusd: wanted.charge_nusd.minus(charge)?,
             ..wanted.clone()
         };
-        payer.spend(charge)?;
+        payer.spend(charge, record.id)?;
         // Also of zero: every usage record is in the chain, so that none can be changed unseen.
         let dated = payer.dated(now);
         let entry = post(&mut payer.account, charge_of(&record)?, dated)?;
@@ -403,7 +403,7 @@ impl Books {
         let funds = payer.account.funds(now)?.max(NanoUsd::ZERO);
         let difference = charged_nusd.minus(correction.charge_nusd)?;
         let difference = difference.max(NanoUsd::ZERO.minus(funds)?);
-        payer.spend(NanoUsd::ZERO.minus(difference)?)?;
+        payer.spend(NanoUsd::ZERO.minus(difference)?, request)?;
         let correction = UsageCorrection { difference_nusd: difference, ..correction.clone() };
         let posting = Posting {
             kind: EntryKind::Correction,

@@ -82,7 +82,7 @@ pub fn now() -> Timestamp {
 }
 
 pub fn request_id(request: u128) -> RequestId {
-    RequestId(Uuid::from_u128(request + 1))
+    RequestId(Uuid::from_u128(RequestId::floor(now()).0.as_u128() + request + 1))
 }
 
 impl World {
