@@ -261,6 +261,8 @@ impl Committer {
             if *decided == Err(Failed::Away) {
                 return Err(Failed::Away);
             }
+            // Each by itself: a page of many corrections must come to its end, or it never would.
+            let deadline = Deadline::after(Some(COMMIT_TIMEOUT));
             self.follow_up(op, decided, earlier.of(op), deadline).await?;
         }
         for (op, decided) in ops.iter().zip(&decided) {

@@ -54,11 +54,12 @@ impl Writer {
     pub async fn run(mut self) {
         let mut queued = Vec::with_capacity(BATCH_OPS_MAX);
         while let Some(awaited) = self.queue.next(&mut queued).await {
-            let deadline = Deadline::after(self.away.patience());
             let (ops, sent): (Vec<_>, Vec<_>) =
                 queued.drain(..).map(|queued| (queued.op, queued.sent)).unzip();
             let measured = self.committer.measured();
             let busy = measured.busy().await;
+            // From now on: whoever was at work before is no sign that the database is away.
+            let deadline = Deadline::after(self.away.patience());
             let began = Instant::now();
             let mut outcomes = self.committer.commit(&ops, deadline).await;
             self.queue.took(began.elapsed(), awaited);
