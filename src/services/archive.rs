@@ -69,7 +69,12 @@ pub async fn run(
 ) -> Result<(), ArchiveError> {
     let archives = Archives::new(store.archives().await?);
     for archive in archives.all().filter(|archive| archive.state == ArchiveState::Removing) {
-        remove(store, archive.month).await?;
+        // What came after the files were written, from a journal, is not yet told to everybody.
+        let (month, open) = (archive.month, store.unfinished(archive.month).await?);
+        if !open.is_nothing() {
+            return Err(ArchiveError::Unfinished { month, open });
+        }
+        remove(store, month).await?;
         tell(archive)?;
     }
     let mut done: Option<Month> = None;

@@ -278,6 +278,15 @@ async fn an_interrupted_archive_is_gone_on_with(store: Store) {
     let first = "(SELECT id FROM usage_records ORDER BY id LIMIT 1)";
     past.app.books.tamper(&format!("DELETE FROM usage_records WHERE id IN {first}")).await;
     past.app.cli(&["verify"]).await;
+    // Not while something of it has not been told to everybody.
+    let waits = "INSERT INTO billing_events (id, sink, kind, request_id, account_id, state, \
+         attempts, next_attempt_at, created_at) SELECT CAST(id AS TEXT) || ':webhook', 'webhook', \
+         'usage', id, account_id, 'waiting', 0, ended_at, ended_at FROM usage_records \
+         ORDER BY id LIMIT 1";
+    past.app.books.tamper(waits).await;
+    assert!(past.refused("2026-08").await.contains("1 billing events that are not exported"));
+    assert_eq!(past.count("usage_records").await, 8);
+    past.app.books.tamper("DELETE FROM billing_events").await;
     assert_eq!(past.archive("2026-08").await, "2026-07: 3 usage records, x");
     assert_eq!(past.count("usage_records").await, 6);
     assert_eq!(past.count("archives WHERE state = 'removed'").await, 1);
