@@ -71,6 +71,8 @@ pub trait PaymentStore: Send + Sync {
     /// Whether this is the payment of a top-up.
     async fn payment_of(&self, intent: &str) -> Result<Option<Payment>, StoreError>;
 
+    async fn subscription(&self, id: &str) -> Result<Option<Subscription>, StoreError>;
+
     /// The accounts of a customer; at most two, which is one too many.
     async fn accounts_of_customer(&self, customer: &str) -> Result<Vec<Account>, StoreError>;
 

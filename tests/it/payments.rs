@@ -314,9 +314,13 @@ async fn a_postpaid_account_stops_with_its_subscription(store: Store) {
     app.cli(&["account", "update", "--account", "later", "--suspend"]).await;
     deliver(&app, &subscription("updated", "1", "active", "team", at + 6)).await;
     is("suspended").await;
+    // Nor does it go on when its price no longer names the plan.
+    app.cli(&["account", "update", "--account", "later", "--resume"]).await;
+    deliver(&app, &subscription("updated", "1", "unpaid", "newsletter", at + 7)).await;
+    is("suspended").await;
     let audit = app.list(&["audit", "list"]).await;
     let by_stripe = audit.iter().filter(|row| row["actor"] == "stripe").count();
-    assert_eq!(by_stripe, 4, "the plan, two suspensions and an end: {audit:?}");
+    assert_eq!(by_stripe, 5, "the plan, three suspensions and an end: {audit:?}");
     app.finish().await;
 }
 

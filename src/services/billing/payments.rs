@@ -190,7 +190,8 @@ impl Payments {
         Ok(Some(Decided { object: paid.session, account_id, news, refused: None }))
     }
 
-    /// A subscription concerns us when it names an account or a plan of ours.
+    /// A subscription concerns us when it names an account or a plan of ours, or has done so: one
+    /// that no longer names a plan may be over all the same.
     async fn subscribed(
         &self,
         told: SubscriptionTold,
@@ -202,15 +203,19 @@ impl Payments {
             Some(_) => return Ok(Some(Decided::refused(told.id, "unknown_plan"))),
             None => told.lookup_keys.into_iter().find(is_plan),
         };
-        if plan.is_none() && told.account.is_none() {
+        let known = self.store.subscription(&told.id).await?;
+        let is_unnamed = plan.is_none() && told.account.is_none();
+        if is_unnamed && known.is_none() {
             return Ok(None);
         }
-        let account_id = match told.account {
-            Some(id) => match id.parse() {
+        let plan = plan.or_else(|| known.as_ref().and_then(|known| known.plan.clone()));
+        let account_id = match (told.account, known) {
+            (Some(id), _) => match id.parse() {
                 Ok(id) => self.store.account(id).await?.map(|account| account.id),
                 Err(_) => None,
             },
-            None => match self.store.accounts_of_customer(&told.customer).await?.as_slice() {
+            (None, Some(known)) if is_unnamed => Some(known.account_id),
+            (None, _) => match self.store.accounts_of_customer(&told.customer).await?.as_slice() {
                 [account] => Some(account.id),
                 [] => None,
                 _ => return Ok(Some(Decided::refused(told.id, "shared_customer"))),

@@ -63,6 +63,10 @@ impl PaymentStore for SqliteStore {
         self.one(sql::select(&PAYMENTS, "WHERE payment_intent = ?1"), intent.to_owned()).await
     }
 
+    async fn subscription(&self, id: &str) -> Result<Option<Subscription>, StoreError> {
+        self.one(sql::select(&SUBSCRIPTIONS, "WHERE id = ?1"), id.to_owned()).await
+    }
+
     async fn accounts_of_customer(&self, customer: &str) -> Result<Vec<Account>, StoreError> {
         let accounts = sql::select(&ACCOUNTS, "WHERE stripe_customer_id = ?1 LIMIT 2");
         let mut conn = self.readers.acquire().await.map_err(classify)?;

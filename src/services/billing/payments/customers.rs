@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often new accounts are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Calls in a row that Stripe does not answer well before it is left alone for a while.
+const TROUBLES_MAX: usize = 5;
 /// After trouble pauses double up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
 
@@ -61,7 +63,7 @@ impl Payments {
     /// the others. The calls take turns within the rate of the whole process.
     async fn make_customers(&self, api: &StripeApi) -> Result<(), Error> {
         let mut after = None;
-        let mut failed = Ok(());
+        let (mut failed, mut in_a_row) = (Ok(()), 0);
         loop {
             let accounts = self.store.accounts_without_customer(after).await?;
             let Some(last) = accounts.last() else { return failed };
@@ -69,7 +71,15 @@ impl Payments {
             for account in &accounts {
                 match self.make_customer(api, account).await {
                     Err(refused @ Error::PaymentRefused(_)) => failed = Err(refused),
-                    made => drop(made?),
+                    // It may be this account's alone: Stripe repeats a failure for a day.
+                    Err(trouble @ Error::PaymentProvider(_)) if in_a_row < TROUBLES_MAX => {
+                        in_a_row += 1;
+                        failed = Err(trouble);
+                    }
+                    made => {
+                        made?;
+                        in_a_row = 0;
+                    }
                 }
             }
         }
