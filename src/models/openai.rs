@@ -9,4 +9,5 @@ pub mod lenient;
 pub mod pairs;
 pub mod request;
 pub mod splice;
+pub mod tools;
 pub mod usage;

@@ -42,6 +42,19 @@ impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for Pairs<'a, MAX> {
     }
 }
 
+/// A name without its case. Two letters beyond ASCII have one of ASCII's as their other case: the
+/// sign for Kelvin and the long s. Go's JSON takes `max_to\u{212a}ens` for `max_tokens`.
+/// <https://pkg.go.dev/encoding/json#Unmarshal>
+#[must_use]
+pub fn folded(name: &str) -> String {
+    let fold = |character| match character {
+        '\u{212a}' => 'k',
+        '\u{17f}' => 's',
+        other => other.to_ascii_lowercase(),
+    };
+    name.chars().map(fold).collect()
+}
+
 /// A JSON text in which each object has the last of its members of one name only, so many levels
 /// deep. What cannot be read member by member stays as it is.
 #[must_use]

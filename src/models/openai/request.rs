@@ -3,8 +3,9 @@
 //! Members not named here pass to the upstream unseen. Messages are only held as text.
 
 use super::depth::{DEPTH_MAX, is_too_deep};
-use super::pairs::Pairs;
+use super::pairs::{Pairs, folded};
 use super::splice::Edits;
+use super::tools;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -121,6 +122,13 @@ impl<'a> Members<'a> {
             return Ok(());
         }
         self.has_fees |= WITH_FEES.contains(&lower.as_str()) && value.get() != "null";
+        let unsupported =
+            |name| invalid(&format!("'{name}' in '{lower}' is not supported here."), None);
+        match lower.as_str() {
+            "tools" => self.has_fees |= tools::bring_fees(value).map_err(unsupported)?,
+            "plugins" => tools::check_plugins(value).map_err(unsupported)?,
+            _ => {}
+        }
         // Numbers and words are settings; what a model reads comes as objects, lists or long texts.
         let is_text = value.get().starts_with(['{', '[']) || value.get().len() > SETTING_BYTES_MAX;
         if is_text && !UNREAD.contains(&lower.as_str()) {
@@ -143,18 +151,6 @@ impl<'a> Members<'a> {
             _ => return None,
         })
     }
-}
-
-/// A name without its case. Two letters beyond ASCII have one of ASCII's as their other case: the
-/// sign for Kelvin and the long s. Go's JSON takes `max_to\u{212a}ens` for `max_tokens`.
-/// <https://pkg.go.dev/encoding/json#Unmarshal>
-fn folded(name: &str) -> String {
-    let fold = |character| match character {
-        '\u{212a}' => 'k',
-        '\u{17f}' => 's',
-        other => other.to_ascii_lowercase(),
-    };
-    name.chars().map(fold).collect()
 }
 
 /// A setting's value is no longer than this.
@@ -393,6 +389,23 @@ mod tests {
                 _ => want.replace(given, sent),
             };
             assert_eq!(forwarded(&body), want);
+        }
+    }
+
+    #[test]
+    fn tools_that_the_upstream_runs_are_looked_at() {
+        let parse = |more: &str| {
+            let body = format!(r#"{{"model":"m",{MESSAGES},{more}}}"#);
+            ChatRequest::parse(body.as_bytes()).map(|request| request.has_fees)
+        };
+        assert_eq!(parse(r#""tools":[{"type":"function"}]"#), Ok(false));
+        assert_eq!(parse(r#""tools":[{"type":"openrouter:web_search"}]"#), Ok(true));
+        assert_eq!(parse(r#""plugins":[{"id":"web"}]"#), Ok(true));
+        for refused in
+            [r#""tools":[{"type":"openrouter:fusion"}]"#, r#""plugins":[{"id":"fusion"}]"#]
+        {
+            let told = parse(refused).unwrap_err().message;
+            assert!(told.contains("fusion") && told.contains("not supported"), "{told}");
         }
     }
 
