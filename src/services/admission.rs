@@ -97,8 +97,6 @@ struct Size {
 const COMFORTABLE_HOLDS: i64 = 16;
 /// … and had it this recently.
 const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
-/// Searches of one request that are held for.
-const SEARCHES_MAX: i64 = 5;
 /// Bodies shorter than this are copied where they are kept.
 const COPIED_MAX: usize = 4 << 10;
 /// An answer of fewer tokens is of no use: the account is refused instead.
@@ -349,10 +347,9 @@ impl Size {
         others: &[Candidate],
         request: &ChatRequest<'_>,
     ) -> WorstCase {
-        let searches = if request.has_fees { SEARCHES_MAX } else { 0 };
         let of = |to: &Candidate| WorstCase::new(&to.price, self.prompt_paid_for, request.choices);
         let dearest = others.iter().map(of).fold(of(first), WorstCase::or);
-        dearest.with_searches(searches).with_images(self.images.unwrap_or_default())
+        dearest.with_searches(request.has_fees).with_images(self.images.unwrap_or_default())
     }
 
     fn demand(&self, choices: i64) -> Option<Demand> {

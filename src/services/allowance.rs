@@ -6,6 +6,7 @@
 use crate::error::Error;
 use crate::models::hold::Hold;
 use crate::models::money::{NanoUsd, Tokens};
+use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
 use crate::services::ledger::{Answer, Ledger};
 use crate::services::pricing::WorstCase;
@@ -18,6 +19,8 @@ pub struct Allowance {
     price: Arc<Price>,
     prompt: Tokens,
     images: i64,
+    /// What searches may cost is not there for tokens.
+    has_fees: bool,
     choices: i64,
     /// All that the upstream may say, as it was told. `None`: it was told nothing.
     cap: Option<i64>,
@@ -46,13 +49,18 @@ const ASK_AT: (i64, i64) = (3, 4);
 
 impl Allowance {
     #[must_use]
-    pub fn new(price: Arc<Price>, hold: &Hold, prompt: Tokens, choices: i64) -> Self {
+    pub fn new(
+        price: Arc<Price>,
+        hold: &Hold,
+        prompt: Tokens,
+        &ChatRequest { choices, has_fees, .. }: &ChatRequest<'_>,
+    ) -> Self {
         let held = hold.amount_nusd;
         let images = hold.input_images.unwrap_or_default();
         let (cap, step, paid, asked) = (None, held, None, None);
         let lack = Lack::Money(Limit::Account);
         let mut allowance =
-            Self { price, prompt, images, choices, cap, step, held, paid, asked, lack };
+            Self { price, prompt, images, has_fees, choices, cap, step, held, paid, asked, lack };
         allowance.set(held);
         allowance
     }
@@ -61,9 +69,9 @@ impl Allowance {
     /// counted.
     pub fn set(&mut self, held: NanoUsd) {
         self.held = held;
-        let tokens =
-            WorstCase::new(&self.price, self.prompt, 1).with_images(self.images).tokens(held);
-        self.paid = tokens.map(|tokens| tokens.0);
+        let worst = WorstCase::new(&self.price, self.prompt, 1);
+        let worst = worst.with_searches(self.has_fees).with_images(self.images);
+        self.paid = worst.tokens(held).map(|tokens| tokens.0);
     }
 
     /// What the hold has come to.

@@ -44,6 +44,8 @@ struct Live {
     tap: Tap,
     /// The client asked for a stream.
     is_streamed: bool,
+    /// The upstream answers with a whole document, whatever was asked for.
+    is_document: bool,
     /// What has come of a plain answer. Kept here, so that a drain goes on where the client left.
     document: BytesMut,
     /// A stream's first frame, read to see whether there is an answer.
@@ -98,7 +100,7 @@ impl Exchange {
         };
         let operator = open.upstream.operator.clone();
         let tap = Tap::new(reading, open.price.clone(), operator, asked);
-        let mut allowance = Allowance::new(open.price.clone(), hold, prompt, request.choices);
+        let mut allowance = Allowance::new(open.price.clone(), hold, prompt, request);
         if let Some(cap) = request.completion_tokens_max {
             allowance.cap(cap);
         }
@@ -111,6 +113,7 @@ impl Exchange {
             leg,
             tap,
             is_streamed,
+            is_document: false,
             document,
             peeked,
             noted_at,
@@ -339,7 +342,12 @@ impl Live {
         }
         let kind = head.headers.get(CONTENT_TYPE).and_then(|it| it.as_bytes().get(..EVENTS.len()));
         let is_events = kind.is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
-        Ok(if is_events && self.is_streamed { Form::Events } else { Form::Document })
+        self.is_document = !is_events;
+        Ok(if self.is_plain() { Form::Document } else { Form::Events })
+    }
+
+    fn is_plain(&self) -> bool {
+        !self.is_streamed || self.is_document
     }
 
     fn frame(&mut self, frame: &Bytes, out: &mut Outgoing) -> Result<bool, Error> {

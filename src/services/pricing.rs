@@ -24,6 +24,8 @@ pub fn charge(price: &Price, used: &Used) -> Result<NanoUsd, OutOfRange> {
     terms.markup_ppm.apply(pico)
 }
 
+/// Searches of one request that are held for.
+const SEARCHES_MAX: i64 = 5;
 /// $0.02 a search.
 const WEB_SEARCH_USUAL: PicoUsd = PicoUsd(20_000_000_000);
 
@@ -73,9 +75,11 @@ impl WorstCase {
         }
     }
 
-    /// With so many searches on top; at OpenRouter's usual price where the model names none.
+    /// With the searches that a request may cause, which are counted only at its end; at
+    /// OpenRouter's usual price where the model names none.
     #[must_use]
-    pub fn with_searches(mut self, searches: i64) -> Self {
+    pub fn with_searches(mut self, has_fees: bool) -> Self {
+        let searches = if has_fees { SEARCHES_MAX } else { 0 };
         self.fixed_pico += self.search.times(searches);
         self
     }

@@ -7,6 +7,7 @@ use super::{Ending, Leg, Live};
 use crate::config::Disconnect;
 use crate::error::Error;
 use crate::services::sse::Outgoing;
+use crate::services::tap::Finish;
 use tracing::Instrument;
 
 /// Bytes read on at most for a client that has gone.
@@ -65,7 +66,7 @@ impl Live {
         let reading = &self.tap.judge.reading;
         match self.open.upstream.disconnect(reading.provider.as_deref()) {
             // A plain answer cannot be cancelled to any effect: it is billed in full.
-            _ if !self.is_streamed => ReadOn::ToTheEnd,
+            _ if self.is_plain() => ReadOn::ToTheEnd,
             Disconnect::Drain => ReadOn::ToTheEnd,
             Disconnect::Lookup if reading.generation_id.is_none() => ReadOn::ToItsName,
             Disconnect::Lookup | Disconnect::Count | Disconnect::Auto => ReadOn::Nowhere,
@@ -83,17 +84,24 @@ impl Live {
         };
         match read {
             // It failed before it gave anything of use: no client would have paid for it.
-            Some(Err(_)) if self.open.upstream_status.is_none() || !self.is_streamed => {
+            Some(Err(_)) if !self.is_worth_something() => {
                 self.open.void(Ending::ClientGone);
                 return;
             }
             // The upstream goes on, and bills an answer that nobody has counted.
-            None if !self.is_streamed => self.tap.judge.reading.has_unreadable = true,
+            None if self.is_plain() => self.tap.judge.reading.has_unreadable = true,
             _ => {}
         }
         // What has not been read is not wanted.
         self.leg = Leg::Over;
         self.conclude_gone();
+    }
+
+    /// Whether there is something to charge for, or to be asked after.
+    fn is_worth_something(&self) -> bool {
+        let has_begun = self.open.upstream_status.is_some() && !self.is_plain();
+        let reading = &self.tap.judge.reading;
+        has_begun && (reading.is_worth_something() || reading.generation_id.is_some())
     }
 
     /// A client that leaves over an upstream's failure was not the one to end it.
@@ -107,7 +115,7 @@ impl Live {
         if matches!(self.leg, Leg::Calling(_)) {
             self.answered().await?;
         }
-        if !self.is_streamed {
+        if self.is_plain() {
             return self.document(idle).await.map(drop);
         }
         let mut discarded = Outgoing::default();
@@ -125,7 +133,9 @@ impl Live {
             }
             discarded.clear();
         }
-        self.tap.end(&mut discarded);
-        Ok(())
+        match self.tap.end(&mut discarded) {
+            Finish::Complete => Ok(()),
+            Finish::Failed(error) => Err(error),
+        }
     }
 }

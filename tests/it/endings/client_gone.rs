@@ -13,7 +13,13 @@ use crate::upstream::answer::{Answer, DONE, event};
 use crate::upstream::catalog::MODEL;
 use crate::upstream::script::{Gate, Script};
 
-both_stores!(gone_clients_are_drained, gone_clients_are_looked_up, gone_clients_are_counted);
+both_stores!(
+    gone_clients_are_drained,
+    gone_clients_are_looked_up,
+    gone_clients_are_counted,
+    a_document_for_a_stream_is_read_though_the_client_has_gone,
+    a_stream_that_fails_without_a_word_costs_a_gone_client_nothing,
+);
 
 /// When the client hangs up.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -200,6 +206,45 @@ async fn gone_clients_are_counted(store: Store) {
         }
     }
     assert!(app.upstream.calls("/v1/generation").is_empty(), "count looks nothing up");
+    app.finish().await;
+}
+
+async fn a_document_for_a_stream_is_read_though_the_client_has_gone(store: Store) {
+    let app = Setup::new(store).kind(Kind::OpenAi).policy("drain").start().await;
+    let (answer, gate) = (Answer::openai(), Gate::new());
+    let plain = answer.plain();
+    // Long enough that the gateway has noticed; should it not have, the answer is whole as well.
+    let mut script = Script::new().wait(&gate).sleep(700);
+    script.steps.extend(plain.steps);
+    script.truth = plain.truth;
+    app.upstream.script(script);
+    let exchange = app.begin_chat(&streamed("gpt-4o-mini")).await;
+    app.upstream.wait_for_chats(1).await;
+    exchange.hang_up();
+    gate.open();
+    let record = app.record().await;
+    assert!(["client_gone", "completed"].contains(&record.ending.as_str()), "{record:#?}");
+    assert_eq!((record.source.as_str(), record.completion_tokens), ("upstream", 7));
+    assert!(record.charge_nusd > record.prompt_tokens * 150, "{record:#?}");
+    app.finish().await;
+}
+
+async fn a_stream_that_fails_without_a_word_costs_a_gone_client_nothing(store: Store) {
+    let app = Setup::new(store).kind(Kind::OpenAi).policy("drain").start().await;
+    let answer = Answer::openai();
+    for (number, is_reset) in [false, true].into_iter().enumerate() {
+        let gate = Gate::new();
+        let script = answer.head().wait(&gate);
+        let mut script = if is_reset { script.rst() } else { script.end() };
+        script.truth = None;
+        app.upstream.script(script);
+        let mut exchange = app.begin_chat(&streamed("gpt-4o-mini")).await;
+        assert!(exchange.head().await);
+        exchange.hang_up();
+        gate.open();
+        let record = app.records(number + 1).await.remove(number);
+        assert_eq!((record.source.as_str(), record.charge_nusd), ("none", 0), "{record:#?}");
+    }
     app.finish().await;
 }
 
