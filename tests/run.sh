@@ -11,12 +11,16 @@ step="start"
 started=$SECONDS
 cluster=""       # the folder of the throwaway cluster
 cluster_pid=""
+preparing=""     # the session that prepares the SDKs' environments
 
 say() { printf '== %s\n' "$*"; }
 
 finish() {
     local status=$?
     trap - EXIT INT TERM
+    if [[ -n $preparing ]]; then
+        kill -- "-$preparing" 2>/dev/null || true
+    fi
     if [[ -n $cluster_pid ]]; then
         # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients to leave.
         kill -INT "$cluster_pid" 2>/dev/null || true
@@ -136,6 +140,12 @@ step="PostgreSQL"
 bin=$(postgres_bin)
 start_postgres "$bin"
 say "$("$bin/postgres" --version) on ${TOLLGATE_TEST_POSTGRES#postgres://}"
+
+# What the last step downloads comes while the processors compile. Should it not, that step says so.
+if [[ -e tests/sdk/run.sh ]]; then
+    setsid tests/sdk/run.sh --prepare >/dev/null 2>&1 &
+    preparing=$!
+fi
 
 step="cargo fmt --check"
 say "$step"

@@ -5,11 +5,9 @@
 #
 # Wants TOLLGATE_TEST_POSTGRES, the URL of a cluster where databases may be made (tests/run.sh
 # starts one). Makes its Python and Node environments once, in a cache outside of the repository,
-# named by what is in them. Arguments go to pytest.
+# named by what is in them; with --prepare that is all. Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-
-: "${TOLLGATE_TEST_POSTGRES:?the URL of a PostgreSQL cluster; tests/run.sh starts one}"
 
 # install WHAT_FOR PACKAGE...
 install() {
@@ -63,6 +61,9 @@ fi
 export SDK_TESTS_NODE_MODULES=$node/node_modules
 flock -u 9
 exec 9>&-
+if [[ ${1:-} == --prepare ]]; then exit; fi
+
+: "${TOLLGATE_TEST_POSTGRES:?the URL of a PostgreSQL cluster; tests/run.sh starts one}"
 
 root=$(cd ../.. && pwd)
 (cd "$root" && cargo build --locked --quiet)
