@@ -39,8 +39,8 @@ pub async fn in_doubt_with(setup: Setup, stripe: &Stripe, fault: Fault) -> TestA
     one(&app, 100).await;
     app.records(1).await;
     eventually("a call has ended without an answer", async || {
-        let rows = app.books.rows("SELECT * FROM exports WHERE reason IS NOT NULL").await;
-        (!rows.is_empty()).then_some(())
+        let ended = "SELECT * FROM exports WHERE reason IS NOT NULL AND first_sent_at IS NOT NULL";
+        (!app.books.rows(ended).await.is_empty()).then_some(())
     })
     .await;
     a_day_later(&mut app, stripe).await;
