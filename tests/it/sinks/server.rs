@@ -2,6 +2,7 @@
 //! or after it has taken what it was sent; and for a while it may not be there at all.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::app::eventually;
 use crate::random::Random;
 use crate::upstream::http::{Request, read_request, write_all};
 
@@ -132,7 +134,7 @@ pub struct Server {
 
 impl Server {
     pub async fn start<H: Handler>(handler: Arc<H>, faults: Arc<Faults>) -> Self {
-        let port = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let port = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a loopback port");
         let address = port.local_addr().expect("a bound socket");
         let listen =
             move |listener| tokio::spawn(accept(listener, handler.clone(), faults.clone()));
@@ -155,7 +157,10 @@ impl Server {
     /// It is there, again.
     pub async fn come(&self) {
         self.go().await;
-        let listener = bound(self.address).listen(BACKLOG).expect("our own port");
+        // A process that is just being started holds the old listener until it is another program.
+        let is_free = async || bind(self.address).ok();
+        let socket = eventually("our own port is free", is_free).await;
+        let listener = socket.listen(BACKLOG).expect("our own port");
         *self.accepting.lock().expect("no panic") = Some((self.listen)(listener));
     }
 }
@@ -163,11 +168,11 @@ impl Server {
 const BACKLOG: u32 = 1_024;
 
 /// A port may be bound twice where both allow it and only one listens.
-fn bound(address: SocketAddr) -> TcpSocket {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_reuseaddr(true).expect("a socket's option");
-    socket.bind(address).expect("a loopback port");
-    socket
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 impl Drop for Server {
