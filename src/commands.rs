@@ -28,7 +28,7 @@ use crate::services::catalog::OperatorTable;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{IfMissing, Store};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, value_parser};
 use secrecy::ExposeSecret;
 use std::process::ExitCode;
@@ -190,6 +190,15 @@ async fn open_store(config: &Config, if_missing: IfMissing) -> anyhow::Result<Ar
             Arc::new(store)
         }
     })
+}
+
+/// Prints how many rows were changed; none is an error.
+fn said(count: u64, rows: &str, state: &str) -> anyhow::Result<()> {
+    if count == 0 {
+        bail!("none of these {rows} is {state}");
+    }
+    say!("{count}");
+    Ok(())
 }
 
 /// Prints a row as JSON or as words.

@@ -1,6 +1,6 @@
 //! `tollgate events …` and `tollgate verify`.
 
-use super::{Output, print};
+use super::{Output, print, said};
 use crate::config::SINKS;
 use crate::models::billing::DeliveryState;
 use crate::models::timestamp::Timestamp;
@@ -8,7 +8,6 @@ use crate::services::directory::{self, OPERATOR};
 use crate::services::{backfill, verify};
 use crate::store::Store;
 use crate::store::outbox::EventFilter;
-use anyhow::bail;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
@@ -57,11 +56,11 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
         Events::Retry(Retry { parked: true, .. }) => retry_parked(store).await,
         Events::Retry(Retry { ids, .. }) => {
             let count = directory::retry_events(store, OPERATOR, &ids).await?;
-            said(count, "parked")
+            said(count, "events", "parked")
         }
         Events::Park { ids, reason } => {
             let count = directory::park_events(store, OPERATOR, &ids, &reason).await?;
-            said(count, "waiting and not on its way")
+            said(count, "events", "waiting and not on its way")
         }
         Events::Backfill => {
             say!("{}", backfill::backfill(store, Timestamp::now()).await?);
@@ -81,14 +80,6 @@ async fn retry_parked(store: &dyn Store) -> anyhow::Result<()> {
         after.clone_from(&last.id);
         let ids: Vec<String> = page.into_iter().map(|event| event.id).collect();
         count += directory::retry_events(store, OPERATOR, &ids).await?;
-    }
-    say!("{count}");
-    Ok(())
-}
-
-fn said(count: u64, state: &str) -> anyhow::Result<()> {
-    if count == 0 {
-        bail!("none of these events is {state}");
     }
     say!("{count}");
     Ok(())

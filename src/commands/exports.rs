@@ -1,13 +1,12 @@
 //! `tollgate exports …`: merged events, as they go to Stripe.
 
-use super::{Output, print};
+use super::{Output, print, said};
 use crate::models::billing::DeliveryState;
 use crate::models::reconcile::Day;
 use crate::services::directory::{self, OPERATOR};
 use crate::store::Store;
 use crate::store::exports::ExportFilter;
 use crate::store::exports::corrected::Word;
-use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
 
 #[derive(Subcommand)]
@@ -71,21 +70,13 @@ pub async fn run(command: Exports, store: &dyn Store) -> anyhow::Result<()> {
         Exports::List(command) => list(command, store).await,
         Exports::Missing { ids } => {
             let count = directory::correct_exports(store, OPERATOR, &ids, Word::Missing).await?;
-            said(count, "at the sink, perhaps, for an hour and not more than 34 days")
+            said(count, "exports", "at the sink, perhaps, for an hour and not more than 34 days")
         }
         Exports::Counted { ids } => {
             let count = directory::correct_exports(store, OPERATOR, &ids, Word::Counted).await?;
-            said(count, "parked and perhaps at the sink")
+            said(count, "exports", "parked and perhaps at the sink")
         }
     }
-}
-
-fn said(count: u64, state: &str) -> anyhow::Result<()> {
-    if count == 0 {
-        bail!("none of these exports is {state}");
-    }
-    say!("{count}");
-    Ok(())
 }
 
 async fn list(command: List, store: &dyn Store) -> anyhow::Result<()> {

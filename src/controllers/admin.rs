@@ -13,8 +13,9 @@ pub mod overview;
 pub mod prices;
 pub mod records;
 
-use crate::controllers::parameters::Parameters;
+use crate::controllers::parameters::{Parameters, not_among};
 use crate::error::Error;
+use crate::models::billing::DeliveryState;
 use crate::services::directory::shown;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -104,6 +105,19 @@ fn unfolded(mut row: Value, members: &[&str]) -> Value {
         }
     }
     row
+}
+
+/// One of these states, where one is asked for.
+fn state(
+    parameters: &Parameters,
+    supported: &[DeliveryState],
+) -> Result<Option<DeliveryState>, Error> {
+    let Some(name) = parameters.one("state")? else { return Ok(None) };
+    if let Some(state) = supported.iter().find(|state| state.to_string() == name) {
+        return Ok(Some(*state));
+    }
+    let names: Vec<String> = supported.iter().map(DeliveryState::to_string).collect();
+    Err(not_among("state", &names.iter().map(String::as_str).collect::<Vec<_>>()))
 }
 
 fn unreadable(param: &'static str) -> Error {

@@ -74,13 +74,6 @@ pub struct ExportFilter {
     pub until: Option<Timestamp>,
 }
 
-impl ExportFilter {
-    /// In both dialects: `DeliveryState` is one of a few words.
-    pub(super) fn of_state(&self) -> String {
-        self.state.map(|state| format!("AND t.state = '{state}'")).unwrap_or_default()
-    }
-}
-
 #[async_trait]
 pub trait ExportStore: Send + Sync {
     /// Merges what waits for a sink, at most `limit` events.

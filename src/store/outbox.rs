@@ -43,11 +43,9 @@ pub struct EventFilter {
     pub account: Option<AccountId>,
 }
 
-impl EventFilter {
-    /// In both dialects. A literal, so that the index of what is parked is used.
-    pub(super) fn of_state(&self) -> String {
-        self.state.map(|state| format!("AND t.state = '{state}'")).unwrap_or_default()
-    }
+/// In both dialects. A literal, so that the index of what is parked is used.
+pub(super) fn of_state(state: Option<DeliveryState>) -> String {
+    state.map(|state| format!("AND t.state = '{state}'")).unwrap_or_default()
 }
 
 /// How the audit log tells what an operator has done to an event: as it was, and as it is.

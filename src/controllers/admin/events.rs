@@ -1,6 +1,6 @@
 //! `/admin/v1/events`: billing events on their way to the sinks, as `tollgate events` has them.
 
-use super::{PARAMETERS, Page, unfolded, unreadable};
+use super::{PARAMETERS, Page, state, unfolded, unreadable};
 use crate::config::SINKS;
 use crate::controllers::extract::{Form, Operator};
 use crate::controllers::parameters::{Parameters, not_among};
@@ -29,17 +29,12 @@ fn filter(parameters: &Parameters) -> Result<EventFilter, Error> {
     if sink.is_some_and(|name| !SINKS.contains(&name)) {
         return Err(not_among("sink", &SINKS));
     }
-    let state = parameters.one("state")?.map(|name| match name {
-        "waiting" => Ok(DeliveryState::Waiting),
-        "exported" => Ok(DeliveryState::Exported),
-        "parked" => Ok(DeliveryState::Parked),
-        _ => Err(not_among("state", &["waiting", "exported", "parked"])),
-    });
+    let states = [DeliveryState::Waiting, DeliveryState::Exported, DeliveryState::Parked];
     let account = parameters.one("account")?;
     let account = account.map(|id| id.parse().map_err(|_| unreadable("account")));
     Ok(EventFilter {
         sink: sink.map(str::to_owned),
-        state: state.transpose()?,
+        state: state(parameters, &states)?,
         account: account.transpose()?,
     })
 }

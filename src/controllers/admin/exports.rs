@@ -1,8 +1,8 @@
 //! `/admin/v1/exports`: merged events, as they go to Stripe, as `tollgate exports` has them.
 
-use super::{PARAMETERS, Page, unreadable};
+use super::{PARAMETERS, Page, state, unreadable};
 use crate::controllers::extract::Operator;
-use crate::controllers::parameters::{Parameters, not_among};
+use crate::controllers::parameters::Parameters;
 use crate::error::Error;
 use crate::models::billing::{DeliveryState, Export, ExportId};
 use crate::services::directory::{self, shown};
@@ -19,17 +19,11 @@ const FILTERS: [&str; 5] = ["customer", "meter", "state", "start_time", "end_tim
 
 /// What is wanted on a page.
 fn filter(parameters: &Parameters) -> Result<ExportFilter, Error> {
-    let state = parameters.one("state")?.map(|name| match name {
-        "waiting" => Ok(DeliveryState::Waiting),
-        "exported" => Ok(DeliveryState::Exported),
-        "parked" => Ok(DeliveryState::Parked),
-        "void" => Ok(DeliveryState::Void),
-        _ => Err(not_among("state", &["waiting", "exported", "parked", "void"])),
-    });
+    use DeliveryState::{Exported, Parked, Void, Waiting};
     Ok(ExportFilter {
         customer: word(parameters, "customer")?,
         meter: word(parameters, "meter")?,
-        state: state.transpose()?,
+        state: state(parameters, &[Waiting, Exported, Parked, Void])?,
         from: parameters.seconds("start_time")?,
         until: parameters.seconds("end_time")?,
     })

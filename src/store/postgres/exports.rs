@@ -7,6 +7,7 @@ use crate::store::exports::corrected::{TellExport, WITH_MEMBERS, Word, correct, 
 use crate::store::exports::{
     ExportDone, ExportFilter, ExportStore, LaneClaim, Planned, of_an_attempt, plan,
 };
+use crate::store::outbox::of_state;
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::outbox::outgoing;
 use crate::store::postgres::rows::{classify, select, write_rows};
@@ -184,7 +185,7 @@ impl ExportStore for PostgresStore {
              AND ($3 IS NULL OR t.meter = $3) AND ($4 IS NULL OR t.used_at >= $4::timestamptz) \
              AND ($5 IS NULL OR t.used_at < $5::timestamptz) {} \
              ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
-            wanted.of_state()
+            of_state(wanted.state)
         );
         let rows: Vec<String> =
             sqlx::query_scalar(AssertSqlSafe(sql::select(&EXPORTS, &condition)))

@@ -8,7 +8,7 @@ use crate::models::timestamp::Timestamp;
 use crate::store::exports::{Renewed, by_group, renew};
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
-    join, told,
+    join, of_state, told,
 };
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::exports::{lock_lanes_of, write_lanes};
@@ -37,7 +37,7 @@ impl OutboxStore for PostgresStore {
             "WHERE t.id > $1 AND ($2 IS NULL OR t.sink = $2) \
              AND ($3 IS NULL OR t.account_id = $3) {} \
              ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
-            wanted.of_state()
+            of_state(wanted.state)
         );
         let statement = sql::select(&BILLING_EVENTS, &condition);
         let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))

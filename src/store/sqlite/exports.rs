@@ -7,6 +7,7 @@ use crate::store::exports::corrected::{TellExport, WITH_MEMBERS, Word, correct, 
 use crate::store::exports::{
     ExportDone, ExportFilter, ExportStore, LaneClaim, Planned, of_an_attempt, plan,
 };
+use crate::store::outbox::of_state;
 use crate::store::sqlite::outbox::outgoing;
 use crate::store::sqlite::rows::{classify, select, write_rows};
 use crate::store::sqlite::{SqliteStore, text};
@@ -189,7 +190,7 @@ impl ExportStore for SqliteStore {
             "WHERE t.id > ?1 AND (?2 IS NULL OR t.customer = ?2) \
              AND (?3 IS NULL OR t.meter = ?3) AND (?4 IS NULL OR t.used_at >= ?4) \
              AND (?5 IS NULL OR t.used_at < ?5) {} ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
-            wanted.of_state()
+            of_state(wanted.state)
         );
         let rows: Vec<String> =
             sqlx::query_scalar(AssertSqlSafe(sql::select(&EXPORTS, &condition)))

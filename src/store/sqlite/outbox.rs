@@ -7,7 +7,7 @@ use crate::models::timestamp::Timestamp;
 use crate::store::exports::{Renewed, by_group, renew};
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
-    join, told,
+    join, of_state, told,
 };
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::exports::{load_lanes, write_lanes};
@@ -35,7 +35,7 @@ impl OutboxStore for SqliteStore {
             "WHERE t.id > ?1 AND (?2 IS NULL OR t.sink = ?2) \
              AND (?3 IS NULL OR t.account_id = ?3) {} \
              ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
-            wanted.of_state()
+            of_state(wanted.state)
         );
         let statement = sql::select(&BILLING_EVENTS, &condition);
         let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
