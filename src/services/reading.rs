@@ -145,8 +145,11 @@ impl Reading {
             let call = &call.value;
             let index = call.index.0.and_then(|index| u32::try_from(index).ok());
             let index = index.unwrap_or(place);
-            push(Field::ToolName(index), &call.function.value.name.0);
-            push(Field::ToolArguments(index), &call.function.value.arguments.0);
+            let (function, custom) = (&call.function.value, &call.custom.value);
+            push(Field::ToolName(index), &function.name.0);
+            push(Field::ToolArguments(index), &function.arguments.0);
+            push(Field::ToolName(index), &custom.name.0);
+            push(Field::ToolArguments(index), &custom.input.0);
         }
         push(Field::FunctionArguments, &delta.function_call.value.arguments.0);
     }

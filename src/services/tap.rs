@@ -119,6 +119,8 @@ impl Tap {
         if judge.is_done {
             return judge.finish();
         }
+        // What was said before the last of the text is not the usage of all.
+        judge.reading.break_off();
         if !judge.reading.has_failed && judge.reading.is_finished() {
             if let Some(usage) = judge.own_usage_chunk() {
                 out.put(&usage);
@@ -354,8 +356,9 @@ impl Judge {
 
     /// The usage chunk that the upstream did not send as one.
     fn own_usage_chunk(&mut self) -> Option<Bytes> {
+        let is_wanted = self.asked.shows_usage && !self.has_shown_usage;
         let chunk =
-            self.usage_chunk.take().filter(|_| self.asked.shows_usage && !self.has_shown_usage);
+            self.usage_chunk.take().filter(|_| is_wanted && self.reading.reported.is_some());
         chunk.map(|chunk| rewrite::event(&chunk))
     }
 }

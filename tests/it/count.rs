@@ -83,6 +83,10 @@ async fn ours_stands_beside_the_upstreams() {
     app.finish().await;
 }
 
+fn part(text: &str) -> Value {
+    json!({"type": "text", "text": text})
+}
+
 /// The delta that carries a piece of text in one of its fields.
 type DeltaOf = fn(&str) -> Value;
 
@@ -90,7 +94,7 @@ type DeltaOf = fn(&str) -> Value;
 async fn every_text_of_a_delta_counts() {
     let app = counting_app(Store::Sqlite).await;
     let arguments = r#"{"city":"Zürich","unit":"celsius"}"#;
-    let fields: [(&str, &str, DeltaOf); 5] = [
+    let fields: [(&str, &str, DeltaOf); 8] = [
         ("content", "Ordinary words, in a row.", |text| json!({"content": text})),
         ("refusal", "I cannot help with that.", |text| json!({"refusal": text})),
         ("reasoning", "First think, then answer.", |text| json!({"reasoning": text})),
@@ -99,6 +103,17 @@ async fn every_text_of_a_delta_counts() {
             "arguments",
             arguments,
             |text| json!({"tool_calls": [{"index": 0, "function": {"arguments": text}}]}),
+        ),
+        (
+            "input",
+            "A custom tool's input is plain.",
+            |text| json!({"tool_calls": [{"index": 0, "type": "custom", "custom": {"input": text}}]}),
+        ),
+        ("parts", "A text among others.", |text| json!({"content": [part(text), {"type": "x"}]})),
+        (
+            "thoughts",
+            "As Mistral's models think.",
+            |text| json!({"content": [{"type": "thinking", "thinking": [part(text)]}]}),
         ),
     ];
     let random = Random::from_environment();

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use crate::app::{Setup, Store, TestApp, both_stores, streamed, streamed_with_usage};
+use crate::app::{Kind, Setup, Store, TestApp, both_stores, streamed, streamed_with_usage};
 use crate::client::{Ask, Exchange};
 use crate::random::Random;
 use crate::upstream::answer::{Answer, DONE, event};
@@ -257,6 +257,24 @@ async fn a_missing_done_is_added_after_a_good_end() {
     assert_eq!(app.chat(&streamed(MODEL)).await.ok(), sent + DONE);
     let records = app.records(2).await;
     assert!(records.iter().all(|record| record.ending == "completed"), "{records:#?}");
+    app.finish().await;
+}
+
+/// Some servers begin with a usage of nothing; without an end there is none that counts.
+#[tokio::test]
+async fn a_usage_of_the_beginning_is_not_that_of_an_answer_without_an_end() {
+    let app = Setup::new(Store::Sqlite).kind(Kind::OpenAi).start().await;
+    let answer = Answer::openai();
+    let begun = answer.clone().tokens(0, 0).finish_event_with_usage().replace("\"stop\"", "null");
+    let sent = begun + &answer.content_events().concat() + &answer.finish_event();
+    app.upstream.script(answer.head().chunk(&sent).end());
+    let got = app.chat(&streamed_with_usage("gpt-4o-mini")).await;
+    got.ok();
+    let shown = got.events().into_iter().filter(|event| event["usage"].is_object()).count();
+    assert_eq!(shown, 0, "nobody is told of what is not charged: {}", got.text());
+    let record = app.record().await;
+    assert_eq!((record.ending.as_str(), record.source.as_str()), ("completed", "counted"));
+    assert!(record.charge_nusd > 0, "{record:#?}");
     app.finish().await;
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Nothing here fails over an odd member: what cannot be read is missing (see `lenient`).
 
-use super::lenient::{Flag, Int, List, Object, Text};
+use super::lenient::{Content, Flag, Int, List, Object, Text};
 use super::pairs;
 use crate::models::money::{Tokens, parse_cost_pico};
 use crate::models::usage::TokenUsage;
@@ -52,7 +52,7 @@ pub struct Choice<'a> {
 #[serde(default)]
 pub struct Delta<'a> {
     #[serde(borrow)]
-    pub content: Text<'a>,
+    pub content: Content<'a>,
     #[serde(borrow)]
     pub refusal: Text<'a>,
     /// OpenRouter's name.
@@ -73,6 +73,9 @@ pub struct ToolCall<'a> {
     pub index: Int,
     #[serde(borrow)]
     pub function: Object<Function<'a>>,
+    /// A tool whose input is plain text.
+    #[serde(borrow)]
+    pub custom: Object<Custom<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -82,6 +85,15 @@ pub struct Function<'a> {
     pub name: Text<'a>,
     #[serde(borrow)]
     pub arguments: Text<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Custom<'a> {
+    #[serde(borrow)]
+    pub name: Text<'a>,
+    #[serde(borrow)]
+    pub input: Text<'a>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,8 +3,9 @@
 //! An upstream that sends `"created": 1.5`, `choices: null` or a number for an id still has its
 //! text counted; a strict type would lose the whole chunk over one odd member.
 
+use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,6 +13,10 @@ use std::marker::PhantomData;
 /// A string, else nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Text<'a>(pub Option<Cow<'a, str>>);
+
+/// A string, or the texts of a list of parts one after the other, else nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Content<'a>(pub Option<Cow<'a, str>>);
 
 /// An integer, else nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +92,56 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
         }
 
         deserializer.deserialize_any(TextVisitor(PhantomData))
+    }
+}
+
+// === Content ===
+
+/// A part of a content: a text, or a thought, which may have parts of its own.
+/// <https://docs.mistral.ai/capabilities/reasoning/>
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Part<'a> {
+    #[serde(borrow)]
+    text: Text<'a>,
+    #[serde(borrow)]
+    thinking: Content<'a>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ContentVisitor<'a>(PhantomData<&'a ()>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for ContentVisitor<'a> {
+            type Value = Content<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Content<'a>, E> {
+                Ok(Content(Some(Cow::Borrowed(text))))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Content<'a>, E> {
+                Ok(Content(Some(Cow::Owned(text.to_owned()))))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content<'a>, A::Error> {
+                let mut texts = String::new();
+                while let Some(part) = seq.next_element::<Object<Part<'de>>>()? {
+                    let Part { text, thinking } = part.value;
+                    texts.extend([text.0, thinking.0].into_iter().flatten());
+                }
+                Ok(Content((!texts.is_empty()).then(|| texts.into())))
+            }
+
+            take_as_missing!(visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(Float));
+            take_as_missing!(unit);
+            take_as_missing!(map);
+        }
+
+        deserializer.deserialize_any(ContentVisitor(PhantomData))
     }
 }
 

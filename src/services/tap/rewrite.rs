@@ -5,7 +5,7 @@
 
 use crate::error::Error;
 use crate::models::money::NanoUsd;
-use crate::models::openai::answer::Answer;
+use crate::models::openai::answer::{Answer, Delta};
 use crate::models::openai::pairs::Pairs;
 use crate::models::openai::splice::Edits;
 use crate::services::sse::Verdict;
@@ -173,8 +173,9 @@ fn inner(error: &Error) -> Option<String> {
 pub fn is_without_text(chunk: &Answer<'_>) -> bool {
     chunk.choices.0.iter().all(|choice| {
         let delta = choice.value.said();
-        let texts = [&delta.content, &delta.refusal, &delta.reasoning, &delta.reasoning_content];
-        texts.iter().all(|text| text.0.as_deref().is_none_or(str::is_empty))
+        let Delta { content, refusal, reasoning, reasoning_content, .. } = delta;
+        let texts = [&content.0, &refusal.0, &reasoning.0, &reasoning_content.0];
+        texts.iter().all(|text| text.as_deref().is_none_or(str::is_empty))
             && delta.tool_calls.0.is_empty()
             && !delta.function_call.given
     })

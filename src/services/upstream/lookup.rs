@@ -39,6 +39,8 @@ struct Generation<'a> {
     #[serde(default)]
     native_tokens_reasoning: Option<i64>,
     #[serde(default)]
+    native_tokens_completion_images: Option<i64>,
+    #[serde(default)]
     native_tokens_cached: Option<i64>,
     #[serde(borrow, default)]
     total_cost: Option<&'a RawValue>,
@@ -110,11 +112,15 @@ impl Generation<'_> {
         let prompt = self.native_tokens_prompt.and_then(plausible_tokens)?;
         let completion = self.native_tokens_completion.and_then(plausible_tokens)?;
         let part = |tokens: Option<i64>, whole: i64| Tokens(tokens.unwrap_or(0).clamp(0, whole));
+        let reasoning = part(self.native_tokens_reasoning, completion);
+        // Charged apart from each other: together no more than the whole.
+        let rest = completion.saturating_sub(reasoning.0);
         let tokens = TokenUsage {
             prompt: Tokens(prompt),
             cached: part(self.native_tokens_cached, prompt),
             completion: Tokens(completion),
-            reasoning: part(self.native_tokens_reasoning, completion),
+            reasoning,
+            image_completion: part(self.native_tokens_completion_images, rest),
             ..TokenUsage::default()
         };
         Some(Found {
@@ -150,6 +156,15 @@ mod tests {
             r#"{{"native_tokens_prompt":12,"native_tokens_completion":{completion},"total_cost":{cost}}}"#
         );
         serde_json::from_str::<Generation<'_>>(&text).unwrap().read()
+    }
+
+    #[test]
+    fn pictures_are_a_part_of_the_completion() {
+        let text = r#"{"native_tokens_prompt":12,"native_tokens_completion":100,"total_cost":1,
+            "native_tokens_reasoning":30,"native_tokens_completion_images":90}"#;
+        let tokens = serde_json::from_str::<Generation<'_>>(text).unwrap().read().unwrap();
+        let TokenUsage { completion, reasoning, image_completion, .. } = tokens.reported.tokens;
+        assert_eq!([completion, reasoning, image_completion].map(|it| it.0), [100, 30, 70]);
     }
 
     #[test]
