@@ -167,7 +167,13 @@ impl Memory {
 
     /// What an account had when it was last heard of, here or by its caller.
     pub(super) fn account(&self, account: AccountId, funds: Option<Funds>) -> Option<NanoUsd> {
-        latest(self.last.get(&account), funds, |funds| funds.account)
+        let last = self.last.get(&account);
+        if last.is_none()
+            && let Some(Funds { account: available, read_at: taken_at, .. }) = funds
+        {
+            self.last.insert(account, Snapshot { available, taken_at });
+        }
+        latest(last, funds, |funds| funds.account)
     }
 
     /// What a key's budget had when it was last heard of; a caller without a key has none.

@@ -1,4 +1,4 @@
-//! Keys with budgets of their own in an outage: what is remembered of one is its own.
+//! Accounts and keys in an outage: what is remembered of one is its own.
 
 use serde_json::json;
 
@@ -27,6 +27,24 @@ async fn a_keys_budget_is_not_spent_again() {
     let records = recorded(&app, model.chats().len()).await;
     let charged: i64 = records.iter().map(|record| record.charge_nusd).sum();
     assert!(charged <= 30_000_000, "more than the key's budget: {charged}");
+    app.finish().await;
+}
+
+/// What it has is known since its caller was told, though it has made no call before.
+#[tokio::test]
+async fn a_stream_of_a_new_account_is_extended() {
+    let cluster = Cluster::start().await;
+    // It is told how much it may say, for what there is in an outage.
+    let model = Model::start(Manner { tokens: 200, obeys: false, ..Manner::obedient() }).await;
+    let setup = exposed(&cluster, PLENTY).env("UPSTREAM_BASE_URL", &model.url());
+    let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    app.get("/v1/models").await.ok();
+    cluster.pause();
+    let got = app.chat(&streamed(OLD_MODEL)).await;
+    assert_eq!(got.content(), " the".repeat(200), "{}", got.text());
+    cluster.resume();
+    let records = recorded(&app, 1).await;
+    assert_eq!(records[0].completion_tokens, 200);
     app.finish().await;
 }
 

@@ -1,7 +1,8 @@
 //! Prices of a LiteLLM proxy: `GET /model/info`.
 //!
 //! Invariant: a price that is missing or unreadable is unknown, and so is one of zero for prompt
-//! and completion both; a price for long prompts that cannot be read makes the model's unknown.
+//! and completion both; a price for long prompts that cannot be read makes the model's unknown. Of
+//! several deployments with one name, any of which may answer, the dearest counts.
 
 use super::{MODELS_MAX, OVERRIDES_MAX};
 use crate::error::Error;
@@ -35,7 +36,13 @@ pub fn model_infos(body: &[u8]) -> Result<HashMap<String, ModelInfo<'_>>, Error>
     let infos: ModelInfos<'_> = serde_json::from_slice(body).map_err(unreadable)?;
     let entries = infos.data.into_iter().take(MODELS_MAX);
     let readable = entries.filter_map(|raw| serde_json::from_str::<NamedInfo<'_>>(raw.get()).ok());
-    Ok(readable.map(|named| (named.model_name, named.model_info)).collect())
+    let mut infos: HashMap<String, ModelInfo<'_>> = HashMap::new();
+    for NamedInfo { model_name, model_info } in readable {
+        if infos.get(&model_name).is_none_or(|other| model_info.dearness() > other.dearness()) {
+            infos.insert(model_name, model_info);
+        }
+    }
+    Ok(infos)
 }
 
 impl ModelInfo<'_> {
@@ -46,6 +53,10 @@ impl ModelInfo<'_> {
         let completion = self.rate("output_cost_per_token", "")?;
         let is_known = prompt.0 > 0 || completion.0 > 0;
         is_known.then(|| self.over(Rates { prompt, completion, ..Rates::default() }, ""))
+    }
+
+    fn dearness(&self) -> Option<i64> {
+        self.rates().map(|rates| rates.prompt.0.saturating_add(rates.completion.0))
     }
 
     /// Rates for prompts longer than a bound, from the lowest bound up.
@@ -127,5 +138,21 @@ mod tests {
         let infos = model_infos(body).unwrap();
         assert!(infos["m"].rates().is_none());
         assert!(infos["m"].completion_tokens_max().is_none());
+    }
+
+    #[test]
+    fn of_several_deployments_the_dearest_counts() {
+        let row = |prompt: &str, completion: &str| {
+            format!(
+                r#"{{"model_name":"m","model_info":{{"input_cost_per_token":{prompt},
+                    "output_cost_per_token":{completion}}}}}"#
+            )
+        };
+        let rows = [row("1e-06", "2e-06"), row("3e-06", "9e-06"), row("0", "0")];
+        for order in [[0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let body = format!("{{\"data\":[{}]}}", order.map(|at| rows[at].as_str()).join(","));
+            let rates = model_infos(body.as_bytes()).unwrap()["m"].rates().unwrap();
+            assert_eq!(rates.completion, PicoUsd(9_000_000), "{order:?}");
+        }
     }
 }
