@@ -173,7 +173,8 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
     };
     let signup = first_signup_terms(&config, store.as_ref()).await?;
     let (wait, identity) = (config.database.wait, metrics.identity.clone());
-    let auth = Auth::new(store.clone(), &config.identity, signup, wait, away, identity)?;
+    let plans = catalog.clone();
+    let auth = Auth::new(store.clone(), &config.identity, signup, plans, wait, away, identity)?;
     let leaving = CancellationToken::new();
     let reports = Reports::new(store.clone());
     let payments = Arc::new(Payments::new(&config, store.clone(), catalog.clone())?);
@@ -223,20 +224,16 @@ async fn first_signup_terms(config: &Config, store: &dyn Store) -> anyhow::Resul
 /// What a first login gets, by the plan that is named for it.
 fn signup_terms(config: &SignupConfig, table: &OperatorTable) -> anyhow::Result<SignupTerms> {
     let SignupConfig { is_open, plan, credit } = config;
-    let found = match plan {
-        Some(name) => {
-            let unknown = || format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»");
-            Some(table.plan(name).cloned().with_context(unknown)?)
-        }
-        None => None,
-    };
-    Ok(SignupTerms {
+    let terms = SignupTerms {
         is_open: *is_open,
-        kind: found.as_ref().map_or(AccountKind::Prepaid, |plan| plan.kind),
+        kind: AccountKind::Prepaid,
         plan: plan.clone(),
-        limit_nusd: found.and_then(|plan| plan.limit_nusd),
+        limit_nusd: None,
         credit: *credit,
-    })
+    };
+    let Some(name) = plan else { return Ok(terms) };
+    let unknown = || format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»");
+    Ok(terms.by(table.plan(name).with_context(unknown)?))
 }
 
 fn settler(

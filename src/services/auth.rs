@@ -19,6 +19,7 @@ use crate::models::key::{ApiKey, KeyBudget};
 use crate::models::ledger::sha256_hex;
 use crate::models::limits::{LimitsInForce, RateLimits};
 use crate::models::timestamp::Timestamp;
+use crate::services::catalog::Catalog;
 use crate::services::directory::{SignupTerms, sign_up};
 use crate::services::ledger::Away;
 use crate::services::metrics::IdentityMetrics;
@@ -28,7 +29,7 @@ use moka::{future, sync};
 pub use secret::NewSecret;
 use secret::is_well_formed;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokens::Tokens;
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,10 @@ pub struct Auth {
 /// How users are told, and what those without an account get.
 struct Users {
     tokens: Tokens,
-    signup: RwLock<SignupTerms>,
+    /// By the plan as it was at the start.
+    signup: SignupTerms,
+    /// Has the plan as it is now.
+    catalog: Arc<Catalog>,
 }
 
 #[derive(Clone)]
@@ -96,6 +100,7 @@ impl Auth {
         store: Arc<dyn Store>,
         config: &IdentityConfig,
         signup: SignupTerms,
+        catalog: Arc<Catalog>,
         wait: Duration,
         away: Away,
         measured: IdentityMetrics,
@@ -103,7 +108,7 @@ impl Auth {
         let tokens = config.tokens.clone().map(Tokens::new).transpose()?;
         Ok(Self {
             store,
-            users: tokens.map(|tokens| Users { tokens, signup: RwLock::new(signup) }),
+            users: tokens.map(|tokens| Users { tokens, signup, catalog }),
             known: future::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build(),
             last: sync::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(config.stale).build(),
             failures: Failures::new(config.failures_per_minute),
@@ -112,13 +117,6 @@ impl Auth {
             away,
             measured,
         })
-    }
-
-    /// What first logins get from now on.
-    pub fn sign_up_with(&self, terms: SignupTerms) {
-        if let Some(users) = &self.users {
-            *users.signup.write().unwrap_or_else(PoisonError::into_inner) = terms;
-        }
     }
 
     /// Keeps the auth server's keys fresh until `stop`.
@@ -227,7 +225,7 @@ impl Auth {
         wait: Duration,
     ) -> Result<Option<Known>, Error> {
         let user = users.tokens.verify(token).await?;
-        let signup = users.signup.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let signup = users.signup();
         let account = within(wait, self.account_of(user.id, &signup)).await?;
         Ok(account.map(|account| {
             let principal = Principal {
@@ -301,6 +299,18 @@ impl Credential<'_> {
         match self {
             Self::Key => Error::WrongKey,
             Self::Token(..) => Error::NoAccount,
+        }
+    }
+}
+
+impl Users {
+    /// What a first login gets now. A plan that has left the table stays as it was at the start.
+    fn signup(&self) -> SignupTerms {
+        let plan = self.signup.plan.as_deref().and_then(|name| self.catalog.plan(name));
+        let terms = self.signup.clone();
+        match plan {
+            Some(plan) => terms.by(&plan),
+            None => terms,
         }
     }
 }

@@ -25,13 +25,13 @@ const ORDINARY_NUSD: i64 = 147_600;
 const NOBODY: &str = "0199a0b0-0000-7000-8000-000000000000";
 
 /// Whoever runs the service, with a service key of an account of its own.
-struct Admin {
+pub struct Admin {
     key: String,
-    base_url: String,
+    pub base_url: String,
 }
 
 impl Admin {
-    async fn of(app: &TestApp) -> Self {
+    pub async fn of(app: &TestApp) -> Self {
         app.create_account("house", &[]).await;
         let key = app.create_key("house", &["--role", "service", "--name", "console"]).await;
         Self { key, base_url: app.base_url.clone() }
@@ -51,7 +51,7 @@ impl Admin {
     }
 
     /// Asks for what has to succeed with this status.
-    async fn done(&self, status: u16, method: &str, path: &str, body: Option<Value>) -> Value {
+    pub async fn done(&self, status: u16, method: &str, path: &str, body: Option<Value>) -> Value {
         let got = self.send(method, path, body.as_ref()).await;
         assert_eq!(got.status, status, "{method} {path} {body:?}: {}", got.text());
         if status == 204 { Value::Null } else { got.json() }

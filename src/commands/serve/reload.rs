@@ -33,13 +33,11 @@ async fn reload(app: &App) -> anyhow::Result<usize> {
     } else {
         known.renewed(&config.upstreams)?
     };
-    let signup = table.as_ref().map(|table| signup_terms(&config.identity.signup, table));
-    let signup = signup.transpose()?;
+    if let Some(table) = &table {
+        signup_terms(&config.identity.signup, table)?;
+    }
     let count = upstreams.len();
     app.catalog.reload(table, upstreams).await?;
-    if let Some(signup) = signup {
-        app.auth.sign_up_with(signup);
-    }
     Ok(count)
 }
 

@@ -10,6 +10,7 @@ use crate::models::ledger::EntryKind;
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
+use crate::services::catalog::Plan;
 use crate::store::directory::Opening;
 use crate::store::{Entry, Store, StoreError};
 use serde_json::Value;
@@ -22,6 +23,14 @@ pub struct SignupTerms {
     pub plan: Option<String>,
     pub limit_nusd: Option<NanoUsd>,
     pub credit: NanoUsd,
+}
+
+impl SignupTerms {
+    /// What the plan says now.
+    #[must_use]
+    pub fn by(self, plan: &Plan) -> Self {
+        Self { kind: plan.kind, limit_nusd: plan.limit_nusd, ..self }
+    }
 }
 
 /// Makes a user's account and its first member, with credit where there is some: all of it or

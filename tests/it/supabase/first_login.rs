@@ -7,12 +7,18 @@ use uuid::Uuid;
 use super::server::AuthServer;
 use super::sign::{Key, claims};
 use super::{assert_refused, models, models_at, setup};
+use crate::admin::Admin;
 use crate::app::process::Process;
 use crate::app::{Setup, Store, TestApp, both_stores, eventually, question};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 
-both_stores!(first_logins_race, a_removed_user_stays_out, a_plan_is_given_at_sign_up);
+both_stores!(
+    first_logins_race,
+    a_removed_user_stays_out,
+    a_plan_is_given_at_sign_up,
+    a_plan_is_given_as_it_is_now,
+);
 
 const USERS: usize = 4;
 const LOGINS_EACH: usize = 6;
@@ -169,5 +175,30 @@ async fn a_plan_is_given_at_sign_up(store: Store) {
     let account = app.books.rows(&account).await.remove(0);
     let expected = json!({"kind": "postpaid", "plan": "starter", "limit_nusd": 2_000_000_000});
     assert_eq!(account, expected);
+    app.finish().await;
+}
+
+/// The table is set while the server runs.
+async fn a_plan_is_given_as_it_is_now(store: Store) {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let mut app = Setup::new(store).env("SUPABASE_URL", server.url()).start().await;
+    let mut admin = Admin::of(&app).await;
+    admin.done(200, "PUT", "/price-table", Some(json!({"text": PLANS}))).await;
+    app.environment.insert("TOLLGATE_SIGNUP_PLAN".to_owned(), "starter".to_owned());
+    app.sigterm();
+    app.stopped().await;
+    app.restart().await;
+    admin.base_url.clone_from(&app.base_url);
+    let mut given = Vec::new();
+    for limit in ["2", "3"] {
+        let plans = PLANS.replace("month = \"2\"", &format!("month = \"{limit}\""));
+        admin.done(200, "PUT", "/price-table", Some(json!({"text": plans}))).await;
+        let user = Uuid::new_v4();
+        models(&app, &key.token(&claims(&server.issuer(), user))).await.ok();
+        let account = format!("SELECT limit_nusd FROM accounts WHERE name = 'user:{user}'");
+        given.push(app.books.rows(&account).await.remove(0)["limit_nusd"].clone());
+    }
+    assert_eq!(given, [json!(2_000_000_000_i64), json!(3_000_000_000_i64)]);
     app.finish().await;
 }
