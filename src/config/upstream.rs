@@ -20,8 +20,6 @@ pub struct UpstreamsConfig {
     pub defaults: UpstreamTerms,
     /// For OpenRouter's sums by day; it cannot run completions.
     pub management_key: Option<SecretString>,
-    /// A stream may take this long in all.
-    pub stream: Duration,
     /// How long, and how often, the truth of an estimate is asked for afterwards.
     pub slow_lookup: Duration,
     pub slow_lookup_every: Duration,
@@ -44,6 +42,8 @@ pub struct UpstreamTerms {
     pub connect: Duration,
     pub head: Duration,
     pub idle: Duration,
+    /// An answer may take this long in all.
+    pub whole: Duration,
     /// Further attempts when a call fails before its first byte.
     pub retries: u32,
     pub disconnect: Disconnect,
@@ -111,13 +111,13 @@ impl UpstreamsConfig {
             connect: env.positive_seconds("TOLLGATE_UPSTREAM_CONNECT_SECONDS", "5")?,
             head: env.positive_seconds("TOLLGATE_UPSTREAM_HEAD_SECONDS", "300")?,
             idle: env.positive_seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,
+            whole: env.positive_seconds("TOLLGATE_STREAM_SECONDS", "3600")?,
             retries: env.parsed("TOLLGATE_UPSTREAM_RETRIES", "2")?,
             disconnect: env.one_of("TOLLGATE_DISCONNECT", "auto", &POLICIES)?,
             disconnect_drain: env.seconds("TOLLGATE_DISCONNECT_DRAIN_SECONDS", "120")?,
             lookup: env.seconds("TOLLGATE_LOOKUP_SECONDS", "300")?,
             lookup_first: env.milliseconds("TOLLGATE_LOOKUP_FIRST_MS", "1000")?,
         };
-        let stream = env.positive_seconds("TOLLGATE_STREAM_SECONDS", "3600")?;
         let slow_lookup = env.seconds("TOLLGATE_SLOW_LOOKUP_SECONDS", "86400")?;
         let slow_lookup_every =
             env.positive_seconds("TOLLGATE_SLOW_LOOKUP_EVERY_SECONDS", "600")?;
@@ -128,7 +128,7 @@ impl UpstreamsConfig {
             }
             None => one.upstream(defaults)?.into_iter().collect(),
         };
-        Ok(Self { list, defaults, management_key, stream, slow_lookup, slow_lookup_every })
+        Ok(Self { list, defaults, management_key, slow_lookup, slow_lookup_every })
     }
 }
 

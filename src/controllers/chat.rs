@@ -7,7 +7,7 @@ use crate::models::openai::request::ChatRequest;
 use crate::services::admission::Caller;
 use crate::services::auth::Principal;
 use crate::services::exchange::{Answer, Exchange};
-use crate::services::meter::{Meter, MeterTerms};
+use crate::services::meter::Meter;
 use crate::state::App;
 use axum::body::Body;
 use axum::extract::State;
@@ -54,8 +54,7 @@ pub async fn create(
 const COMPLETION_CAP: HeaderName = HeaderName::from_static("x-tollgate-completion-tokens-max");
 
 fn stream(app: &App, exchange: Exchange) -> Response {
-    let terms = MeterTerms { idle: exchange.idle(), whole: app.config.upstreams.stream };
-    let meter = Meter::new(exchange, terms, app.stop.clone());
+    let meter = Meter::new(exchange, app.stop.clone());
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream; charset=utf-8"),
         (CACHE_CONTROL.as_str(), "no-cache"),

@@ -132,10 +132,11 @@ impl Exchange {
         self.live()?.call(trip).await
     }
 
-    /// The longest silence within an answer.
+    /// The longest silence within an answer, and how long it may take in all.
     #[must_use]
-    pub fn idle(&self) -> Duration {
-        self.live.as_deref().map(|live| live.open.upstream.terms.idle).unwrap_or_default()
+    pub fn waits(&self) -> [Duration; 2] {
+        let terms = self.live.as_deref().map(|live| &live.open.upstream.terms);
+        terms.map(|terms| [terms.idle, terms.whole]).unwrap_or_default()
     }
 
     /// The hold stands, with this amount.
@@ -402,7 +403,10 @@ impl Live {
     }
 
     async fn document(&mut self, idle: Duration) -> Result<Bytes, Error> {
-        while let Some(frame) = self.next_frame(idle).await? {
+        let (began, whole) = (Instant::now(), self.open.upstream.terms.whole);
+        while let Some(frame) =
+            self.next_frame(idle.min(whole.saturating_sub(began.elapsed()))).await?
+        {
             self.document.extend_from_slice(&frame);
             if self.document.len() > DOCUMENT_BYTES_MAX {
                 return Err(not_a_completion("the answer is too long"));

@@ -26,7 +26,8 @@ pub struct Meter {
     /// `None` when it has ended.
     upstream: Option<AnswerBody>,
     out: Outgoing,
-    terms: MeterTerms,
+    /// The upstream's longest silence.
+    idle: Duration,
     silence: Pin<Box<Sleep>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Guards these two.
@@ -37,15 +38,6 @@ pub struct Meter {
     ends_at: Instant,
     /// The request's.
     span: Span,
-}
-
-/// How long a stream may take.
-#[derive(Clone, Copy, Debug)]
-pub struct MeterTerms {
-    /// The upstream's longest silence.
-    pub idle: Duration,
-    /// In all.
-    pub whole: Duration,
 }
 
 /// What has come instead of a frame.
@@ -66,6 +58,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// What the upstream has ready leaves together, up to about so much: a write for each event costs
 /// more than the copy.
 const GATHER_BYTES: usize = 16 << 10;
+/// A stream's end where the books let it wait for too long.
+const UNPAID: &str = "a hold is not extended in time";
 /// How long the upstream's last bytes are waited for after `[DONE]`.
 const AFTER_DONE: Duration = Duration::from_secs(2);
 
@@ -73,20 +67,21 @@ impl Meter {
     /// A body that reads the exchange's; `stop` ends the stream with an error event because the
     /// process ends.
     #[must_use]
-    pub fn new(mut exchange: Exchange, terms: MeterTerms, stop: CancellationToken) -> Self {
+    pub fn new(mut exchange: Exchange, stop: CancellationToken) -> Self {
         let now = Instant::now();
+        let [idle, whole] = exchange.waits();
         let peeked = exchange.take_peeked();
         let mut meter = Self {
             upstream: exchange.take_body(),
             exchange,
             out: Outgoing::default(),
-            terms,
-            silence: Box::pin(tokio::time::sleep(terms.idle.min(KEEP_ALIVE_EVERY))),
+            idle,
+            silence: Box::pin(tokio::time::sleep(idle.min(KEEP_ALIVE_EVERY))),
             stop: Box::pin(stop.cancelled_owned()),
             woken: Woken::default(),
             last_frame_at: now,
             quiet_since: Some(now),
-            ends_at: now + terms.whole,
+            ends_at: now + whole,
             span: Span::current(),
         };
         if let Some(frame) = peeked {
@@ -109,8 +104,8 @@ impl Meter {
             Ok(true) => {
                 let ended = self.exchange.done(&mut self.out);
                 self.log(ended.as_ref().err());
-                self.terms.idle = self.terms.idle.min(AFTER_DONE);
-                self.silence.as_mut().reset(tokio::time::Instant::now() + self.terms.idle);
+                self.idle = self.idle.min(AFTER_DONE);
+                self.silence.as_mut().reset(tokio::time::Instant::now() + self.idle);
                 self.woken.renew();
             }
             Err(error) => self.fail(&error),
@@ -160,7 +155,7 @@ impl Meter {
 
     /// What comes while the upstream says nothing.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<Instead> {
-        let Self { woken, silence, stop, last_frame_at, quiet_since, ends_at, terms, .. } = self;
+        let Self { woken, silence, stop, last_frame_at, quiet_since, ends_at, idle, .. } = self;
         woken.poll(cx, |cx| {
             if stop.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Instead::Stop);
@@ -169,7 +164,7 @@ impl Meter {
             loop {
                 ready!(silence.as_mut().poll(cx));
                 let now = Instant::now();
-                let too_long = (*last_frame_at + terms.idle).min(*ends_at);
+                let too_long = (*last_frame_at + *idle).min(*ends_at);
                 if now >= too_long {
                     return Poll::Ready(Instead::TooLong);
                 }
@@ -207,10 +202,11 @@ impl Body for Meter {
                 Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
                 // The database does not answer: the stream may have to end before it does.
                 Poll::Pending => {
-                    let stop = this.stop.as_mut().poll(cx);
-                    this.woken.renew();
-                    ready!(stop);
-                    this.fail(&Error::ShuttingDown);
+                    match ready!(this.poll_instead(cx)) {
+                        Instead::Quiet => this.out.put(&KEEP_ALIVE),
+                        Instead::TooLong => this.cut_off(&Error::Database(UNPAID.to_owned())),
+                        Instead::Stop => this.fail(&Error::ShuttingDown),
+                    }
                     continue;
                 }
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::app::books::UsageRecord;
 use crate::app::process::Process;
@@ -442,5 +443,27 @@ async fn a_stream_within_its_cap_takes_no_more_than_its_hold(store: Store) {
     assert_eq!(second.header("x-tollgate-completion-tokens-max"), None, "its cap was lowered");
     gate.open();
     first.finish().await.ok();
+    app.finish().await;
+}
+
+/// Whoever has locked the file, the stream that waits for its money has an end.
+#[tokio::test]
+async fn a_stream_that_waits_for_its_money_has_an_end() {
+    let gate = Gate::new();
+    let stall = Some((Stall::Tokens(10), gate.clone()));
+    let model = Model::start(Manner { tokens: 400, stall, ..Manner::obedient() }).await;
+    let setup = Setup::new(Store::Sqlite).env("UPSTREAM_BASE_URL", &model.url());
+    let setup = setup.env("TOLLGATE_STREAM_SECONDS", "3");
+    let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    let mut exchange = app.begin_chat(&body(None)).await;
+    exchange.until("data: ").await;
+    let connecting = SqliteConnection::connect(&app.database_url());
+    let mut other = connecting.await.expect("a connection");
+    other.execute("BEGIN IMMEDIATE").await.expect("the file's lock");
+    gate.open();
+    let got = exchange.finish().await;
+    assert!(got.text().contains("database_unavailable"), "{}", got.text());
+    other.execute("COMMIT").await.expect("the end of the lock");
+    assert_cut_off(&got, &app.record().await);
     app.finish().await;
 }

@@ -284,6 +284,7 @@ mod tests {
         connect: Duration::from_secs(5),
         head: Duration::from_secs(300),
         idle: Duration::from_secs(120),
+        whole: Duration::from_secs(3_600),
         retries: 2,
         disconnect: Disconnect::Auto,
         disconnect_drain: Duration::from_secs(120),

@@ -133,6 +133,24 @@ async fn an_upstream_that_does_not_answer_is_given_up() {
     app.finish().await;
 }
 
+#[tokio::test]
+async fn a_plain_answer_that_drips_has_an_end() {
+    let app = Setup::new(Store::Sqlite).env("TOLLGATE_STREAM_SECONDS", "1").start().await;
+    let headers = [("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")];
+    let mut script = Script::new().head(200, &headers).chunk("{");
+    for _ in 0..100 {
+        script = script.sleep(100).chunk(" ");
+    }
+    app.upstream.script(script.chunk("}").end());
+    let got = app.chat(&question(MODEL)).await;
+    assert_eq!(got.status, 504, "{}", got.text());
+    assert_eq!(got.json()["error"]["code"], json!("upstream_timeout"));
+    app.upstream.wait_for_gone(1).await;
+    let record = app.record().await;
+    assert_eq!((record.ending.as_str(), record.charge_nusd), ("upstream_failed", 0));
+    app.finish().await;
+}
+
 /// Ways in which a stream breaks after two deltas.
 fn breaks() -> Vec<(&'static str, Vec<Step>)> {
     vec![
