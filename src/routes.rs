@@ -141,6 +141,7 @@ fn admin() -> Router<Arc<App>> {
         )
         .route("/admin/v1/events", get(events::list).fallback(only(GET)))
         .route("/admin/v1/events/{id}/retry", post(events::retry).fallback(only("POST")))
+        .route("/admin/v1/events/{id}/dismiss", post(events::dismiss).fallback(only("POST")))
         .route("/admin/v1/events/{id}/park", post(events::park).fallback(only("POST")))
         .route("/admin/v1/exports", get(exports::list).fallback(only(GET)))
         .route("/admin/v1/exports/{id}/missing", post(exports::missing).fallback(only("POST")))

@@ -27,6 +27,12 @@ pub enum Events {
     },
     /// Send parked events again; prints their number.
     Retry(Retry),
+    /// Say that parked events are dealt with by other means, as by hand: they, and what they were
+    /// merged with, are not sent any more. Prints their number.
+    Dismiss {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Keep waiting events back until they are retried; prints their number.
     Park {
         #[arg(required = true)]
@@ -56,6 +62,10 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
         Events::Retry(Retry { parked: true, .. }) => retry_parked(store).await,
         Events::Retry(Retry { ids, .. }) => {
             let count = directory::retry_events(store, OPERATOR, &ids).await?;
+            said(count, "events", "parked")
+        }
+        Events::Dismiss { ids } => {
+            let count = directory::dismiss_events(store, OPERATOR, &ids).await?;
             said(count, "events", "parked")
         }
         Events::Park { ids, reason } => {

@@ -70,7 +70,8 @@ pub enum DeliveryState {
     Exported,
     /// Not to be sent again until somebody says so.
     Parked,
-    /// An export that was refused and whose members were planned anew.
+    /// An export that does not count: its members were planned anew, another one is in its place,
+    /// or it was dismissed.
     Void,
 }
 
@@ -202,9 +203,11 @@ pub mod reasons {
     /// Whether it arrived cannot be told: for a person.
     pub const IN_DOUBT: &str = "in_doubt";
     pub const OUT_OF_RANGE: &str = "out_of_range";
+    /// A person has dealt with it by other means: it was not sent.
+    pub const DISMISSED: &str = "dismissed";
     /// How the reason of what the sink took at first, and does not count, begins.
     pub const DROPPED: &str = "stripe ";
-    pub const ALL: [&str; 4] = [NO_CUSTOMER, TOO_OLD, IN_DOUBT, OUT_OF_RANGE];
+    pub const ALL: [&str; 5] = [NO_CUSTOMER, TOO_OLD, IN_DOUBT, OUT_OF_RANGE, DISMISSED];
 }
 
 impl fmt::Display for DeliveryState {

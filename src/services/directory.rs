@@ -12,7 +12,7 @@ mod prices;
 mod signup;
 
 pub use accounts::{AccountPatch, check_reference, create_account, enter, update_account};
-pub use events::{correct_exports, park_events, retry_events};
+pub use events::{correct_exports, dismiss_events, park_events, retry_events};
 pub use keys::{KeyPatch, NewKey, create_key, revoke_key, rotate_key, shown_key, update_key};
 pub use members::{add_member, remove_member};
 pub use prices::set_price_table;

@@ -7,6 +7,7 @@
 //! write.
 
 pub mod corrected;
+pub mod groups;
 
 use crate::models::billing::{
     BillingEvent, DeliveryState, EXPORT_PREFIX, Export, Lane, Measure, Meter, Outgoing, reasons,
@@ -18,7 +19,7 @@ use crate::store::StoreError;
 use async_trait::async_trait;
 use corrected::{TellExport, Word};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Stripe takes events of the last 35 days; a day less leaves time to send them.
@@ -302,14 +303,32 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
         return Ok(Renewed::Resent(again));
     }
     for export in group.iter_mut() {
-        if export.unit != 1 {
-            let sent = export.value.checked_mul(export.unit).ok_or(OutOfRange)?;
-            let carried = lane.carried_nusd.checked_add(sent).ok_or(OutOfRange)?;
-            lane.carried_nusd = carried.checked_sub(export.amount).ok_or(OutOfRange)?;
-        }
-        export.state = DeliveryState::Void;
+        make_void(lane, export)?;
     }
     Ok(Renewed::Replanned)
+}
+
+/// What is parked of a group is dealt with by other means: it is void.
+///
+/// # Errors
+/// As [`renew`].
+pub fn dismiss(lane: &mut Lane, group: &mut [Export]) -> Result<(), OutOfRange> {
+    for export in group.iter_mut().filter(|export| export.state == DeliveryState::Parked) {
+        make_void(lane, export)?;
+        export.reason = Some(reasons::DISMISSED.to_owned());
+    }
+    Ok(())
+}
+
+/// Takes an export out of what its lane has carried.
+fn make_void(lane: &mut Lane, export: &mut Export) -> Result<(), OutOfRange> {
+    if export.unit != 1 {
+        let sent = export.value.checked_mul(export.unit).ok_or(OutOfRange)?;
+        let carried = lane.carried_nusd.checked_add(sent).ok_or(OutOfRange)?;
+        lane.carried_nusd = carried.checked_sub(export.amount).ok_or(OutOfRange)?;
+    }
+    export.state = DeliveryState::Void;
+    Ok(())
 }
 
 /// It is parked, and whether the sink has it is not known: an attempt had no answer that told.
@@ -375,16 +394,6 @@ pub fn of_an_attempt(table: &str) -> String {
 /// It follows from what it is of.
 fn identifier(of: &str, meter: &str) -> String {
     format!("{EXPORT_PREFIX}{}", sha256_hex(format!("{of}{meter}").as_bytes()))
-}
-
-/// Sets groups side by side with their exports.
-#[must_use]
-pub fn by_group(exports: Vec<Export>) -> HashMap<String, Vec<Export>> {
-    let mut groups: HashMap<String, Vec<Export>> = HashMap::new();
-    for export in exports {
-        groups.entry(export.event_group.clone()).or_default().push(export);
-    }
-    groups
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::models::usage::{UsageCorrection, UsageRecord};
 use crate::store::StoreError;
 use async_trait::async_trait;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// The sink that is told of what was parked.
 pub use crate::config::WEBHOOK;
@@ -94,6 +94,11 @@ pub trait OutboxStore: Send + Sync {
         now: Timestamp,
     ) -> Result<u64, StoreError>;
 
+    /// Those of the events that are parked, and what they were merged with, are not sent any more;
+    /// gives their number. The audit log tells of those that were named.
+    async fn dismiss_events(&self, ids: &[String], audit: TellEvent<'_>)
+    -> Result<u64, StoreError>;
+
     /// Parks events that wait and are not merged; gives their number.
     async fn park_events(
         &self,
@@ -102,6 +107,13 @@ pub trait OutboxStore: Send + Sync {
         audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError>;
+}
+
+/// Parked events: those that stand for themselves, and the groups of the others.
+pub(super) fn apart(parked: &[BillingEvent]) -> (Vec<String>, BTreeSet<String>) {
+    let single = parked.iter().filter(|event| event.export_group.is_none());
+    let groups = parked.iter().filter_map(|event| event.export_group.clone());
+    (single.map(|event| event.id.clone()).collect(), groups.collect())
 }
 
 /// What the audit log is told of events, from what they were and what they are.

@@ -4,6 +4,7 @@
 //! and in time, whatever the number of calls. A charge is the ledger entry's; what a correction
 //! changed is the correction's row, which `verify` holds against its entry.
 
+use crate::models::billing::reasons;
 use crate::models::ids::RequestId;
 use crate::models::reconcile::{Call, CallSum, ExportSum, FailedSum, SinkSum};
 use crate::models::report::Span;
@@ -127,7 +128,7 @@ pub(super) const NAMED_CALLS: &str = "SELECT COUNT(*) FROM usage_records WHERE u
      AND id >= $2 AND id < $3 AND generation_id IS NOT NULL";
 
 /// Sink `$1`, from `$2` until before `$3`, `$4`: most rows. Of a group's exports only that of the
-/// charge has a unit other than 1.
+/// charge has a unit other than 1. What was dismissed unmerged is not at the sink.
 pub(super) fn sink_sums(Dialect { day, time, .. }: &Dialect) -> Statement {
     let statement = format!(
         "SELECT {day} AS day, e.account_id, u.model, x.customer, e.state, \
@@ -141,10 +142,13 @@ pub(super) fn sink_sums(Dialect { day, time, .. }: &Dialect) -> Statement {
           AND x.state <> 'void' \
          WHERE e.sink = $1 AND e.kind IN ('usage', 'correction') \
          AND e.created_at >= {from} AND e.created_at < {until} \
+         AND NOT (e.export_group IS NULL AND e.state = 'exported' \
+          AND COALESCE(e.reason, '') = '{dismissed}') \
          GROUP BY 1, 2, 3, 4, 5, 6 LIMIT $4",
         day = day("e.created_at"),
         from = time("$2"),
         until = time("$3"),
+        dismissed = reasons::DISMISSED,
     );
     (statement, SINK_SUM)
 }

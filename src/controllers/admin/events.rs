@@ -66,6 +66,20 @@ pub async fn retry(
     again(&app, &ids).await
 }
 
+/// A parked event is dealt with by other means.
+pub async fn dismiss(
+    State(app): State<Arc<App>>,
+    Operator(principal): Operator,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, Error> {
+    let event = find(&app, path).await?;
+    let ids = [event.id];
+    if directory::dismiss_events(app.store.as_ref(), &principal.actor(), &ids).await? == 0 {
+        return Err(Error::invalid("id", "only a parked event can be dismissed"));
+    }
+    again(&app, &ids).await
+}
+
 /// A waiting event is kept back.
 pub async fn park(
     State(app): State<Arc<App>>,

@@ -1,5 +1,5 @@
-//! Billing events that an operator tries again or keeps back, and what one says of the exports they
-//! were merged into.
+//! Billing events that an operator tries again, dismisses or keeps back, and what one says of the
+//! exports they were merged into.
 
 use super::{REASON_CHARACTERS_MAX, check_text, shown};
 use crate::error::Error;
@@ -16,6 +16,16 @@ use crate::store::exports::corrected::Word;
 pub async fn retry_events(store: &dyn Store, actor: &str, ids: &[String]) -> Result<u64, Error> {
     let now = Timestamp::now();
     Ok(store.retry_events(ids, &told(actor, "event.retry", now), now).await?)
+}
+
+/// Parked events, and what they were merged with, are dealt with by other means: they are not sent
+/// any more. Gives their number.
+///
+/// # Errors
+/// The store's.
+pub async fn dismiss_events(store: &dyn Store, actor: &str, ids: &[String]) -> Result<u64, Error> {
+    let now = Timestamp::now();
+    Ok(store.dismiss_events(ids, &told(actor, "event.dismiss", now)).await?)
 }
 
 /// Keeps waiting events back until they are tried again; gives their number. What is on its way to

@@ -94,7 +94,8 @@ impl Corrected {
 pub const WITH_MEMBERS: &str = "t.members = (SELECT COUNT(*) FROM billing_events b \
      WHERE b.export_group = t.event_group)";
 
-/// Members are what the exports of their group are; in either dialect, `groups` tells which.
+/// Members are what the exports of their group are, void ones aside; in either dialect, `groups`
+/// tells which.
 #[must_use]
 pub fn members_follow(groups: &str) -> String {
     format!(
@@ -104,7 +105,7 @@ pub fn members_follow(groups: &str) -> String {
           CASE WHEN COUNT(CASE state WHEN 'parked' THEN 1 END) > 0 THEN 'parked' \
            WHEN COUNT(CASE state WHEN 'waiting' THEN 1 END) > 0 THEN 'waiting' \
            ELSE 'exported' END AS state \
-          FROM exports WHERE event_group {groups} AND state <> 'void' GROUP BY event_group) g \
+          FROM exports WHERE event_group {groups} GROUP BY event_group) g \
          WHERE t.export_group = g.event_group"
     )
 }

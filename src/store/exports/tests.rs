@@ -1,6 +1,7 @@
 //! Whatever the order of usage, corrections and refusals: what was sent is the ledger's, in whole
 //! units, and the rest is carried.
 
+use super::groups::Groups;
 use super::*;
 use crate::models::attempt::Attempts;
 use crate::models::hold::Hold;
@@ -184,11 +185,11 @@ proptest! {
     fn over_any_period_less_than_a_unit_differs(
         amounts in proptest::collection::vec((-20_000..20_000_i64, 0..5_u64), 1..60),
         batch in 1..10_usize,
-        refuse in proptest::collection::vec(any::<bool>(), 60),
+        fates in proptest::collection::vec(0..3_u8, 60),
     ) {
         let mut lanes = lanes();
         let (mut sent, mut charged) = (0, 0);
-        let mut refuse = refuse.into_iter();
+        let mut fates = fates.into_iter();
         for (number, amounts) in amounts.chunks(batch).enumerate() {
             let events: Vec<_> = (0..).zip(amounts).map(|(index, (amount, minute))| {
                 let at = now().plus(Duration::from_secs(60 * minute));
@@ -200,18 +201,30 @@ proptest! {
             }).collect();
             let mut again = events.clone();
             let mut made = plan(events, lanes, &meters(), now());
-            if refuse.next() == Some(true) {
-                let mut lane = made.lanes[CUSTOMER].clone();
-                for (_, mut group) in by_group(made.exports) {
-                    for export in &mut group {
-                        export.state = DeliveryState::Parked;
-                    }
-                    prop_assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Replanned));
-                }
+            let fate = fates.next().unwrap_or_default();
+            if fate > 0 {
+                let exports = std::mem::take(&mut made.exports).into_iter();
+                let parked = |export| Export { state: DeliveryState::Parked, ..export };
+                let lanes = made.lanes.values().cloned().collect();
+                let mut groups = Groups::new(lanes, exports.map(parked).collect());
+                let changed = if fate == 1 { groups.dismiss() } else { groups.renew(now()) };
+                let is_void = |export: &Export| export.state == DeliveryState::Void;
+                prop_assert!(changed.written.iter().all(is_void) && changed.made.is_empty());
+                prop_assert_eq!(changed.kept.is_empty(), fate == 2);
+                let lane = groups.lanes().next().unwrap().clone();
+                made.lanes.insert(CUSTOMER.to_owned(), lane);
+            }
+            if fate == 1 {
+                // It is not sent, and as if it had not been charged.
+                prop_assert_eq!(made.lanes[CUSTOMER].carried_nusd, charged - sent * 1_000);
+                lanes = made.lanes;
+                continue;
+            }
+            if fate == 2 {
                 for (outgoing, _) in &mut again {
                     outgoing.event.attempts += 1;
                 }
-                made = plan(again, [(CUSTOMER.to_owned(), lane)].into(), &meters(), now());
+                made = plan(again, made.lanes, &meters(), now());
             }
             charged += amounts.iter().map(|(amount, _)| amount).sum::<i64>();
             sent += values(&made, "charge").iter().sum::<i64>();

@@ -1,14 +1,15 @@
 //! Billing events on their way to sinks, on PostgreSQL.
 
 use crate::models::billing::{
-    BillingEvent, DeliveryState, Export, Lane, NOTICE_SUFFIX, Outgoing, SinkWindow, reasons,
+    BillingEvent, DeliveryState, NOTICE_SUFFIX, Outgoing, SinkWindow, reasons,
 };
 use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
-use crate::store::exports::{Renewed, by_group, renew};
+use crate::store::exports::corrected::members_follow;
+use crate::store::exports::groups::{Changed, Groups};
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
-    join, of_state, told,
+    apart, join, of_state, told,
 };
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::exports::{lock_lanes_of, write_lanes};
@@ -20,7 +21,7 @@ use crate::store::table::{
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// What can be kept back.
@@ -153,18 +154,8 @@ impl OutboxStore for PostgresStore {
         now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
-        // In the order of all others: lanes, then events.
-        let groups = sqlx::query_scalar(
-            "SELECT DISTINCT export_group FROM billing_events \
-             WHERE id = ANY($1) AND state = 'parked' AND export_group IS NOT NULL",
-        );
-        let groups = groups.bind(ids).fetch_all(&mut *tx).await.map_err(classify)?;
-        lock_lanes_of(&mut tx, "event_group", groups).await?;
-        let parked = lock(&mut tx, ids, "state = 'parked'").await?;
-        let single = parked.iter().filter(|event| event.export_group.is_none());
-        let single: Vec<String> = single.map(|event| event.id.clone()).collect();
-        let groups: BTreeSet<String> =
-            parked.iter().filter_map(|event| event.export_group.clone()).collect();
+        let parked = lock_parked(&mut tx, ids).await?;
+        let (single, groups) = apart(&parked);
         let mut changed = sqlx::query(
             "UPDATE billing_events SET state = 'waiting', attempts = attempts + 1, \
              next_attempt_at = $2::timestamptz WHERE id = ANY($1)",
@@ -176,7 +167,32 @@ impl OutboxStore for PostgresStore {
         .map_err(classify)?
         .rows_affected();
         if !groups.is_empty() {
-            changed += renew_groups(&mut tx, groups, now).await?;
+            changed += renew_groups(&mut tx, &groups, now).await?;
+        }
+        self.tell(&mut tx, &parked, audit).await?;
+        tx.commit().await?;
+        Ok(changed)
+    }
+
+    async fn dismiss_events(
+        &self,
+        ids: &[String],
+        audit: TellEvent<'_>,
+    ) -> Result<u64, StoreError> {
+        let mut tx = self.begin().await?;
+        let parked = lock_parked(&mut tx, ids).await?;
+        let (single, groups) = apart(&parked);
+        let mut changed = sqlx::query(
+            "UPDATE billing_events SET state = 'exported', reason = $2 WHERE id = ANY($1)",
+        )
+        .bind(single)
+        .bind(reasons::DISMISSED)
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?
+        .rows_affected();
+        if !groups.is_empty() {
+            changed += dismiss_groups(&mut tx, &groups).await?;
         }
         self.tell(&mut tx, &parked, audit).await?;
         tx.commit().await?;
@@ -266,6 +282,20 @@ async fn lock(
     select(conn, &statement.into(), ids.to_vec()).await
 }
 
+/// In the order of all others: lanes, then events.
+async fn lock_parked(
+    conn: &mut PgConnection,
+    ids: &[String],
+) -> Result<Vec<BillingEvent>, StoreError> {
+    let groups = sqlx::query_scalar(
+        "SELECT DISTINCT export_group FROM billing_events \
+         WHERE id = ANY($1) AND state = 'parked' AND export_group IS NOT NULL",
+    );
+    let groups = groups.bind(ids).fetch_all(&mut *conn).await.map_err(classify)?;
+    lock_lanes_of(conn, "event_group", groups).await?;
+    lock(conn, ids, "state = 'parked'").await
+}
+
 /// The rows that events are copies of.
 pub async fn outgoing(
     conn: &mut PgConnection,
@@ -288,51 +318,69 @@ pub async fn outgoing(
     Ok(join(events, records, corrections, subjects))
 }
 
+async fn load_groups(
+    conn: &mut PgConnection,
+    groups: &BTreeSet<String>,
+) -> Result<Groups, StoreError> {
+    let groups: Vec<String> = groups.iter().cloned().collect();
+    let lanes = lock_lanes_of(conn, "event_group", groups.clone()).await?;
+    let statement = sql::select(&EXPORTS, "WHERE event_group = ANY($1) AND state <> 'void'");
+    Ok(Groups::new(lanes, select(conn, &statement.into(), groups).await?))
+}
+
+async fn write_groups(
+    conn: &mut PgConnection,
+    groups: &Groups,
+    changed: &Changed,
+) -> Result<(), StoreError> {
+    let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
+    write_rows(conn, &update.into(), changed.written.iter()).await?;
+    write_rows(conn, &sql::insert(&EXPORTS).into(), changed.made.iter()).await?;
+    write_lanes(conn, groups.lanes()).await
+}
+
 /// Parked groups: planned anew, or sent again where something of them may have arrived.
 async fn renew_groups(
     conn: &mut PgConnection,
-    groups: BTreeSet<String>,
+    groups: &BTreeSet<String>,
     now: Timestamp,
 ) -> Result<u64, StoreError> {
-    let groups: Vec<String> = groups.into_iter().collect();
-    let lanes = lock_lanes_of(conn, "event_group", groups.clone()).await?.into_iter();
-    let mut lanes: BTreeMap<(String, String), Lane> =
-        lanes.map(|lane| ((lane.sink.clone(), lane.customer.clone()), lane)).collect();
-    let statement = sql::select(&EXPORTS, "WHERE event_group = ANY($1) AND state <> 'void'");
-    let exports: Vec<Export> = select(conn, &statement.into(), groups).await?;
-    let (mut replanned, mut resent) = (Vec::new(), Vec::new());
-    let (mut written, mut made) = (Vec::new(), Vec::new());
-    for (group, mut exports) in by_group(exports) {
-        let Some(first) = exports.first() else { continue };
-        let Some(lane) = lanes.get_mut(&(first.sink.clone(), first.customer.clone())) else {
-            continue;
-        };
-        match renew(lane, &mut exports, now) {
-            Ok(Renewed::Replanned) => replanned.push(group),
-            Ok(Renewed::Resent(again)) => {
-                resent.push(group);
-                made.extend(again);
-            }
-            Err(error) => {
-                tracing::error!("a parked group stays: {error}");
-                continue;
-            }
-        }
-        written.extend(exports);
-    }
-    let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-    write_rows(conn, &update.into(), written.iter()).await?;
-    write_rows(conn, &sql::insert(&EXPORTS).into(), made.iter()).await?;
-    write_lanes(conn, lanes.values()).await?;
+    let mut groups = load_groups(conn, groups).await?;
+    let changed = groups.renew(now);
+    write_groups(conn, &groups, &changed).await?;
     let done = sqlx::query(
         "UPDATE billing_events SET state = 'waiting', reason = NULL, attempts = attempts + 1, \
          next_attempt_at = $3::timestamptz, \
          export_group = CASE WHEN export_group = ANY($1) THEN NULL ELSE export_group END \
          WHERE state = 'parked' AND (export_group = ANY($1) OR export_group = ANY($2))",
     )
-    .bind(replanned)
-    .bind(resent)
+    .bind(changed.replanned)
+    .bind(changed.kept)
     .bind(now.to_string())
+    .execute(conn)
+    .await
+    .map_err(classify)?;
+    Ok(done.rows_affected())
+}
+
+async fn dismiss_groups(
+    conn: &mut PgConnection,
+    groups: &BTreeSet<String>,
+) -> Result<u64, StoreError> {
+    let mut groups = load_groups(conn, groups).await?;
+    let changed = groups.dismiss();
+    write_groups(conn, &groups, &changed).await?;
+    let done = sqlx::query(AssertSqlSafe(members_follow("= ANY($1)")))
+        .bind(&changed.kept)
+        .execute(&mut *conn)
+        .await
+        .map_err(classify)?;
+    sqlx::query(
+        "UPDATE billing_events SET reason = $2 \
+         WHERE state = 'exported' AND export_group = ANY($1)",
+    )
+    .bind(changed.kept)
+    .bind(reasons::DISMISSED)
     .execute(conn)
     .await
     .map_err(classify)?;

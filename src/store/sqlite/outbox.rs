@@ -1,13 +1,14 @@
 //! Billing events on their way to sinks, on SQLite.
 
 use crate::models::billing::{
-    BillingEvent, DeliveryState, Export, Lane, NOTICE_SUFFIX, Outgoing, SinkWindow, reasons,
+    BillingEvent, DeliveryState, Export, NOTICE_SUFFIX, Outgoing, SinkWindow, reasons,
 };
 use crate::models::timestamp::Timestamp;
-use crate::store::exports::{Renewed, by_group, renew};
+use crate::store::exports::corrected::members_follow;
+use crate::store::exports::groups::{Changed, Groups};
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
-    join, of_state, told,
+    apart, join, of_state, told,
 };
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::exports::{load_lanes, write_lanes};
@@ -19,7 +20,7 @@ use crate::store::table::{
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// What can be kept back.
 const UNMERGED: &str = "state = 'waiting' AND export_group IS NULL";
@@ -156,10 +157,7 @@ impl OutboxStore for SqliteStore {
         let mut writing = self.writer.acquire().await?;
         let mut tx = writing.begin().await?;
         let parked = lock(&mut tx, ids, "state = 'parked'").await?;
-        let single = parked.iter().filter(|event| event.export_group.is_none());
-        let single: Vec<&str> = single.map(|event| event.id.as_str()).collect();
-        let groups: BTreeSet<String> =
-            parked.iter().filter_map(|event| event.export_group.clone()).collect();
+        let (single, groups) = apart(&parked);
         let mut changed = sqlx::query(
             "UPDATE billing_events SET state = 'waiting', attempts = attempts + 1, \
              next_attempt_at = ?2 WHERE id IN (SELECT value FROM json_each(?1))",
@@ -171,7 +169,34 @@ impl OutboxStore for SqliteStore {
         .map_err(classify)?
         .rows_affected();
         if !groups.is_empty() {
-            changed += renew_groups(&mut tx, groups, now).await?;
+            changed += renew_groups(&mut tx, &groups, now).await?;
+        }
+        self.tell(&mut tx, &parked, audit).await?;
+        tx.commit().await.map_err(classify)?;
+        Ok(changed)
+    }
+
+    async fn dismiss_events(
+        &self,
+        ids: &[String],
+        audit: TellEvent<'_>,
+    ) -> Result<u64, StoreError> {
+        let mut writing = self.writer.acquire().await?;
+        let mut tx = writing.begin().await?;
+        let parked = lock(&mut tx, ids, "state = 'parked'").await?;
+        let (single, groups) = apart(&parked);
+        let mut changed = sqlx::query(
+            "UPDATE billing_events SET state = 'exported', reason = ?2 \
+             WHERE id IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(serde_json::to_string(&single)?)
+        .bind(reasons::DISMISSED)
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?
+        .rows_affected();
+        if !groups.is_empty() {
+            changed += dismiss_groups(&mut tx, &groups).await?;
         }
         self.tell(&mut tx, &parked, audit).await?;
         tx.commit().await.map_err(classify)?;
@@ -287,50 +312,45 @@ pub async fn outgoing(
     Ok(join(events, records, corrections, subjects))
 }
 
-/// Parked groups: planned anew, or sent again where something of them may have arrived.
-async fn renew_groups(
+async fn load_groups(
     conn: &mut SqliteConnection,
-    groups: BTreeSet<String>,
-    now: Timestamp,
-) -> Result<u64, StoreError> {
+    groups: &BTreeSet<String>,
+) -> Result<Groups, StoreError> {
     let statement = sql::select(
         &EXPORTS,
         "WHERE event_group IN (SELECT value FROM json_each(?1)) AND state <> 'void'",
     );
     let exports: Vec<Export> =
-        select(conn, &statement.into(), serde_json::to_string(&groups)?).await?;
+        select(conn, &statement.into(), serde_json::to_string(groups)?).await?;
     let customers: BTreeSet<(String, String)> =
         exports.iter().map(|export| (export.sink.clone(), export.customer.clone())).collect();
-    let mut lanes: BTreeMap<(String, String), Lane> = BTreeMap::new();
+    let mut lanes = Vec::new();
     for (sink, customer) in customers {
-        for lane in load_lanes(conn, &sink, std::slice::from_ref(&customer)).await? {
-            lanes.insert((sink.clone(), customer.clone()), lane);
-        }
+        lanes.extend(load_lanes(conn, &sink, &[customer]).await?);
     }
-    let (mut replanned, mut resent) = (Vec::new(), Vec::new());
-    let (mut written, mut made) = (Vec::new(), Vec::new());
-    for (group, mut exports) in by_group(exports) {
-        let Some(first) = exports.first() else { continue };
-        let Some(lane) = lanes.get_mut(&(first.sink.clone(), first.customer.clone())) else {
-            continue;
-        };
-        match renew(lane, &mut exports, now) {
-            Ok(Renewed::Replanned) => replanned.push(group),
-            Ok(Renewed::Resent(again)) => {
-                resent.push(group);
-                made.extend(again);
-            }
-            Err(error) => {
-                tracing::error!("a parked group stays: {error}");
-                continue;
-            }
-        }
-        written.extend(exports);
-    }
+    Ok(Groups::new(lanes, exports))
+}
+
+async fn write_groups(
+    conn: &mut SqliteConnection,
+    groups: &Groups,
+    changed: &Changed,
+) -> Result<(), StoreError> {
     let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-    write_rows(conn, &update.into(), written.iter()).await?;
-    write_rows(conn, &sql::insert(&EXPORTS).into(), made.iter()).await?;
-    write_lanes(conn, lanes.values()).await?;
+    write_rows(conn, &update.into(), changed.written.iter()).await?;
+    write_rows(conn, &sql::insert(&EXPORTS).into(), changed.made.iter()).await?;
+    write_lanes(conn, groups.lanes()).await
+}
+
+/// Parked groups: planned anew, or sent again where something of them may have arrived.
+async fn renew_groups(
+    conn: &mut SqliteConnection,
+    groups: &BTreeSet<String>,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let mut groups = load_groups(conn, groups).await?;
+    let changed = groups.renew(now);
+    write_groups(conn, &groups, &changed).await?;
     let done = sqlx::query(
         "UPDATE billing_events SET state = 'waiting', reason = NULL, attempts = attempts + 1, \
          next_attempt_at = ?3, export_group = CASE WHEN export_group IN \
@@ -338,9 +358,34 @@ async fn renew_groups(
          WHERE state = 'parked' AND export_group IN \
          (SELECT value FROM json_each(?1) UNION SELECT value FROM json_each(?2))",
     )
-    .bind(serde_json::to_string(&replanned)?)
-    .bind(serde_json::to_string(&resent)?)
+    .bind(serde_json::to_string(&changed.replanned)?)
+    .bind(serde_json::to_string(&changed.kept)?)
     .bind(now.to_string())
+    .execute(conn)
+    .await
+    .map_err(classify)?;
+    Ok(done.rows_affected())
+}
+
+async fn dismiss_groups(
+    conn: &mut SqliteConnection,
+    groups: &BTreeSet<String>,
+) -> Result<u64, StoreError> {
+    let mut groups = load_groups(conn, groups).await?;
+    let changed = groups.dismiss();
+    write_groups(conn, &groups, &changed).await?;
+    let names = serde_json::to_string(&changed.kept)?;
+    let done = sqlx::query(AssertSqlSafe(members_follow("IN (SELECT value FROM json_each(?1))")))
+        .bind(&names)
+        .execute(&mut *conn)
+        .await
+        .map_err(classify)?;
+    sqlx::query(
+        "UPDATE billing_events SET reason = ?2 WHERE state = 'exported' \
+         AND export_group IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(names)
+    .bind(reasons::DISMISSED)
     .execute(conn)
     .await
     .map_err(classify)?;

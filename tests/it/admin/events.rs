@@ -20,6 +20,7 @@ both_stores!(
     events_are_found_by_what_they_are,
     an_event_is_kept_back_and_sent_again,
     what_was_merged_is_sent_again_together,
+    an_event_is_dismissed,
     events_that_are_none,
 );
 
@@ -109,6 +110,36 @@ async fn an_event_is_kept_back_and_sent_again(store: Store) {
         .collect();
     let expected = [("event.park", "waiting to parked"), ("event.retry", "parked to waiting")];
     assert_eq!(said, expected.map(|(action, states)| (action.to_string(), states.to_string())));
+    app.finish().await;
+}
+
+async fn an_event_is_dismissed(store: Store) {
+    let openmeter = OpenMeter::start().await;
+    openmeter.faults.queue([Fault::Status(400, None)]);
+    let app = with_openmeter(Setup::new(store), &openmeter).start().await;
+    let admin = Admin::of(&app).await;
+    one(&app, 1).await;
+    let path = format!("/events/{}:openmeter", app.record().await.id);
+    all(&app, "parked").await;
+    let dismissed = admin.done(200, "POST", &format!("{path}/dismiss"), None).await;
+    let told = (&dismissed["state"], &dismissed["reason"]);
+    assert_eq!(told, (&json!("exported"), &json!("dismissed")));
+    for path in [format!("{path}/dismiss"), format!("{path}/retry")] {
+        let got = admin.send("POST", &path, None).await;
+        assert_refused(&got, "it is not parked", 400, "", "id");
+    }
+    one(&app, 2).await;
+    app.records(2).await;
+    all(&app, "exported").await;
+    assert_eq!(openmeter.events().len(), 1, "that which came after it");
+    let day = text(&dismissed["created_at"])[..10].to_string();
+    let differs = async || {
+        let said = app.try_cli(&["reconcile", "--json", "--samples", "0", "--day", &day]).await;
+        said.stdout.contains("\"kind\":\"difference\"")
+    };
+    assert!(!differs().await, "what was dismissed is not missing there");
+    app.books.tamper("UPDATE billing_events SET reason = NULL").await;
+    assert!(differs().await, "what was sent would be");
     app.finish().await;
 }
 

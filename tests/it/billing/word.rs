@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::doubt::{back, in_doubt_with};
-use super::{all, assert_stripe_agrees, known_to_stripe, one, with_stripe};
+use super::{all, assert_stripe_agrees, known_to_stripe, ledger, one, with_stripe};
 use crate::app::{Setup, Store, TestApp, both_stores, eventually};
 use crate::sinks::server::Fault;
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
@@ -17,6 +17,7 @@ both_stores!(
     what_was_not_sent_is_not_in_doubt,
     what_may_have_arrived_keeps_its_identifier,
     what_was_refused_only_is_planned_anew,
+    what_is_billed_by_hand_is_not_sent,
 );
 
 /// The ids of exports in this state.
@@ -202,5 +203,49 @@ async fn what_was_refused_only_is_planned_anew(store: Store) {
     app.cli(&["events", "retry", "--parked"]).await;
     all(&app, "exported").await;
     assert_stripe_agrees(&app, &stripe, "cus_right").await;
+    app.finish().await;
+}
+
+async fn what_is_billed_by_hand_is_not_sent(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    stripe.add_meter("llm_input");
+    let setup = with_stripe(Setup::new(store), &stripe);
+    let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
+    known_to_stripe(&app).await;
+    one(&app, 100).await;
+    app.records(1).await;
+    all(&app, "exported").await;
+    stripe.remove_customer("cus_test");
+    one(&app, 7).await;
+    let by_hand = app.records(2).await.pop().expect("two").charge_nusd;
+    let parked =
+        eventually("it is parked", async || app.list(&["events", "list", "--parked"]).await.pop())
+            .await;
+    let id = parked["id"].as_str().expect("an id");
+    assert_eq!(app.cli(&["events", "dismiss", id]).await, "1");
+    assert_eq!(exports(&app, "void").await.len(), 2, "of the charge and of the tokens");
+    all(&app, "exported").await;
+    let events = app.books.events().await;
+    let dismissed: Vec<_> = events.iter().filter(|event| event.reason.is_some()).collect();
+    assert_eq!((&*dismissed[0].id, dismissed[0].reason.as_deref()), (id, Some("dismissed")));
+    assert_eq!(dismissed.len(), 1);
+    let again = app.try_cli(&["events", "dismiss", id]).await;
+    assert!(!again.status.success(), "{again:?}");
+    assert_eq!(app.cli(&["events", "retry", "--parked"]).await, "0");
+    // What comes after it is sent, and what was carried into it with that.
+    stripe.add_customer("cus_test");
+    one(&app, 7).await;
+    app.records(3).await;
+    all(&app, "exported").await;
+    let charged = ledger(&app).await[&app.account] - by_hand;
+    let rest = charged - stripe.sums(CHARGE_METER)["cus_test"] * 1_000;
+    assert!((0..1_000).contains(&rest), "{charged} nano-USD are Stripe's, {rest} are not there");
+    assert_eq!(stripe.sums("llm_input")["cus_test"], 24);
+    let verified = app.cli(&["verify"]).await;
+    assert!(verified.contains("stripe: 3 exported, 0 waiting, 0 parked"), "{verified}");
+    let audit = app.list(&["audit", "list"]).await;
+    let said = audit.iter().filter(|entry| entry["action"] == "event.dismiss");
+    let said: Vec<_> = said.map(|entry| entry["subject"].as_str()).collect();
+    assert_eq!(said, [Some(id)]);
     app.finish().await;
 }

@@ -1,0 +1,84 @@
+//! Groups of which something is parked, and what an operator has done with them: sent again, or
+//! dismissed.
+//!
+//! Invariant: a group that cannot be changed as a whole, for a sum out of its range, stays as it
+//! is, and so does what its lane carries. Pure: both stores load, let it decide, and write.
+
+use super::{Renewed, dismiss, renew};
+use crate::models::billing::{Export, Lane};
+use crate::models::money::OutOfRange;
+use crate::models::timestamp::Timestamp;
+use std::collections::{BTreeMap, HashMap};
+
+pub struct Groups {
+    lanes: BTreeMap<(String, String), Lane>,
+    groups: HashMap<String, Vec<Export>>,
+}
+
+/// What has become of groups.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Those whose members are planned anew.
+    pub replanned: Vec<String>,
+    /// The others.
+    pub kept: Vec<String>,
+    pub written: Vec<Export>,
+    pub made: Vec<Export>,
+}
+
+impl Groups {
+    /// `exports`: all of these groups that are not void; `lanes` has those of their customers.
+    #[must_use]
+    pub fn new(lanes: Vec<Lane>, exports: Vec<Export>) -> Self {
+        let lanes = lanes.into_iter();
+        let lanes = lanes.map(|lane| ((lane.sink.clone(), lane.customer.clone()), lane)).collect();
+        let mut groups: HashMap<String, Vec<Export>> = HashMap::new();
+        for export in exports {
+            groups.entry(export.event_group.clone()).or_default().push(export);
+        }
+        Self { lanes, groups }
+    }
+
+    pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.values()
+    }
+
+    /// They are planned anew, or sent again where something of them may have arrived.
+    pub fn renew(&mut self, now: Timestamp) -> Changed {
+        self.change(|lane, group| renew(lane, group, now))
+    }
+
+    /// Nothing more of them goes to the sink.
+    pub fn dismiss(&mut self) -> Changed {
+        self.change(|lane, group| {
+            dismiss(lane, group)?;
+            Ok(Renewed::Resent(Vec::new()))
+        })
+    }
+
+    fn change(
+        &mut self,
+        how: impl Fn(&mut Lane, &mut [Export]) -> Result<Renewed, OutOfRange>,
+    ) -> Changed {
+        let mut changed = Changed::default();
+        for (name, mut group) in std::mem::take(&mut self.groups) {
+            let Some(first) = group.first() else { continue };
+            let of = (first.sink.clone(), first.customer.clone());
+            let Some(mut lane) = self.lanes.get(&of).cloned() else { continue };
+            match how(&mut lane, &mut group) {
+                Ok(Renewed::Replanned) => changed.replanned.push(name),
+                Ok(Renewed::Resent(again)) => {
+                    changed.kept.push(name);
+                    changed.made.extend(again);
+                }
+                Err(error) => {
+                    tracing::error!("a parked group stays: {error}");
+                    continue;
+                }
+            }
+            self.lanes.insert(of, lane);
+            changed.written.extend(group);
+        }
+        changed
+    }
+}
