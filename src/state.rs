@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::models::key::ApiKey;
 use crate::services::admission::Admission;
 use crate::services::auth::Auth;
 use crate::services::billing::payments::Payments;
@@ -65,5 +66,11 @@ impl App {
         if let Err(error) = self.store.announce_change().await {
             tracing::warn!("other processes are not told of a change: {error}");
         }
+    }
+
+    /// A key was changed, here.
+    pub async fn key_changed(&self, key: &ApiKey) {
+        self.auth.forget_key(key);
+        self.changed().await;
     }
 }

@@ -120,7 +120,7 @@ pub async fn revoke(
         return Ok(Json(private(shown_key(&known))).into_response());
     }
     let key = directory::revoke_key(store, &principal.actor(), id).await?;
-    app.changed().await;
+    app.key_changed(&key.0).await;
     Ok(Json(private(shown_key(&key))).into_response())
 }
 

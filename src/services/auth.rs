@@ -274,6 +274,13 @@ impl Auth {
     pub fn forget(&self) {
         self.known.invalidate_all();
     }
+
+    /// Nobody goes on by what this key was, not even in an outage that begins now.
+    pub fn forget_key(&self, key: &ApiKey) {
+        for hash in std::iter::once(&key.secret_hash).chain(&key.previous_secret_hash) {
+            self.last.invalidate(hash);
+        }
+    }
 }
 
 /// What there is to spend, of what was just read. A sum out of its range is nothing to go by.

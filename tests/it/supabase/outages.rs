@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::server::{AuthServer, Manner, published};
 use super::sign::{Key, claims};
 use super::{assert_refused, models, setup};
+use crate::admin::Admin;
 use crate::app::{Store, TestApp, both_stores, eventually};
 
 both_stores!(keys_rotate, an_auth_server_that_is_away_takes_nobody_out);
@@ -119,6 +120,16 @@ async fn revoked_key(app: &TestApp) -> String {
     key
 }
 
+/// Known, and then ended by the running server, which nobody has asked for it since.
+async fn ended_key(app: &TestApp) -> String {
+    let key = app.create_key("test", &[]).await;
+    models(app, &key).await.ok();
+    let keys = app.list(&["key", "list", "--account", "test"]).await;
+    let id = keys.iter().filter_map(|row| row["id"].as_str()).max().expect("some keys");
+    Admin::of(app).await.done(200, "DELETE", &format!("/keys/{id}"), None).await;
+    key
+}
+
 #[tokio::test]
 async fn who_is_known_goes_on_without_the_database() {
     let key = Key::es256("one");
@@ -130,6 +141,7 @@ async fn who_is_known_goes_on_without_the_database() {
         .start()
         .await;
     let revoked = revoked_key(&app).await;
+    let ended = ended_key(&app).await;
     let unseen = app.create_key("test", &[]).await;
     let (known, stranger) = (token(&key, &server), token(&key, &server));
     models(&app, &known).await.ok();
@@ -147,6 +159,7 @@ async fn who_is_known_goes_on_without_the_database() {
     for unknown in [&unseen, &stranger] {
         assert_refused(&models(&app, unknown).await, 503, "database_unavailable");
     }
+    assert_refused(&models(&app, &ended).await, 503, "database_unavailable");
     let got = models(&app, &revoked).await;
     assert!([401, 503].contains(&got.status), "never let in again: {}", got.text());
     assert_refused(&models(&app, "sk-tg-wrong").await, 401, "invalid_api_key");
