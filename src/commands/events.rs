@@ -28,7 +28,8 @@ pub enum Events {
     /// Send parked events again; prints their number.
     Retry(Retry),
     /// Say that parked events are dealt with by other means, as by hand: they, and what they were
-    /// merged with, are not sent any more. Prints their number.
+    /// merged with, are not sent any more. Not of what may be at the sink: see `exports`. Prints
+    /// their number.
     Dismiss {
         #[arg(required = true)]
         ids: Vec<String>,
@@ -66,7 +67,7 @@ pub async fn run(command: Events, store: &dyn Store) -> anyhow::Result<()> {
         }
         Events::Dismiss { ids } => {
             let count = directory::dismiss_events(store, OPERATOR, &ids).await?;
-            said(count, "events", "parked")
+            said(count, "events", "parked, and surely not at the sink")
         }
         Events::Park { ids, reason } => {
             let count = directory::park_events(store, OPERATOR, &ids, &reason).await?;

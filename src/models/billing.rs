@@ -203,7 +203,7 @@ pub mod reasons {
     /// Whether it arrived cannot be told: for a person.
     pub const IN_DOUBT: &str = "in_doubt";
     pub const OUT_OF_RANGE: &str = "out_of_range";
-    /// A person has dealt with it by other means: it was not sent.
+    /// A person has dealt with it by other means: it is not sent any more.
     pub const DISMISSED: &str = "dismissed";
     /// How the reason of what the sink took at first, and does not count, begins.
     pub const DROPPED: &str = "stripe ";

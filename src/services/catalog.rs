@@ -112,9 +112,9 @@ impl Catalog {
     /// Keeps the list fresh until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         loop {
-            let operator = self.operator();
+            let (operator, began) = (self.operator(), Timestamp::now());
             let wait = match self.refresh().await {
-                Ok(due) => self.until_next_change().min(due),
+                Ok(due) => self.until_next_change(began).min(due),
                 Err(error) => {
                     tracing::warn!("the model list could not be refreshed: {error}");
                     STORE_PAUSE
@@ -237,9 +237,10 @@ impl Catalog {
         PlanInForce::after(&self.operator().table, self.money.markup, after)
     }
 
-    fn until_next_change(&self) -> Duration {
-        let now = Timestamp::now();
-        self.operator().table.next_change(now).map_or(LOOK_EVERY, |at| at.since(now))
+    /// Until a price begins to count that did not at `began`: it may have begun meanwhile.
+    fn until_next_change(&self, began: Timestamp) -> Duration {
+        let next = self.operator().table.next_change(began);
+        next.map_or(LOOK_EVERY, |at| at.since(Timestamp::now()))
     }
 
     /// Returns when there has been a list.

@@ -33,6 +33,8 @@ pub struct Meter {
     /// Guards these two.
     woken: Woken,
     last_frame_at: Instant,
+    /// The upstream is not read: the money for it is waited for.
+    is_unpaid: bool,
     /// When the client last got something, until the answer has begun.
     quiet_since: Option<Instant>,
     ends_at: Instant,
@@ -80,6 +82,7 @@ impl Meter {
             stop: Box::pin(stop.cancelled_owned()),
             woken: Woken::default(),
             last_frame_at: now,
+            is_unpaid: false,
             quiet_since: Some(now),
             ends_at: now + whole,
             span: Span::current(),
@@ -194,6 +197,11 @@ impl Body for Meter {
                 return this.poll_out(cx);
             }
             match this.exchange.poll_paid(cx) {
+                // The silence until now was not the upstream's.
+                Poll::Ready(Ok(())) if this.is_unpaid => {
+                    this.is_unpaid = false;
+                    this.last_frame_at = Instant::now();
+                }
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     this.cut_off(&error);
@@ -202,6 +210,8 @@ impl Body for Meter {
                 Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
                 // The database does not answer: the stream may have to end before it does.
                 Poll::Pending => {
+                    this.is_unpaid = true;
+                    this.last_frame_at = Instant::now();
                     match ready!(this.poll_instead(cx)) {
                         Instead::Quiet => this.out.put(&KEEP_ALIVE),
                         Instead::TooLong => this.cut_off(&Error::Database(UNPAID.to_owned())),

@@ -4,6 +4,7 @@
 //! whether or not the upstream says a number. Of an answer that was broken off, a usage that came
 //! before its last text is none. Keeps no text beyond what counting needs.
 
+use crate::models::money::Tokens;
 use crate::models::openai::answer::{Answer, Choice, Delta, Reported};
 use crate::models::usage::shortened;
 use crate::services::tokens::{Field, Lane, StreamCounter, Tokenizer};
@@ -72,6 +73,14 @@ impl Reading {
     pub fn break_off(&mut self) {
         if self.is_behind {
             self.reported = None;
+        }
+    }
+
+    /// The answer was heard to its end: a usage that came before its last text is that of all,
+    /// unless it says that there was none.
+    pub fn close(&mut self) {
+        if self.reported.is_some_and(|reported| reported.tokens.completion == Tokens(0)) {
+            self.break_off();
         }
     }
 

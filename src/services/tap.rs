@@ -209,6 +209,7 @@ impl Judge {
 
     fn done(&mut self, event: &[u8]) -> Verdict {
         self.is_done = true;
+        self.reading.close();
         let untold = self.failure().filter(|_| !self.has_told).map(|error| error_event(&error));
         match [self.own_usage_chunk(), untold] {
             [None, None] => Verdict::Pass,

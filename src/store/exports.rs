@@ -297,7 +297,9 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
         is_sent || is_unsure(export)
     };
     let is_waiting = |export: &Export| export.state == DeliveryState::Waiting;
-    if group.iter().any(|export| has_arrived(export) || is_waiting(export)) {
+    // Planned anew, what was dismissed would be sent with the rest.
+    let stays = |export: &Export| has_arrived(export) || is_waiting(export) || is_dismissed(export);
+    if group.iter().any(stays) {
         let again = resend(lane, group, now)?;
         lane.wake(now);
         return Ok(Renewed::Resent(again));
@@ -308,16 +310,38 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
     Ok(Renewed::Replanned)
 }
 
-/// What is parked of a group is dealt with by other means: it is void.
+/// What has not arrived of a group is dealt with by other means: it is void. `false` when that cannot
+/// be said, because something of it is on its way, or may have arrived.
 ///
 /// # Errors
 /// As [`renew`].
-pub fn dismiss(lane: &mut Lane, group: &mut [Export]) -> Result<(), OutOfRange> {
-    for export in group.iter_mut().filter(|export| export.state == DeliveryState::Parked) {
+pub fn dismiss(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<bool, OutOfRange> {
+    let is_open = |export: &Export| match export.state {
+        DeliveryState::Exported | DeliveryState::Void => false,
+        DeliveryState::Waiting => export.first_sent_at.is_some(),
+        // Of what is too old to be said to be missing there is no other word.
+        DeliveryState::Parked => is_unsure(export) && export.used_at >= now.minus(OLDEST),
+    };
+    if group.iter().any(is_open) {
+        return Ok(false);
+    }
+    let unsent = [DeliveryState::Waiting, DeliveryState::Parked];
+    for export in group.iter_mut().filter(|export| unsent.contains(&export.state)) {
         make_void(lane, export)?;
         export.reason = Some(reasons::DISMISSED.to_owned());
     }
-    Ok(())
+    Ok(true)
+}
+
+fn is_dismissed(export: &Export) -> bool {
+    export.state == DeliveryState::Void && export.reason.as_deref() == Some(reasons::DISMISSED)
+}
+
+/// Of which exports of a group something may be decided still: in either dialect.
+#[must_use]
+pub fn undecided() -> String {
+    let dismissed = reasons::DISMISSED;
+    format!("(state <> 'void' OR COALESCE(reason, '') = '{dismissed}')")
 }
 
 /// Takes an export out of what its lane has carried.

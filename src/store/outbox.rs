@@ -94,10 +94,15 @@ pub trait OutboxStore: Send + Sync {
         now: Timestamp,
     ) -> Result<u64, StoreError>;
 
-    /// Those of the events that are parked, and what they were merged with, are not sent any more;
-    /// gives their number. The audit log tells of those that were named.
-    async fn dismiss_events(&self, ids: &[String], audit: TellEvent<'_>)
-    -> Result<u64, StoreError>;
+    /// Those of the events that are parked, and what they were merged with, are not sent any more,
+    /// unless something of that is on its way or may have arrived; gives their number. The audit log
+    /// tells of those that were named.
+    async fn dismiss_events(
+        &self,
+        ids: &[String],
+        audit: TellEvent<'_>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
 
     /// Parks events that wait and are not merged; gives their number.
     async fn park_events(

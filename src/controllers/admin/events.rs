@@ -75,7 +75,8 @@ pub async fn dismiss(
     let event = find(&app, path).await?;
     let ids = [event.id];
     if directory::dismiss_events(app.store.as_ref(), &principal.actor(), &ids).await? == 0 {
-        return Err(Error::invalid("id", "only a parked event can be dismissed"));
+        let wanted = "only a parked event that is surely not at the sink can be dismissed";
+        return Err(Error::invalid("id", wanted));
     }
     again(&app, &ids).await
 }

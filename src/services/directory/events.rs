@@ -19,13 +19,13 @@ pub async fn retry_events(store: &dyn Store, actor: &str, ids: &[String]) -> Res
 }
 
 /// Parked events, and what they were merged with, are dealt with by other means: they are not sent
-/// any more. Gives their number.
+/// any more. Gives their number, without those of which something is on its way or may be there.
 ///
 /// # Errors
 /// The store's.
 pub async fn dismiss_events(store: &dyn Store, actor: &str, ids: &[String]) -> Result<u64, Error> {
     let now = Timestamp::now();
-    Ok(store.dismiss_events(ids, &told(actor, "event.dismiss", now)).await?)
+    Ok(store.dismiss_events(ids, &told(actor, "event.dismiss", now), now).await?)
 }
 
 /// Keeps waiting events back until they are tried again; gives their number. What is on its way to

@@ -49,11 +49,12 @@ pub async fn sign_up(
     }
     let opening = first_login(user, terms, Timestamp::now());
     match store.open_account(&opening).await {
-        Ok(()) => Ok(Some(opening.account)),
-        // Another login of the same user was first, here or on another machine.
-        Err(StoreError::Exists(_)) => Ok(store.member(user).await?.map(|(_, account)| account)),
-        Err(error) => Err(error.into()),
+        // Its credit is not in what was written first. Or another login of the same user was first,
+        // here or on another machine.
+        Ok(()) | Err(StoreError::Exists(_)) => {}
+        Err(error) => return Err(error.into()),
     }
+    Ok(store.member(user).await?.map(|(_, account)| account))
 }
 
 fn first_login(user: UserId, terms: &SignupTerms, now: Timestamp) -> Opening {

@@ -83,12 +83,17 @@ impl Live {
             () = settler.stop.cancelled() => None,
         };
         match read {
+            // The upstream goes on, and bills an answer that nobody has counted.
+            Some(Err(Error::UpstreamTimeout(_))) | None
+                if self.is_plain() && self.open.upstream_status.is_some() =>
+            {
+                self.tap.judge.reading.has_unreadable = true;
+            }
             // It failed before it gave anything of use: no client would have paid for it.
             Some(Err(_)) if !self.is_worth_something() => {
                 self.open.void(Ending::ClientGone);
                 return;
             }
-            // The upstream goes on, and bills an answer that nobody has counted.
             None if self.is_plain() => self.tap.judge.reading.has_unreadable = true,
             _ => {}
         }

@@ -12,6 +12,7 @@ use crate::models::ids::{AccountId, ApiKeyId};
 use crate::models::money::NanoUsd;
 use crate::store::{Funds, LedgerOp, Outcome, Placement, Rest};
 use moka::sync::Cache;
+use std::hash::Hash;
 use std::time::Instant;
 
 /// Accounts and keys whose money is remembered for an outage.
@@ -167,42 +168,39 @@ impl Memory {
 
     /// What an account had when it was last heard of, here or by its caller.
     pub(super) fn account(&self, account: AccountId, funds: Option<Funds>) -> Option<NanoUsd> {
-        let last = self.last.get(&account);
-        if last.is_none()
-            && let Some(Funds { account: available, read_at: taken_at, .. }) = funds
-        {
-            self.last.insert(account, Snapshot { available, taken_at });
-        }
-        latest(last, funds, |funds| funds.account)
+        let told = funds.map(|Funds { account: available, read_at: taken_at, .. }| Snapshot {
+            available,
+            taken_at,
+        });
+        latest(&self.last, account, told)
     }
 
     /// What a key's budget had when it was last heard of; a caller without a key has none.
     pub(super) fn key(&self, key: Option<ApiKeyId>, funds: Option<Funds>) -> Option<NanoUsd> {
         let Some(key) = key else { return Some(BOUNDLESS) };
-        let last = self.keys.get(&key);
-        let available = latest(last, funds, |funds| funds.key.unwrap_or(BOUNDLESS))?;
-        if last.is_none()
-            && let Some(funds) = funds
-        {
-            self.keys.insert(key, Snapshot { available, taken_at: funds.read_at });
-        }
-        Some(available)
+        let told = funds.map(|Funds { key: left, read_at: taken_at, .. }| Snapshot {
+            available: left.unwrap_or(BOUNDLESS),
+            taken_at,
+        });
+        latest(&self.keys, key, told)
     }
 }
 
 /// There is no budget.
 const BOUNDLESS: NanoUsd = NanoUsd(i64::MAX);
 
-fn latest(
-    last: Option<Snapshot>,
-    funds: Option<Funds>,
-    of: impl FnOnce(Funds) -> NanoUsd,
+/// The later of what is remembered and what a caller was told, which is remembered then.
+fn latest<K: Hash + Eq + Send + Sync + 'static>(
+    remembered: &Cache<K, Snapshot>,
+    of: K,
+    told: Option<Snapshot>,
 ) -> Option<NanoUsd> {
-    match (last, funds) {
-        (Some(last), Some(funds)) if funds.read_at > last.taken_at => Some(of(funds)),
-        (Some(last), _) => Some(last.available),
-        (None, funds) => funds.map(of),
+    let last = remembered.get(&of);
+    let news = told.filter(|told| last.is_none_or(|last| told.taken_at > last.taken_at));
+    if let Some(news) = news {
+        remembered.insert(of, news);
     }
+    Some(news.or(last)?.available)
 }
 
 /// Says aloud what should not happen to a settlement.

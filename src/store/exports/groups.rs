@@ -27,7 +27,8 @@ pub struct Changed {
 }
 
 impl Groups {
-    /// `exports`: all of these groups that are not void; `lanes` has those of their customers.
+    /// `exports`: all of these groups that are [`undecided`](super::undecided); `lanes` has those of
+    /// their customers.
     #[must_use]
     pub fn new(lanes: Vec<Lane>, exports: Vec<Export>) -> Self {
         let lanes = lanes.into_iter();
@@ -45,20 +46,20 @@ impl Groups {
 
     /// They are planned anew, or sent again where something of them may have arrived.
     pub fn renew(&mut self, now: Timestamp) -> Changed {
-        self.change(|lane, group| renew(lane, group, now))
+        self.change(|lane, group| renew(lane, group, now).map(Some))
     }
 
-    /// Nothing more of them goes to the sink.
-    pub fn dismiss(&mut self) -> Changed {
+    /// Nothing more of them goes to the sink, where that can be said.
+    pub fn dismiss(&mut self, now: Timestamp) -> Changed {
         self.change(|lane, group| {
-            dismiss(lane, group)?;
-            Ok(Renewed::Resent(Vec::new()))
+            let is_done = dismiss(lane, group, now)?;
+            Ok(is_done.then(|| Renewed::Resent(Vec::new())))
         })
     }
 
     fn change(
         &mut self,
-        how: impl Fn(&mut Lane, &mut [Export]) -> Result<Renewed, OutOfRange>,
+        how: impl Fn(&mut Lane, &mut [Export]) -> Result<Option<Renewed>, OutOfRange>,
     ) -> Changed {
         let mut changed = Changed::default();
         for (name, mut group) in std::mem::take(&mut self.groups) {
@@ -66,8 +67,9 @@ impl Groups {
             let of = (first.sink.clone(), first.customer.clone());
             let Some(mut lane) = self.lanes.get(&of).cloned() else { continue };
             match how(&mut lane, &mut group) {
-                Ok(Renewed::Replanned) => changed.replanned.push(name),
-                Ok(Renewed::Resent(again)) => {
+                Ok(None) => continue,
+                Ok(Some(Renewed::Replanned)) => changed.replanned.push(name),
+                Ok(Some(Renewed::Resent(again))) => {
                     changed.kept.push(name);
                     changed.made.extend(again);
                 }

@@ -207,7 +207,7 @@ proptest! {
                 let parked = |export| Export { state: DeliveryState::Parked, ..export };
                 let lanes = made.lanes.values().cloned().collect();
                 let mut groups = Groups::new(lanes, exports.map(parked).collect());
-                let changed = if fate == 1 { groups.dismiss() } else { groups.renew(now()) };
+                let changed = if fate == 1 { groups.dismiss(now()) } else { groups.renew(now()) };
                 let is_void = |export: &Export| export.state == DeliveryState::Void;
                 prop_assert!(changed.written.iter().all(is_void) && changed.made.is_empty());
                 prop_assert_eq!(changed.kept.is_empty(), fate == 2);

@@ -7,6 +7,7 @@ use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
 use crate::store::exports::corrected::members_follow;
 use crate::store::exports::groups::{Changed, Groups};
+use crate::store::exports::undecided;
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
     apart, join, of_state, told,
@@ -118,10 +119,11 @@ impl OutboxStore for PostgresStore {
     async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
-        // What was parked meanwhile stays so, unless it has arrived.
+        // What was parked or dismissed meanwhile stays so, unless it has arrived.
         let update = format!(
             "{update} AND (t.state = 'waiting' \
-             OR (t.state = 'parked' AND r.state = 'exported'))"
+             OR (r.state = 'exported' AND (t.state = 'parked' \
+              OR t.reason = 'dismissed')))"
         );
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
@@ -178,6 +180,7 @@ impl OutboxStore for PostgresStore {
         &self,
         ids: &[String],
         audit: TellEvent<'_>,
+        now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
         let parked = lock_parked(&mut tx, ids).await?;
@@ -192,7 +195,7 @@ impl OutboxStore for PostgresStore {
         .map_err(classify)?
         .rows_affected();
         if !groups.is_empty() {
-            changed += dismiss_groups(&mut tx, &groups).await?;
+            changed += dismiss_groups(&mut tx, &groups, now).await?;
         }
         self.tell(&mut tx, &parked, audit).await?;
         tx.commit().await?;
@@ -324,7 +327,8 @@ async fn load_groups(
 ) -> Result<Groups, StoreError> {
     let groups: Vec<String> = groups.iter().cloned().collect();
     let lanes = lock_lanes_of(conn, "event_group", groups.clone()).await?;
-    let statement = sql::select(&EXPORTS, "WHERE event_group = ANY($1) AND state <> 'void'");
+    let undecided = undecided();
+    let statement = sql::select(&EXPORTS, &format!("WHERE event_group = ANY($1) AND {undecided}"));
     Ok(Groups::new(lanes, select(conn, &statement.into(), groups).await?))
 }
 
@@ -366,9 +370,10 @@ async fn renew_groups(
 async fn dismiss_groups(
     conn: &mut PgConnection,
     groups: &BTreeSet<String>,
+    now: Timestamp,
 ) -> Result<u64, StoreError> {
     let mut groups = load_groups(conn, groups).await?;
-    let changed = groups.dismiss();
+    let changed = groups.dismiss(now);
     write_groups(conn, &groups, &changed).await?;
     let done = sqlx::query(AssertSqlSafe(members_follow("= ANY($1)")))
         .bind(&changed.kept)

@@ -6,6 +6,7 @@ use crate::models::billing::{
 use crate::models::timestamp::Timestamp;
 use crate::store::exports::corrected::members_follow;
 use crate::store::exports::groups::{Changed, Groups};
+use crate::store::exports::undecided;
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
     apart, join, of_state, told,
@@ -119,10 +120,11 @@ impl OutboxStore for SqliteStore {
         let mut writing = self.writer.acquire().await?;
         let mut tx = writing.begin().await?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
-        // What was parked meanwhile stays so, unless it has arrived.
+        // What was parked or dismissed meanwhile stays so, unless it has arrived.
         let update = format!(
             "{update} AND (billing_events.state = 'waiting' \
-             OR (billing_events.state = 'parked' AND r.state = 'exported'))"
+             OR (r.state = 'exported' AND (billing_events.state = 'parked' \
+              OR billing_events.reason = 'dismissed')))"
         );
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
@@ -180,6 +182,7 @@ impl OutboxStore for SqliteStore {
         &self,
         ids: &[String],
         audit: TellEvent<'_>,
+        now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut writing = self.writer.acquire().await?;
         let mut tx = writing.begin().await?;
@@ -196,7 +199,7 @@ impl OutboxStore for SqliteStore {
         .map_err(classify)?
         .rows_affected();
         if !groups.is_empty() {
-            changed += dismiss_groups(&mut tx, &groups).await?;
+            changed += dismiss_groups(&mut tx, &groups, now).await?;
         }
         self.tell(&mut tx, &parked, audit).await?;
         tx.commit().await.map_err(classify)?;
@@ -316,10 +319,9 @@ async fn load_groups(
     conn: &mut SqliteConnection,
     groups: &BTreeSet<String>,
 ) -> Result<Groups, StoreError> {
-    let statement = sql::select(
-        &EXPORTS,
-        "WHERE event_group IN (SELECT value FROM json_each(?1)) AND state <> 'void'",
-    );
+    let undecided = undecided();
+    let listed = "event_group IN (SELECT value FROM json_each(?1))";
+    let statement = sql::select(&EXPORTS, &format!("WHERE {listed} AND {undecided}"));
     let exports: Vec<Export> =
         select(conn, &statement.into(), serde_json::to_string(groups)?).await?;
     let customers: BTreeSet<(String, String)> =
@@ -370,9 +372,10 @@ async fn renew_groups(
 async fn dismiss_groups(
     conn: &mut SqliteConnection,
     groups: &BTreeSet<String>,
+    now: Timestamp,
 ) -> Result<u64, StoreError> {
     let mut groups = load_groups(conn, groups).await?;
-    let changed = groups.dismiss();
+    let changed = groups.dismiss(now);
     write_groups(conn, &groups, &changed).await?;
     let names = serde_json::to_string(&changed.kept)?;
     let done = sqlx::query(AssertSqlSafe(members_follow("IN (SELECT value FROM json_each(?1))")))
