@@ -2,23 +2,23 @@
 //! JSON reader what was priced here.
 
 use serde_json::Value;
-use tollgate::models::openai::request::ChatRequest;
+use tollgate::models::openai::request::{CapWord, ChatRequest, NEWER, OLDER};
 
 /// One body.
 pub fn case(body: &[u8]) {
     let Ok(request) = ChatRequest::parse(body) else { return };
-    for cap in [None, Some(("max_tokens", 7))] {
-        let sent = request.forwarded("the-account", cap, None);
+    for (cap, is_sole) in [(None, false), (Some(7), false), (None, true), (Some(7), true)] {
+        let word = CapWord { member: OLDER, is_sole };
+        let sent = request.forwarded("the-account", cap, word, None);
         // Halves of surrogate pairs are text to some readers and a fault to others.
         let Ok(value) = serde_json::from_str::<Value>(&sent) else { continue };
         assert_eq!(value["model"], request.model.as_ref());
         assert_eq!(value["user"], "the-account");
         assert_eq!(value["stream"].as_bool().unwrap_or(false), request.stream);
         assert_eq!(value["n"].as_i64().unwrap_or(1), request.choices);
-        let caps = ["max_tokens", "max_completion_tokens"];
-        let told = caps.iter().filter_map(|name| value[name].as_i64()).max();
-        let cap = cap.map(|(_, cap)| cap);
+        let told = [OLDER, NEWER].iter().filter_map(|name| value[name].as_i64()).max();
         assert_eq!(told, cap.or(request.completion_tokens_max));
+        assert!(!is_sole || value[OLDER].as_i64() == told, "{sent}");
         if request.stream {
             assert_eq!(value["stream_options"]["include_usage"], true);
         }

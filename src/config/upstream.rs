@@ -7,6 +7,7 @@ mod file;
 
 use super::ConfigError;
 use super::reader::Reader;
+use crate::models::openai::request::{NEWER, OLDER};
 use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub struct UpstreamTerms {
     pub idle: Duration,
     /// An answer may take this long in all.
     pub whole: Duration,
+    /// The one name by which it reads the cap on a completion. `None`: as is right for the kind.
+    pub cap_member: Option<&'static str>,
     /// Further attempts when a call fails before its first byte.
     pub retries: u32,
     pub disconnect: Disconnect,
@@ -100,6 +103,8 @@ const POLICIES: [(&str, Disconnect); 4] = [
     ("lookup", Disconnect::Lookup),
     ("count", Disconnect::Count),
 ];
+const CAP_MEMBERS: [(&str, Option<&str>); 3] =
+    [("auto", None), (OLDER, Some(OLDER)), (NEWER, Some(NEWER))];
 const OPENROUTER: &str = "https://openrouter.ai/api/v1";
 
 impl UpstreamsConfig {
@@ -112,6 +117,7 @@ impl UpstreamsConfig {
             head: env.positive_seconds("TOLLGATE_UPSTREAM_HEAD_SECONDS", "300")?,
             idle: env.positive_seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,
             whole: env.positive_seconds("TOLLGATE_STREAM_SECONDS", "3600")?,
+            cap_member: env.one_of("TOLLGATE_CAP_MEMBER", "auto", &CAP_MEMBERS)?,
             retries: env.parsed("TOLLGATE_UPSTREAM_RETRIES", "2")?,
             disconnect: env.one_of("TOLLGATE_DISCONNECT", "auto", &POLICIES)?,
             disconnect_drain: env.seconds("TOLLGATE_DISCONNECT_DRAIN_SECONDS", "120")?,

@@ -390,7 +390,7 @@ impl Admitted {
     /// The upstream's, or why the hold does not stand.
     pub async fn forward(self) -> Result<(Exchange, Begun), Error> {
         let Self { mut exchange, mut commit, trip, .. } = self;
-        let hurry = commit.hurry();
+        let (hurry, needs) = (commit.hurry(), exchange.needs());
         let call = async {
             let answer = exchange.call(trip).await?;
             // What is noted of the answer hurries the hold as well.
@@ -399,8 +399,18 @@ impl Admitted {
             }
             Ok(answer)
         };
+        let held = async {
+            let placed = commit.wait().await?;
+            // Less than there was a moment ago, and its cap has left.
+            match (&placed, needs) {
+                (Some(placed), Some(needs)) if placed.amount < needs => {
+                    Err(Error::InsufficientQuota)
+                }
+                _ => Ok(placed),
+            }
+        };
         // Whichever fails first ends the other: a refused hold drops the upstream call.
-        let both = futures::future::try_join(call, commit.wait()).await;
+        let both = futures::future::try_join(call, held).await;
         match both {
             Ok((answer, held)) => {
                 if let Some(Placed { amount, .. }) = held {

@@ -139,6 +139,13 @@ impl Exchange {
         terms.map(|terms| [terms.idle, terms.whole]).unwrap_or_default()
     }
 
+    /// What the hold of a plain answer was to be: that cannot be ended where its money does.
+    #[must_use]
+    pub fn needs(&self) -> Option<NanoUsd> {
+        let plain = self.live.as_deref().filter(|live| !live.is_streamed);
+        plain.map(|live| live.open.hold.amount_nusd)
+    }
+
     /// The hold stands, with this amount.
     pub fn held(&mut self, amount: NanoUsd) {
         if let Some(live) = self.live.as_deref_mut() {
@@ -413,9 +420,10 @@ impl Live {
             }
         }
         self.leg = Leg::Over;
-        std::future::poll_fn(|cx| poll_noted(&mut self.noting, cx)).await;
         let document = self.document.split().freeze();
+        // First: a client that leaves while it waits pays for what it says.
         let shown = self.read_document(&document)?;
+        std::future::poll_fn(|cx| poll_noted(&mut self.noting, cx)).await;
         self.open.first_byte_at = Some(Timestamp::now());
         Ok(shown.unwrap_or(document))
     }

@@ -14,6 +14,7 @@ pub mod retry;
 use crate::config::{Disconnect, OfferConfig, UpstreamConfig, UpstreamKind, UpstreamTerms};
 use crate::error::Error;
 use crate::models::key::matches_pattern;
+use crate::models::openai::request::{CapWord, NEWER, OLDER};
 use crate::services::http::{self, AGENT, HttpClient, JSON};
 use crate::services::metrics::CallMetrics;
 use crate::services::tap::Operator;
@@ -106,13 +107,16 @@ impl Upstream {
         }
     }
 
-    /// OpenAI's newer models know the newer name only; the others know the older one.
+    /// OpenAI's newer models refuse the older name; OpenRouter and LiteLLM read both. Of others the
+    /// operator says which they read.
     #[must_use]
-    pub fn cap_member(&self) -> &'static str {
-        match self.kind {
-            UpstreamKind::OpenAi => "max_completion_tokens",
-            UpstreamKind::OpenRouter | UpstreamKind::LiteLlm => "max_tokens",
-        }
+    pub fn cap_word(&self) -> CapWord {
+        let member = match self.kind {
+            UpstreamKind::OpenAi => NEWER,
+            UpstreamKind::OpenRouter | UpstreamKind::LiteLlm => OLDER,
+        };
+        let sole = self.terms.cap_member;
+        CapWord { member: sole.unwrap_or(member), is_sole: sole.is_some() }
     }
 
     /// The names that clients use for a model of its list; none: it is not served.

@@ -310,8 +310,8 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
     Ok(Renewed::Replanned)
 }
 
-/// What has not arrived of a group is dealt with by other means: it is void. `false` when that cannot
-/// be said, because something of it is on its way, or may have arrived.
+/// What has not arrived of a group is dealt with by other means: it is void. `false` when that
+/// cannot be said, because something of it is on its way, or may have arrived.
 ///
 /// # Errors
 /// As [`renew`].

@@ -95,8 +95,8 @@ pub trait OutboxStore: Send + Sync {
     ) -> Result<u64, StoreError>;
 
     /// Those of the events that are parked, and what they were merged with, are not sent any more,
-    /// unless something of that is on its way or may have arrived; gives their number. The audit log
-    /// tells of those that were named.
+    /// unless something of that is on its way or may have arrived; gives their number. The audit
+    /// log tells of those that were named.
     async fn dismiss_events(
         &self,
         ids: &[String],

@@ -100,6 +100,25 @@ async fn a_stream_asks_the_upstream_for_usage() {
     app.finish().await;
 }
 
+/// DeepSeek and Ollama pass over the newer name, and answer at any length.
+#[tokio::test]
+async fn the_cap_has_the_name_that_the_upstream_reads() {
+    let setup = Setup::new(Store::Sqlite).kind(Kind::OpenAi);
+    let app = setup.env("TOLLGATE_CAP_MEMBER", "max_tokens").start().await;
+    for (given, limit) in [(json!({"max_completion_tokens": 5}), 5), (json!({}), 16_384)] {
+        let mut body = question("gpt-4o-mini");
+        let members = body.as_object_mut().expect("an object");
+        members.remove("max_tokens");
+        members.extend(given.as_object().expect("one").clone());
+        app.upstream.script(Answer::openai().plain());
+        app.chat(&body).await.ok();
+        let sent = app.upstream.last_chat().json();
+        assert_eq!(sent["max_tokens"], json!(limit), "{sent}");
+        assert_eq!(sent.get("max_completion_tokens"), given.get("max_completion_tokens"));
+    }
+    app.finish().await;
+}
+
 #[tokio::test]
 async fn a_plain_request_gets_no_stream_options() {
     let app = TestApp::start(Store::Sqlite).await;

@@ -4,8 +4,8 @@
 //! message repeats what stands where a key might have been put. Each fault names its line.
 
 use super::{
-    ConfigError, KINDS, OPENROUTER, OfferConfig, POLICIES, Reader, UpstreamConfig, UpstreamKind,
-    UpstreamTerms,
+    CAP_MEMBERS, ConfigError, KINDS, OPENROUTER, OfferConfig, POLICIES, Reader, UpstreamConfig,
+    UpstreamKind, UpstreamTerms,
 };
 use crate::config::reader::SECONDS_MAX;
 use hyper::Uri;
@@ -52,6 +52,7 @@ struct Entry {
     connect_seconds: Option<Spanned<u64>>,
     head_seconds: Option<Spanned<u64>>,
     idle_seconds: Option<Spanned<u64>>,
+    cap_member: Option<Spanned<String>>,
     retries: Option<u32>,
 }
 
@@ -143,6 +144,10 @@ impl Entry {
             connect: seconds(self.connect_seconds.as_ref(), terms.connect)?,
             head: seconds(self.head_seconds.as_ref(), terms.head)?,
             idle: seconds(self.idle_seconds.as_ref(), terms.idle)?,
+            cap_member: match &self.cap_member {
+                Some(member) => one_of(member, "cap_member", &CAP_MEMBERS)?,
+                None => terms.cap_member,
+            },
             retries: self.retries.unwrap_or(terms.retries),
             disconnect: match disconnect {
                 Some(policy) => one_of(policy, "disconnect", &POLICIES)?,
@@ -266,6 +271,7 @@ impl UpstreamConfig {
             ("connect_seconds", terms.connect.as_secs().to_string()),
             ("head_seconds", terms.head.as_secs().to_string()),
             ("idle_seconds", terms.idle.as_secs().to_string()),
+            ("cap_member", terms.cap_member.unwrap_or("auto").to_owned()),
             ("retries", terms.retries.to_string()),
         ];
         for (member, value) in members {
@@ -285,6 +291,7 @@ mod tests {
         head: Duration::from_secs(300),
         idle: Duration::from_secs(120),
         whole: Duration::from_secs(3_600),
+        cap_member: None,
         retries: 2,
         disconnect: Disconnect::Auto,
         disconnect_drain: Duration::from_secs(120),

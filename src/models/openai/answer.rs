@@ -122,12 +122,14 @@ pub struct Usage<'a> {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-#[expect(clippy::struct_field_names, reason = "the wire's names")]
 struct PromptDetails {
     cached_tokens: Int,
     cache_write_tokens: Int,
     cache_creation_tokens: Int,
     audio_tokens: Int,
+    /// LiteLLM's places for these two.
+    cache_creation_token_details: Object<CacheCreation>,
+    web_search_requests: Int,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -308,7 +310,10 @@ impl Usage<'_> {
         let written = either(details.cache_write_tokens, details.cache_creation_tokens);
         let written = either(written, self.cache_creation_input_tokens);
         let mut written = part(written, &mut rest);
-        let long_lived = self.cache_creation.value.ephemeral_1h_input_tokens;
+        let long_lived = either(
+            self.cache_creation.value.ephemeral_1h_input_tokens,
+            details.cache_creation_token_details.value.ephemeral_1h_input_tokens,
+        );
         let cache_write_1h = part(long_lived, &mut written);
         let audio_prompt = part(details.audio_tokens, &mut rest);
 
@@ -324,12 +329,17 @@ impl Usage<'_> {
             reasoning: Tokens(part(details.reasoning_tokens, &mut rest)),
             audio_completion: Tokens(part(details.audio_tokens, &mut rest)),
             image_completion: Tokens(part(details.image_tokens, &mut rest)),
-            web_searches: plausible(either(
-                self.server_tool_use_details.value.web_search_requests,
-                self.server_tool_use.value.web_search_requests,
-            ))
-            .unwrap_or(0),
+            web_searches: self.web_searches(),
         }
+    }
+
+    fn web_searches(&self) -> i64 {
+        let places = [
+            self.server_tool_use_details.value.web_search_requests,
+            self.server_tool_use.value.web_search_requests,
+            self.prompt_tokens_details.value.web_search_requests,
+        ];
+        plausible(places.into_iter().fold(Int(None), either)).unwrap_or(0)
     }
 
     /// With a bring-your-own key OpenRouter's `cost` is its fee and the provider's price comes on
@@ -398,6 +408,17 @@ mod tests {
         assert_eq!(usage.tokens.cache_write, Tokens(2));
         assert_eq!(usage.tokens.reasoning, Tokens(5));
         assert_eq!(usage.cost_pico, None, "a null cost is unknown");
+    }
+
+    #[test]
+    fn litellms_places_are_read() {
+        let usage = reported(
+            r#"{"prompt_tokens":100,"completion_tokens":5,"cache_creation_input_tokens":80,
+                "prompt_tokens_details":{"web_search_requests":3,
+                "cache_creation_token_details":{"ephemeral_1h_input_tokens":30}}}"#,
+        );
+        let TokenUsage { cache_write, cache_write_1h, web_searches, .. } = usage.unwrap().tokens;
+        assert_eq!((cache_write, cache_write_1h, web_searches), (Tokens(50), Tokens(30), 3));
     }
 
     #[test]

@@ -76,6 +76,13 @@ const REFUSED: &[&str] = &[
     "output_cost_per_second",
     "mock_response",
     "speed",
+    // Names of the cap that no hold goes by, and that some upstreams obey before its own.
+    "max_output_tokens",
+    "maxoutputtokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "n_predict",
+    "num_predict",
 ];
 /// The tiers of service that cost no more than the price in the book. The others (`priority`,
 /// `fast`, `scale`) are billed at prices of their own, which no list of models has.
@@ -153,6 +160,18 @@ impl<'a> Members<'a> {
     }
 }
 
+/// By which name an upstream reads the cap on a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CapWord {
+    pub member: &'static str,
+    /// It passes over the other one, and answers at any length.
+    pub is_sole: bool,
+}
+
+/// The names of the cap.
+pub const OLDER: &str = "max_tokens";
+pub const NEWER: &str = "max_completion_tokens";
+
 /// A setting's value is no longer than this.
 const SETTING_BYTES_MAX: usize = 64;
 
@@ -204,7 +223,8 @@ impl<'a> ChatRequest<'a> {
     pub fn forwarded(
         &self,
         user: &str,
-        cap: Option<(&'static str, i64)>,
+        cap: Option<i64>,
+        word: CapWord,
         model: Option<&str>,
     ) -> String {
         let mut edits = Edits::default();
@@ -222,23 +242,33 @@ impl<'a> ChatRequest<'a> {
             let model = serde_json::to_string(model).unwrap_or_default();
             edits.replace(self.body, given, model);
         }
-        if let Some((cap_member, cap)) = cap {
-            self.cap_completion(cap, cap_member, &mut edits, &mut added);
-        }
+        self.cap_completion(cap, word, &mut edits, &mut added);
         if !added.is_empty() {
             edits.add_members(self.body, self.body, &added.join(","));
         }
         edits.apply(self.body)
     }
 
-    fn cap_completion(&self, cap: i64, member: &str, edits: &mut Edits, added: &mut Vec<String>) {
+    fn cap_completion(
+        &self,
+        cap: Option<i64>,
+        word: CapWord,
+        edits: &mut Edits,
+        added: &mut Vec<String>,
+    ) {
+        let CapWord { member, is_sole } = word;
+        // An upstream that reads one of the names only gets what was said by the other.
+        let Some(cap) = cap.or(self.completion_tokens_max.filter(|_| is_sole)) else { return };
+        let raw = &self.raw;
+        let given = [(OLDER, raw.max_tokens), (NEWER, raw.max_completion_tokens)];
+        let given = given.into_iter().filter_map(|(name, raw)| Some((name, raw?)));
+        let mut is_read = false;
         // Both are replaced where both are given: an upstream may obey either.
-        let given: Vec<_> =
-            [self.raw.max_tokens, self.raw.max_completion_tokens].into_iter().flatten().collect();
-        for given in &given {
-            edits.replace(self.body, given, cap.to_string());
+        for (name, raw) in given {
+            edits.replace(self.body, raw, cap.to_string());
+            is_read |= !is_sole || name == member;
         }
-        if given.is_empty() {
+        if !is_read {
             added.push(format!("\"{member}\":{cap}"));
         }
     }
@@ -363,8 +393,35 @@ mod tests {
 
     const MESSAGES: &str = r#""messages":[{"role":"user","content":"hi"}]"#;
 
+    const EITHER: CapWord = CapWord { member: OLDER, is_sole: false };
+
+    #[test]
+    fn a_cap_has_the_name_that_is_read() {
+        let sole = CapWord { is_sole: true, ..EITHER };
+        let sent = |cap, members: &str| {
+            let body = format!(r#"{{{members}"user":"u","model":"m","messages":[{{}}]}}"#);
+            ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", cap, sole, None)
+        };
+        let rest = r#""user":"u","model":"m","messages":[{}]}"#;
+        let newer = r#""max_completion_tokens":9,"#;
+        for (cap, given, want) in [
+            (None, "", ""),
+            (None, r#""max_tokens":9,"#, r#""max_tokens":9,"#),
+            (None, newer, r#""max_tokens":9,"max_completion_tokens":9,"#),
+            (
+                None,
+                r#""max_tokens":null,"max_completion_tokens":9,"#,
+                r#""max_tokens":9,"max_completion_tokens":9,"#,
+            ),
+            (Some(7), newer, r#""max_tokens":7,"max_completion_tokens":7,"#),
+            (Some(7), "", r#""max_tokens":7,"#),
+        ] {
+            assert_eq!(sent(cap, given), format!("{{{want}{rest}"), "{cap:?} {given}");
+        }
+    }
+
     fn forwarded(body: &str) -> String {
-        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", None, None)
+        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", None, EITHER, None)
     }
 
     #[test]
@@ -414,7 +471,7 @@ mod tests {
         let capped = |members: &str| {
             let body = format!(r#"{{{members}"model":"m","user":"","messages":[{{}}]}}"#);
             let request = ChatRequest::parse(body.as_bytes()).unwrap();
-            request.forwarded("u", Some(("max_tokens", 7)), None)
+            request.forwarded("u", Some(7), EITHER, None)
         };
         let rest = r#""model":"m","user":"u","messages":[{}]}"#;
         assert_eq!(capped(""), format!(r#"{{"max_tokens":7,{rest}"#));
@@ -455,6 +512,7 @@ mod tests {
             (r#"{"model":"m","messages":[{}],"Api_Base":"x"}"#, None),
             (r#"{"model":"m","messages":[{}],"api_ba\u017fe":"x"}"#, None),
             (r#"{"model":"m","messages":[{}],"input_cost_per_token":0}"#, None),
+            (r#"{"model":"m","messages":[{}],"maxOutputTokens":9}"#, None),
             (r#"{"model":"m","messages":[{}],"service_tier":"priority"}"#, Some("service_tier")),
             (r#"{"model":"m","messages":[{}],"service_tier":7}"#, Some("service_tier")),
             (r#"{"model":"m","messages":[{}],"Service_Tier":"flex"}"#, Some("service_tier")),

@@ -11,9 +11,9 @@ const OPENROUTERS: &str = "openrouter:";
 /// Those that cost tokens and searches, and no more.
 /// <https://openrouter.ai/docs/guides/features/server-tools/overview>
 const PRICED: &[&str] = &["openrouter:web_search", "openrouter:web_fetch", "openrouter:datetime"];
-/// Every name of a search: what it brings is charged on top of tokens.
-const SEARCHES: &[&str] =
-    &["openrouter:web_search", "openrouter:web_fetch", "web_search", "web_search_preview"];
+/// How every name of a search begins, dates follow: what it brings is charged on top of tokens.
+/// <https://openrouter.ai/docs/api-reference/chat-completion>
+const SEARCHES: &[&str] = &["openrouter:web_search", "openrouter:web_fetch", "web_search"];
 /// Asks up to eight other models. <https://openrouter.ai/docs/guides/features/plugins/overview>
 const FUSION: &str = "fusion";
 
@@ -30,7 +30,7 @@ pub fn bring_fees(tools: &RawValue) -> Result<bool, String> {
         |name: &&String| name.starts_with(OPENROUTERS) && !PRICED.contains(&name.as_str());
     match names.iter().find(is_unpriced) {
         Some(name) => Err(name.chars().take(NAME_CHARS_SHOWN).collect()),
-        None => Ok(names.iter().any(|name| SEARCHES.contains(&name.as_str()))),
+        None => Ok(names.iter().any(|name| SEARCHES.iter().any(|it| name.starts_with(it)))),
     }
 }
 
@@ -89,8 +89,9 @@ mod tests {
     #[test]
     fn searches_bring_fees_and_functions_do_not() {
         let of = |tools: &str| bring_fees(&raw(tools));
-        for tools in [r#"[{"type":"openrouter:web_search"}]"#, r#"[{"type":"web_search"}]"#] {
-            assert_eq!(of(tools), Ok(true), "{tools}");
+        for name in ["openrouter:web_search", "web_search", "web_search_preview_2025_03_11"] {
+            let tools = format!(r#"[{{"type":"{name}"}}]"#);
+            assert_eq!(of(&tools), Ok(true), "{tools}");
         }
         let function = r#"[{"type":"function","function":{"name":"openrouter:fusion"}}]"#;
         for tools in [function, "[]", "{}", "null", "7", r#"["openrouter:fusion"]"#, r"[{}]"] {

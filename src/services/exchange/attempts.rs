@@ -63,8 +63,8 @@ impl Trip {
     }
 
     fn pack(&mut self, to: &Candidate, request: &ChatRequest<'_>) {
-        let cap = self.cap.map(|cap| (to.upstream.cap_member(), cap));
-        self.body = Bytes::from(request.forwarded(&self.user, cap, to.model.as_deref()));
+        let (word, model) = (to.upstream.cap_word(), to.model.as_deref());
+        self.body = Bytes::from(request.forwarded(&self.user, self.cap, word, model));
     }
 }
 

@@ -27,8 +27,8 @@ pub struct Changed {
 }
 
 impl Groups {
-    /// `exports`: all of these groups that are [`undecided`](super::undecided); `lanes` has those of
-    /// their customers.
+    /// `exports`: all of these groups that are [`undecided`](super::undecided); `lanes` has those
+    /// of their customers.
     #[must_use]
     pub fn new(lanes: Vec<Lane>, exports: Vec<Export>) -> Self {
         let lanes = lanes.into_iter();

@@ -180,6 +180,35 @@ fn what_may_have_arrived_keeps_its_identifier() {
     assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Void, 0));
 }
 
+#[test]
+fn what_is_dismissed_is_not_sent_by_a_later_retry() {
+    let mut lane = Lane::new("stripe", CUSTOMER);
+    let of = |state, first_sent_at| Export { state, first_sent_at, ..export() };
+    let sent = Some(now());
+    let (parked, waiting) = (of(DeliveryState::Parked, None), of(DeliveryState::Waiting, None));
+    for open in [of(DeliveryState::Waiting, sent), of(DeliveryState::Parked, sent)] {
+        let mut group = [parked.clone(), open];
+        let before = group.clone();
+        assert_eq!(dismiss(&mut lane, &mut group, now()), Ok(false), "it may be there");
+        assert_eq!((&group, lane.carried_nusd), (&before, 0));
+    }
+    // Past its time nobody can say that it is missing.
+    let late = now().plus(OLDEST + Duration::from_secs(60));
+    let mut old = [of(DeliveryState::Parked, sent)];
+    assert_eq!(dismiss(&mut lane.clone(), &mut old, late), Ok(true));
+
+    let mut group = [parked, waiting, of(DeliveryState::Exported, sent)];
+    assert_eq!(dismiss(&mut lane, &mut group, now()), Ok(true));
+    let states = group.clone().map(|export| export.state);
+    assert_eq!(states, [DeliveryState::Void, DeliveryState::Void, DeliveryState::Exported]);
+    assert_eq!(lane.carried_nusd, -1_000, "two of 1,500, of which a unit each was to be sent");
+    // Stripe drops what it had taken: that alone is sent again.
+    group[2].state = DeliveryState::Parked;
+    group[2].reason = Some("stripe meter_event_invalid_value: x".to_owned());
+    let Ok(Renewed::Resent(again)) = renew(&mut lane, &mut group, now()) else { panic!("anew") };
+    assert_eq!((again.len(), lane.carried_nusd), (1, -1_000));
+}
+
 proptest! {
     #[test]
     fn over_any_period_less_than_a_unit_differs(

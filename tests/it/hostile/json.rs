@@ -97,6 +97,9 @@ async fn members_that_choose_another_model_are_refused() {
         ("Input_Cost_Per_Second", json!(0)),
         ("output_cost_per_second", json!(0)),
         ("mock_response", json!("free")),
+        ("max_output_tokens", json!(65_536)),
+        ("maxOutputTokens", json!(65_536)),
+        ("n_predict", json!(65_536)),
     ] {
         let body = format!(r#"{{"model":"{MODEL}",{MESSAGES},"{name}":{value}}}"#);
         let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;

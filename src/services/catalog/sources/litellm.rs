@@ -31,6 +31,12 @@ struct NamedInfo<'a> {
 #[serde(transparent)]
 pub struct ModelInfo<'a>(#[serde(borrow)] HashMap<String, &'a RawValue>);
 
+#[derive(Deserialize)]
+struct Searches<'a> {
+    #[serde(borrow, rename = "search_context_size_medium")]
+    medium: Option<&'a RawValue>,
+}
+
 pub fn model_infos(body: &[u8]) -> Result<HashMap<String, ModelInfo<'_>>, Error> {
     let unreadable = |error| Error::UpstreamUnavailable(format!("the model info: {error}"));
     let infos: ModelInfos<'_> = serde_json::from_slice(body).map_err(unreadable)?;
@@ -88,8 +94,17 @@ impl ModelInfo<'_> {
             audio_prompt: own("input_cost_per_audio_token").or(base.audio_prompt),
             audio_completion: own("output_cost_per_audio_token").or(base.audio_completion),
             reasoning: own("output_cost_per_reasoning_token").or(base.reasoning),
+            image_completion: own("output_cost_per_image_token").or(base.image_completion),
+            web_search: self.search().or(base.web_search),
             ..base
         }
+    }
+
+    /// Of searches with the context that they have where a request does not say.
+    fn search(&self) -> Option<PicoUsd> {
+        let costs = self.0.get("search_context_cost_per_query")?;
+        let Searches { medium } = serde_json::from_str(costs.get()).ok()?;
+        medium.and_then(|cost| PicoUsd::parse_usd(cost.get())).filter(|cost| cost.0 > 0)
     }
 
     fn rate(&self, name: &str, suffix: &str) -> Option<PicoUsd> {
@@ -112,7 +127,9 @@ mod tests {
     fn long_prompts_have_their_own_rates() {
         let body = br#"{"data":[{"model_name":"long","model_info":{
             "input_cost_per_token":3e-06,"output_cost_per_token":1.5e-05,
-            "cache_read_input_token_cost":3e-07,
+            "cache_read_input_token_cost":3e-07,"output_cost_per_image_token":3e-05,
+            "search_context_cost_per_query":{"search_context_size_low":0.01,
+                "search_context_size_medium":0.02},
             "input_cost_per_token_above_200k_tokens":6e-06,
             "output_cost_per_token_above_200k_tokens":2.25e-05,
             "input_cost_per_token_above_1000k_tokens":1.2e-05,
@@ -123,6 +140,8 @@ mod tests {
         let base = info.rates().unwrap();
         let [long, longer] = info.overrides(base)[..] else { panic!("two bounds") };
         assert_eq!((base.prompt, base.cache_read), (PicoUsd(3_000_000), Some(PicoUsd(300_000))));
+        let fees = (Some(PicoUsd(30_000_000)), Some(PicoUsd(20_000_000_000)));
+        assert_eq!((base.image_completion, base.web_search), fees);
         assert_eq!(long.min_prompt_tokens, Some(200_000));
         let (prompt, completion) = (PicoUsd(6_000_000), PicoUsd(22_500_000));
         assert_eq!(long.rates, Rates { prompt, completion, ..base });
