@@ -4,6 +4,10 @@
 //! cause goes to the log, once, where the response is made. Every variant has its status, type and
 //! code in one exhaustive match each.
 
+mod about;
+
+pub use about::About;
+
 use crate::models::limits::{Limited, Rate, Room, millis_up};
 use crate::models::money::OutOfRange;
 use crate::models::openai::request::Invalid;
@@ -97,7 +101,7 @@ pub enum Error {
     /// It found the request at fault; its message is meant for the client. Where it is the model's
     /// name that it does not know, another upstream may.
     #[error("the upstream found the request at fault: {status}")]
-    UpstreamRejected { status: StatusCode, message: String, is_models: bool },
+    UpstreamRejected { status: StatusCode, message: String, about: About },
     #[error("the upstream failed: {status}: {reason}")]
     UpstreamFailed { status: StatusCode, reason: &'static str, retry_after: Option<HeaderValue> },
     #[error("the upstream broke off")]
@@ -238,7 +242,11 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Option<&'static str> {
         Some(match self {
-            Self::MissingKey | Self::Invalid(_) | Self::UpstreamRejected { .. } => return None,
+            Self::MissingKey
+            | Self::Invalid(_)
+            | Self::UpstreamRejected { about: About::Request, .. } => return None,
+            Self::UpstreamRejected { about: About::Length, .. } => "context_length_exceeded",
+            Self::UpstreamRejected { about: About::Content, .. } => "content_policy_violation",
             Self::WrongKey => "invalid_api_key",
             Self::WrongToken(_) => "invalid_token",
             Self::ExpiredToken => "token_expired",
@@ -253,7 +261,9 @@ impl Error {
             Self::NotJson => "unsupported_media_type",
             Self::BodyTooLarge { .. } => "request_too_large",
             Self::BodyIncomplete => "incomplete_body",
-            Self::UnknownModel { .. } => "model_not_found",
+            Self::UnknownModel { .. } | Self::UpstreamRejected { about: About::Model, .. } => {
+                "model_not_found"
+            }
             Self::ModelNotAllowed { .. } => "model_not_allowed",
             Self::ModelNotPriced { .. } => "model_not_priced",
             Self::InsufficientQuota => "insufficient_quota",
@@ -379,7 +389,11 @@ impl Error {
                 headers.insert(ALLOW, HeaderValue::from_static(allow));
             }
             // The SDKs retry a 409 and a 429; no retry brings money or another answer.
-            Self::InsufficientQuota | Self::KeyBudget | Self::Repeated => {
+            // Nor is an answer that was waited for in vain asked for twice: it may be billed.
+            Self::InsufficientQuota
+            | Self::KeyBudget
+            | Self::Repeated
+            | Self::UpstreamTimeout(_) => {
                 headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
             }
             Self::RateLimited { limited, .. } => {

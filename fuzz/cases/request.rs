@@ -18,7 +18,7 @@ pub fn case(body: &[u8]) {
         assert_eq!(value["n"].as_i64().unwrap_or(1), request.choices);
         let told = [OLDER, NEWER].iter().filter_map(|name| value[name].as_i64()).max();
         assert_eq!(told, cap.or(request.completion_tokens_max));
-        assert!(!is_sole || value[OLDER].as_i64() == told, "{sent}");
+        assert!(!is_sole || value[OLDER].is_i64() == told.is_some(), "{sent}");
         if request.stream {
             assert_eq!(value["stream_options"]["include_usage"], true);
         }

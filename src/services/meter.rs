@@ -210,8 +210,9 @@ impl Body for Meter {
                 Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
                 // The database does not answer: the stream may have to end before it does.
                 Poll::Pending => {
-                    this.is_unpaid = true;
-                    this.last_frame_at = Instant::now();
+                    if !std::mem::replace(&mut this.is_unpaid, true) {
+                        this.last_frame_at = Instant::now();
+                    }
                     match ready!(this.poll_instead(cx)) {
                         Instead::Quiet => this.out.put(&KEEP_ALIVE),
                         Instead::TooLong => this.cut_off(&Error::Database(UNPAID.to_owned())),

@@ -30,7 +30,7 @@ pub struct Recovery {
 }
 
 /// Orphans taken over, and looked up, at once.
-const ORPHANS_MAX: i64 = 64;
+const ORPHANS_MAX: usize = 64;
 
 /// A database that takes longer to renew leases is away: the next round may find it. As long as the
 /// time between two of them, but for leases so short that a slow one would never be done.
@@ -65,7 +65,7 @@ impl Recovery {
         // After an outage of the database every lease has expired, those of the living too: they
         // get as long as a lease to renew theirs before anybody takes them over.
         let mut reached = Reached { since: Instant::now(), last: Instant::now() };
-        let one_round = Arc::new(Semaphore::new(1));
+        let room = Arc::new(Semaphore::new(ORPHANS_MAX));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
@@ -73,7 +73,7 @@ impl Recovery {
             }
             let wait = (self.lease / 3).max(ROUND_WAIT_MIN);
             let round = tokio::select! {
-                round = within(wait, self.round(&mut reached, &one_round)) => round,
+                round = within(wait, self.round(&mut reached, &room)) => round,
                 () = stop.cancelled() => return,
             };
             if let Err(error) = round {
@@ -83,32 +83,34 @@ impl Recovery {
         }
     }
 
-    async fn round(&self, reached: &mut Reached, one: &Arc<Semaphore>) -> Result<(), StoreError> {
+    async fn round(&self, reached: &mut Reached, room: &Arc<Semaphore>) -> Result<(), StoreError> {
         let now = Timestamp::now();
         self.store.renew_leases(self.instance, now, self.lease).await?;
         let may_claim = reached.for_a_lease(self.lease) || self.is_alone;
-        // The last round's orphans first: each may take as long as a look-up.
-        let permit = may_claim.then(|| one.clone().try_acquire_owned().ok()).flatten();
-        let Some(permit) = permit else { return Ok(()) };
+        // Each may take as long as a look-up, and keeps no other waiting but by the room it takes.
+        let free = room.available_permits();
+        if !may_claim || free == 0 {
+            return Ok(());
+        }
         // Claimed under an id of their own, whose lease nobody renews: what is not settled by then
         // is found again. Long enough for the look-ups.
         let claim = InstanceId::generate();
         let lease = self.lease + self.settler.upstreams.lookup_wait();
-        let orphans =
-            self.store.claim_orphans(claim, self.instance, now, lease, ORPHANS_MAX).await?;
+        let limit = i64::try_from(free).unwrap_or(i64::MAX);
+        let orphans = self.store.claim_orphans(claim, self.instance, now, lease, limit).await?;
         if orphans.is_empty() {
             return Ok(());
         }
         tracing::info!(holds = orphans.len(), "settling the holds of a process that died");
-        let store = self.store.clone();
-        let settler = self.settler.clone();
-        // Look-ups take a while; leases must go on being renewed meanwhile.
-        let recover = async move {
-            let settled = orphans.into_iter().map(|hold| settle(&store, &settler, hold));
-            futures::future::join_all(settled).await;
-            drop(permit);
-        };
-        self.settler.tasks.spawn(recover);
+        for hold in orphans {
+            let (store, settler) = (self.store.clone(), self.settler.clone());
+            let permit = room.clone().try_acquire_owned().ok();
+            // Look-ups take a while; leases must go on being renewed meanwhile.
+            self.settler.tasks.spawn(async move {
+                settle(&store, &settler, hold).await;
+                drop(permit);
+            });
+        }
         Ok(())
     }
 }

@@ -27,7 +27,7 @@ mod watch;
 use arrays::Inserts;
 use batch::Sql;
 use lent::Lent;
-use rows::{classify, select};
+use rows::{classify, is_locked, select};
 
 use super::payments::EVENTS_KEPT;
 use super::table::{Table, parse, postgres as sql};
@@ -210,12 +210,18 @@ impl PostgresStore {
         Lent::begin(&self.pool, statement).await
     }
 
+    /// A new one needs the whole table for a moment, and whoever comes meanwhile waits behind that:
+    /// where somebody reads for long, rather at the next sweep. There are months of time.
     async fn ensure_partitions(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT tollgate_ensure_partitions(now())")
-            .execute(&mut *self.lend().await?)
-            .await
-            .map_err(classify)?;
-        Ok(())
+        let mut tx = self.begin_with("BEGIN; SET LOCAL lock_timeout = '2s'").await?;
+        let ensure = sqlx::query("SELECT tollgate_ensure_partitions(now())");
+        let made = ensure.execute(&mut *tx).await;
+        if made.as_ref().is_err_and(is_locked) {
+            tracing::warn!("no table yet for a month ahead: usage_records is in use");
+            return Ok(());
+        }
+        made.map_err(classify)?;
+        tx.commit().await
     }
 
     /// At each start, because the roles may have come since the last one.

@@ -10,6 +10,7 @@ pub mod sign;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::admin::Admin;
 use crate::app::{Setup, Store, TestApp, address_of, both_stores, eventually, question, streamed};
 use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::answer::Answer;
@@ -202,6 +203,11 @@ async fn too_many_failures_are_refused_and_who_is_known_goes_on() {
     ask(&app.key, here).await.ok();
     ask(&good, "192.0.2.2").await.ok();
     ask(&good, here).await.ok();
+    // Also when everybody is asked after again.
+    let admin = Admin::of(&app).await;
+    admin.done(201, "POST", "/accounts", Some(json!({"name": "news"}))).await;
+    ask(&app.key, here).await.ok();
+    assert_refused(&ask(&bad, here).await, 429, "too_many_failures");
     app.finish().await;
 }
 

@@ -114,8 +114,23 @@ async fn the_cap_has_the_name_that_the_upstream_reads() {
         app.chat(&body).await.ok();
         let sent = app.upstream.last_chat().json();
         assert_eq!(sent["max_tokens"], json!(limit), "{sent}");
-        assert_eq!(sent.get("max_completion_tokens"), given.get("max_completion_tokens"));
+        assert_eq!(sent.get("max_completion_tokens"), None, "Mistral would refuse it");
     }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_plain_answers_cap_is_within_the_limit_in_the_table() {
+    let setup = Setup::new(Store::Sqlite).kind(Kind::OpenAi).prices(
+        "[[price]]\nmodel = \"gpt-4\"\nprompt_usd_per_mtok = \"30\"\n\
+         completion_usd_per_mtok = \"60\"\ncompletion_tokens_max = 4096\n",
+    );
+    let app = setup.start().await;
+    let mut body = question("gpt-4");
+    body.as_object_mut().expect("an object").remove("max_tokens");
+    app.upstream.script(Answer::openai().plain());
+    app.chat(&body).await.ok();
+    assert_eq!(app.upstream.last_chat().json()["max_completion_tokens"], json!(4_096));
     app.finish().await;
 }
 

@@ -257,19 +257,23 @@ impl<'a> ChatRequest<'a> {
         added: &mut Vec<String>,
     ) {
         let CapWord { member, is_sole } = word;
-        // An upstream that reads one of the names only gets what was said by the other.
-        let Some(cap) = cap.or(self.completion_tokens_max.filter(|_| is_sole)) else { return };
         let raw = &self.raw;
         let given = [(OLDER, raw.max_tokens), (NEWER, raw.max_completion_tokens)];
         let given = given.into_iter().filter_map(|(name, raw)| Some((name, raw?)));
-        let mut is_read = false;
+        let (read, unread): (Vec<_>, Vec<_>) =
+            given.partition(|(name, _)| !is_sole || *name == member);
+        let is_told = |raw: &RawValue| raw.get() != "null";
+        let is_unread = is_sole && !read.iter().any(|(_, raw)| is_told(raw));
+        // An upstream that reads one of the names only gets what was said by the other.
+        let Some(cap) = cap.or(self.completion_tokens_max.filter(|_| is_unread)) else { return };
         // Both are replaced where both are given: an upstream may obey either.
-        for (name, raw) in given {
+        for (_, raw) in read.iter().chain(&unread) {
             edits.replace(self.body, raw, cap.to_string());
-            is_read |= !is_sole || name == member;
         }
-        if !is_read {
-            added.push(format!("\"{member}\":{cap}"));
+        match (&read[..], &unread[..]) {
+            ([], [(_, raw), ..]) => edits.rename(self.body, raw, member),
+            ([], []) => added.push(format!("\"{member}\":{cap}")),
+            _ => {}
         }
     }
 
@@ -407,13 +411,18 @@ mod tests {
         for (cap, given, want) in [
             (None, "", ""),
             (None, r#""max_tokens":9,"#, r#""max_tokens":9,"#),
-            (None, newer, r#""max_tokens":9,"max_completion_tokens":9,"#),
+            (None, newer, r#""max_tokens":9,"#),
             (
                 None,
                 r#""max_tokens":null,"max_completion_tokens":9,"#,
                 r#""max_tokens":9,"max_completion_tokens":9,"#,
             ),
-            (Some(7), newer, r#""max_tokens":7,"max_completion_tokens":7,"#),
+            (
+                None,
+                r#""max_tokens":3,"max_completion_tokens":9,"#,
+                r#""max_tokens":3,"max_completion_tokens":9,"#,
+            ),
+            (Some(7), newer, r#""max_tokens":7,"#),
             (Some(7), "", r#""max_tokens":7,"#),
         ] {
             assert_eq!(sent(cap, given), format!("{{{want}{rest}"), "{cap:?} {given}");

@@ -19,6 +19,15 @@ impl Edits {
         }
     }
 
+    /// Gives the member of an object another name, whose value is `part`. Its own name has no quote
+    /// in it.
+    pub fn rename(&mut self, whole: &str, part: &RawValue, name: &str) {
+        let Some(value) = span_of(whole, part.get()) else { return };
+        let before = whole[..value.start].trim_end_matches([' ', '\t', '\n', '\r', ':']);
+        let Some(open) = before.strip_suffix('"').and_then(|it| it.rfind('"')) else { return };
+        self.edits.push((open..before.len(), format!("\"{name}\"")));
+    }
+
     /// Adds `members` (`"a":1,"b":2`) at the front of `object`, an object within `whole`.
     pub fn add_members(&mut self, whole: &str, object: &str, members: &str) {
         let Some(range) = span_of(whole, object) else {
@@ -39,7 +48,8 @@ impl Edits {
     /// The text with all replacements made. Spans must not overlap.
     #[must_use]
     pub fn apply(mut self, whole: &str) -> String {
-        self.edits.sort_by_key(|(range, _)| range.start);
+        // What is added before a member that is renamed comes first.
+        self.edits.sort_by_key(|(range, _)| (range.start, range.end));
         let added: usize = self.edits.iter().map(|(_, with)| with.len()).sum();
         let mut text = String::with_capacity(whole.len() + added);
         let mut from = 0;
@@ -76,6 +86,23 @@ mod tests {
         edits.add_members(whole, whole, r#""d":5"#);
         let text = edits.apply(whole);
         assert_eq!(text, r#" {"d":5, "a" : {"y":3,"x": 1} , "b":2, "c":{"z":4 } }"#);
+    }
+
+    #[test]
+    fn a_member_gets_another_name() {
+        let whole = "{\"a\" : {\"b\":1},\n \"\\u0062\"\t:\r\n 2}";
+        let members: BTreeMap<String, &RawValue> = serde_json::from_str(whole).unwrap();
+        let mut edits = Edits::default();
+        edits.rename(whole, members["b"], "c");
+        edits.replace(whole, members["b"], "3".to_owned());
+        assert_eq!(edits.apply(whole), "{\"a\" : {\"b\":1},\n \"c\"\t:\r\n 3}");
+
+        let whole = "{\"a\":1}";
+        let members: BTreeMap<String, &RawValue> = serde_json::from_str(whole).unwrap();
+        let mut edits = Edits::default();
+        edits.rename(whole, members["a"], "b");
+        edits.add_members(whole, whole, "\"c\":2");
+        assert_eq!(edits.apply(whole), "{\"c\":2,\"b\":1}");
     }
 
     #[test]

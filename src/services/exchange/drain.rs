@@ -83,11 +83,10 @@ impl Live {
             () = settler.stop.cancelled() => None,
         };
         match read {
-            // The upstream goes on, and bills an answer that nobody has counted.
-            Some(Err(Error::UpstreamTimeout(_))) | None
-                if self.is_plain() && self.open.upstream_status.is_some() =>
-            {
-                self.tap.judge.reading.has_unreadable = true;
+            // The upstream goes on, and bills an answer that nobody has counted: whichever of the
+            // two limits of time was first.
+            Some(Err(Error::UpstreamTimeout(_))) if self.open.upstream_status.is_some() => {
+                self.tap.judge.reading.has_unreadable |= self.is_plain();
             }
             // It failed before it gave anything of use: no client would have paid for it.
             Some(Err(_)) if !self.is_worth_something() => {

@@ -3,10 +3,10 @@
 //!
 //! Invariant: the upstream's text reaches the client only where it is about the client's request
 //! (400, 404, 413, 422), shortened, and without what tells of the operator (see `operator`). All
-//! else is said in our own words.
+//! else is said in our own words, a moderation's word of a prompt too.
 
 use super::operator::Operator;
-use crate::error::Error;
+use crate::error::{About, Error};
 use crate::models::openai::answer::is_truthy;
 use crate::models::openai::lenient::{Object, Text};
 use crate::models::openai::pairs::Pairs;
@@ -22,8 +22,7 @@ pub struct Failure {
     status: Option<StatusCode>,
     kind: String,
     message: String,
-    /// It has no such model, or nobody to serve it.
-    is_models: bool,
+    about: Option<About>,
 }
 
 #[derive(Default, Deserialize)]
@@ -47,6 +46,18 @@ struct Said<'a> {
     http_status: Option<&'a RawValue>,
     #[serde(borrow)]
     availability: Object<Availability<'a>>,
+    #[serde(borrow)]
+    metadata: Object<Metadata<'a>>,
+}
+
+/// What a moderation says. <https://openrouter.ai/docs/api-reference/errors-and-debugging>
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Metadata<'a> {
+    #[serde(borrow)]
+    reasons: Option<&'a RawValue>,
+    #[serde(borrow)]
+    flagged_input: Text<'a>,
 }
 
 /// OpenRouter's reason why nobody answers.
@@ -59,8 +70,16 @@ struct Availability<'a> {
 }
 
 /// The word for a model that an upstream does not have; OpenRouter's comes with status 400.
-/// <https://platform.openai.com/docs/guides/error-codes>
 const MODEL_NOT_FOUND: &str = "model_not_found";
+/// The words that are passed on.
+const WORDS: [(&str, About); 3] = [
+    (MODEL_NOT_FOUND, About::Model),
+    ("context_length_exceeded", About::Length),
+    ("content_policy_violation", About::Content),
+];
+
+/// What a moderation quotes may be somebody's secret.
+const FLAGGED: &str = "The model's provider has flagged this prompt.";
 
 /// LiteLLM's word for the operator's key having spent its budget.
 const BUDGET_EXCEEDED: &str = "budget_exceeded";
@@ -93,15 +112,19 @@ impl Failure {
     }
 
     fn of(said: Said<'_>) -> Self {
-        let is_word = |code: &RawValue| code.get().trim_matches('"') == MODEL_NOT_FOUND;
-        let is_models = said.code.is_some_and(is_word)
-            || said.availability.value.code.0.as_deref() == Some(MODEL_NOT_FOUND);
+        let code = said.code.map(|code| code.get().trim_matches('"'));
+        let available = said.availability.value.code.0.as_deref();
+        let is_said = |(word, _): &&(&str, About)| [code, available].contains(&Some(word));
+        let Metadata { reasons, flagged_input } = &said.metadata.value;
+        let is_flagged = reasons.is_some_and(is_truthy) || flagged_input.0.is_some();
+        let word = WORDS.iter().find(is_said).map(|(_, about)| *about);
+        let about = is_flagged.then_some(About::Content).or(word);
         let owned = |text: Text<'_>| text.0.map(Cow::into_owned).unwrap_or_default();
         Self {
             status: said.code.and_then(status_of).or_else(|| said.http_status.and_then(status_of)),
             kind: owned(said.kind),
             message: owned(said.message),
-            is_models,
+            about,
         }
     }
 
@@ -125,6 +148,10 @@ impl Failure {
             return Error::UpstreamRefused { status };
         }
         match status {
+            StatusCode::FORBIDDEN if self.about == Some(About::Content) => {
+                let (message, about) = (FLAGGED.to_owned(), About::Content);
+                Error::UpstreamRejected { status, message, about }
+            }
             StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN => {
                 Error::UpstreamRefused { status }
             }
@@ -134,9 +161,10 @@ impl Failure {
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::UNPROCESSABLE_ENTITY => {
                 // The path is always the same: what is not found with status 404 is the model too.
-                let is_models = status == StatusCode::NOT_FOUND || self.is_models;
+                let is_missing = status == StatusCode::NOT_FOUND;
+                let other = if is_missing { About::Model } else { About::Request };
                 let message = operator.shown(&self.message);
-                Error::UpstreamRejected { status, message, is_models }
+                Error::UpstreamRejected { status, message, about: self.about.unwrap_or(other) }
             }
             _ => Error::UpstreamFailed { status, reason: "its status", retry_after },
         }
@@ -203,6 +231,29 @@ mod tests {
                 _ => None,
             };
             assert_eq!(told, message, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_that_programs_ask_for_are_passed_on() {
+        let said = |text: &str, status: u16| {
+            let raw: &RawValue = serde_json::from_str(text).unwrap();
+            let status = StatusCode::from_u16(status).unwrap();
+            let error = Failure::read(raw).with_status(status, None, &Operator::default());
+            (error.status().as_u16(), error.code())
+        };
+        let too_long = r#"{"message":"too long","code":"context_length_exceeded"}"#;
+        let flagged =
+            r#"{"code":403,"message":"x","metadata":{"reasons":["hate"],"flagged_input":"y"}}"#;
+        for (text, status, told) in [
+            (too_long, 400, (400, Some("context_length_exceeded"))),
+            (too_long, 403, (502, Some("upstream_refused"))),
+            (flagged, 403, (403, Some("content_policy_violation"))),
+            (r#"{"code":403,"metadata":{"reasons":[]}}"#, 403, (502, Some("upstream_refused"))),
+            (r#"{"message":"no"}"#, 404, (404, Some("model_not_found"))),
+            (r#"{"message":"no","code":"operators_own"}"#, 400, (400, None)),
+        ] {
+            assert_eq!(said(text, status), told, "{text}");
         }
     }
 

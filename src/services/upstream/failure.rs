@@ -27,6 +27,7 @@ pub async fn check(
         // What these are about is in their bodies.
         StatusCode::TOO_MANY_REQUESTS
         | StatusCode::BAD_REQUEST
+        | StatusCode::FORBIDDEN
         | StatusCode::NOT_FOUND
         | StatusCode::PAYLOAD_TOO_LARGE
         | StatusCode::UNPROCESSABLE_ENTITY => explained(answer.into_body()).await,

@@ -148,6 +148,7 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::About;
 
     fn failed(status: u16) -> Error {
         let status = StatusCode::from_u16(status).unwrap();
@@ -206,7 +207,7 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         let forbidden = Error::UpstreamRefused { status: StatusCode::FORBIDDEN };
         let (status, message) = (StatusCode::BAD_REQUEST, String::new());
-        let rejected = Error::UpstreamRejected { status, message, is_models: false };
+        let rejected = Error::UpstreamRejected { status, message, about: About::Request };
         for _ in 0..10 {
             health.has_failed("a", &forbidden, now);
             health.has_failed("a", &rejected, now);

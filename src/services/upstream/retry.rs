@@ -3,7 +3,7 @@
 //! Invariants: only what may help is tried again; a failing upstream gets at most a fifth more
 //! calls by it, whatever the number of clients. One hold and one charge stand for all attempts.
 
-use crate::error::Error;
+use crate::error::{About, Error};
 use crate::models::attempt::Failure;
 use crate::services::http::asked_pause;
 use axum::http::StatusCode;
@@ -95,7 +95,7 @@ pub fn failure(error: &Error) -> Option<Failure> {
         Error::UpstreamTimeout(_) => Failure::TimedOut,
         Error::UpstreamRateLimited { .. } => Failure::RateLimited,
         Error::UpstreamRefused { .. } => Failure::Refused,
-        Error::UpstreamRejected { is_models: true, .. } => Failure::NoModel,
+        Error::UpstreamRejected { about: About::Model, .. } => Failure::NoModel,
         Error::UpstreamRejected { .. } => Failure::Rejected,
         Error::UpstreamFailed { .. } => Failure::Failed,
         _ => return None,
@@ -134,9 +134,9 @@ mod tests {
         }
     }
 
-    fn rejected(is_models: bool) -> Error {
+    fn rejected(about: About) -> Error {
         let status = StatusCode::BAD_REQUEST;
-        Error::UpstreamRejected { status, message: String::new(), is_models }
+        Error::UpstreamRejected { status, message: String::new(), about }
     }
 
     #[test]
@@ -148,7 +148,7 @@ mod tests {
         assert!(pause(3, &failed(503, None)).is_none(), "twice at most");
         assert!(pause(1, &failed(302, None)).is_none());
         assert!(pause(1, &failed(200, None)).is_none());
-        assert!(pause(1, &rejected(false)).is_none());
+        assert!(pause(1, &rejected(About::Request)).is_none());
         assert!(pause(1, &Error::UpstreamTimeout("x")).is_none(), "it may be at work");
     }
 
@@ -187,8 +187,8 @@ mod tests {
 
     #[test]
     fn a_request_at_fault_is_so_everywhere() {
-        assert!(!may_go_elsewhere(&rejected(false)));
-        assert!(may_go_elsewhere(&rejected(true)), "another may have the model");
+        assert!(!may_go_elsewhere(&rejected(About::Request)));
+        assert!(may_go_elsewhere(&rejected(About::Model)), "another may have the model");
         assert!(!may_go_elsewhere(&Error::InsufficientQuota));
         for error in [
             failed(500, None),
@@ -208,9 +208,9 @@ mod tests {
     fn the_client_is_told_what_helps_it_most() {
         let refused = || Error::UpstreamRefused { status: StatusCode::UNAUTHORIZED };
         let code = |before, error| more_telling(before, error).code();
-        assert_eq!(code(None, rejected(true)), None);
-        assert_eq!(code(Some(failed(503, None)), rejected(true)), Some("upstream_error"));
-        assert_eq!(code(Some(rejected(true)), refused()), Some("upstream_refused"));
+        assert_eq!(code(None, rejected(About::Model)), Some("model_not_found"));
+        assert_eq!(code(Some(failed(503, None)), rejected(About::Model)), Some("upstream_error"));
+        assert_eq!(code(Some(rejected(About::Model)), refused()), Some("upstream_refused"));
         assert_eq!(code(Some(failed(503, None)), refused()), Some("upstream_error"));
         let limited = Error::UpstreamRateLimited { retry_after: None };
         assert_eq!(code(Some(limited), failed(503, None)), Some("upstream_error"), "the later");

@@ -43,7 +43,11 @@ impl LedgerStore for PostgresStore {
         _: Timestamp,
         lease: Duration,
     ) -> Result<(), StoreError> {
-        let statement = format!("UPDATE holds SET lease_expires_at = {IN_TIME} WHERE owner = $1");
+        // A batch that has some of them takes them in another order. Those have the next time.
+        let statement = format!(
+            "UPDATE holds SET lease_expires_at = {IN_TIME} WHERE request_id IN \
+             (SELECT request_id FROM holds WHERE owner = $1 FOR UPDATE SKIP LOCKED)"
+        );
         sqlx::query(AssertSqlSafe(statement))
             .bind(owner.0)
             .bind(micros(lease))

@@ -114,6 +114,10 @@ impl PostgresStore {
         }
         let reversals = reversals_of(tx, &payment.payment_intent).await?;
         let Ok((payment, ops)) = enter(payment, true, &reversals, event) else { return Ok(false) };
+        // Before the row that names it: another payment of its would wait for this one, and this
+        // one for that.
+        let account = sql::select(&ACCOUNTS, "WHERE id = $1 FOR UPDATE");
+        first::<Account>(tx, account, payment.account_id.0).await?;
         put(tx, sql::insert(&PAYMENTS), &payment).await?;
         let outcomes = self.apply(tx, &ops, event.handled_at).await?;
         Ok(!outcomes.contains(&Outcome::OutOfRange))

@@ -84,6 +84,12 @@ pub fn one_reference(error: StoreError) -> StoreError {
     }
 }
 
+/// A lock was waited for as long as allowed.
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>
+pub fn is_locked(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|inner| inner.code().as_deref() == Some("55P03"))
+}
+
 /// Only an error in the data itself (classes 22 and 23) is final: whatever else is the matter, a
 /// connection, a role, a disk, may be mended while the statement waits.
 /// <https://www.postgresql.org/docs/15/errcodes-appendix.html>

@@ -127,6 +127,7 @@ async fn an_upstream_that_does_not_answer_is_given_up() {
     let got = app.chat(&streamed(MODEL)).await;
     assert_eq!(got.status, 504, "{}", got.text());
     assert_eq!(got.json()["error"]["code"], json!("upstream_timeout"));
+    assert_eq!(got.header("x-should-retry"), Some("false"), "it may be billed already");
     app.upstream.wait_for_gone(1).await;
     let record = app.record().await;
     assert_eq!((record.ending.as_str(), record.charge_nusd), ("upstream_failed", 0));
@@ -148,6 +149,32 @@ async fn a_plain_answer_that_drips_has_an_end() {
     app.upstream.wait_for_gone(1).await;
     let record = app.record().await;
     assert_eq!((record.ending.as_str(), record.charge_nusd), ("upstream_failed", 0));
+    app.finish().await;
+}
+
+/// What programs ask an error for, and what is not the operator's failure.
+#[tokio::test]
+async fn a_prompt_at_fault_is_told_by_its_word() {
+    let app = TestApp::start(Store::Sqlite).await;
+    let flagged = json!({"error": {"code": 403, "message": "flagged: the client's secret",
+        "metadata": {"reasons": ["hate"], "flagged_input": "secret", "provider_name": "x"}}});
+    let too_long = json!({"error": {"code": "context_length_exceeded", "param": "messages",
+        "message": "This model's maximum context length is 8192 tokens."}});
+    for (status, answer, word) in
+        [(403, &flagged, "content_policy_violation"), (400, &too_long, "context_length_exceeded")]
+    {
+        app.upstream.script(Script::json(status, answer.to_string()));
+        let got = app.chat(&question(MODEL)).await;
+        assert_eq!(got.status, status, "{}", got.text());
+        let error = &got.json()["error"];
+        assert_eq!(
+            (&error["code"], &error["type"]),
+            (&json!(word), &json!("invalid_request_error"))
+        );
+        assert!(!got.text().contains("secret"), "{}", got.text());
+        let record = app.record_of(&got).await;
+        assert_eq!((record.ending.as_str(), record.charge_nusd), ("upstream_failed", 0));
+    }
     app.finish().await;
 }
 
