@@ -213,7 +213,9 @@ impl PostgresStore {
     /// A new one needs the whole table for a moment, and whoever comes meanwhile waits behind that:
     /// where somebody reads for long, rather at the next sweep. There are months of time.
     async fn ensure_partitions(&self) -> Result<(), StoreError> {
-        let mut tx = self.begin_with("BEGIN; SET LOCAL lock_timeout = '2s'").await?;
+        let begin = "BEGIN; SET LOCAL lock_timeout = '2s'; \
+                     SET LOCAL idle_in_transaction_session_timeout = '5s'";
+        let mut tx = self.begin_with(begin).await?;
         let ensure = sqlx::query("SELECT tollgate_ensure_partitions(now())");
         let made = ensure.execute(&mut *tx).await;
         if made.as_ref().is_err_and(is_locked) {

@@ -126,7 +126,9 @@ impl Route {
         let priced = |plan: &str| Some((plan.to_owned(), of(plan)?));
         Self {
             name: (offer.id != id).then(|| Arc::from(offer.id.as_str())),
-            completion_tokens_max: table.completion_tokens_max(id).or(offer.completion_tokens_max),
+            completion_tokens_max: offer
+                .completion_tokens_max
+                .or_else(|| table.completion_tokens_max(id)),
             price: of(""),
             plan_prices: table.plans().filter_map(priced).collect(),
             upstream: upstream.clone(),
