@@ -4,7 +4,9 @@
 //! claimed for a time by one process, and what was exported is never sent again.
 
 use crate::models::audit::AuditEntry;
-use crate::models::billing::{BillingEvent, DeliveryState, EventKind, Outgoing, SinkWindow};
+use crate::models::billing::{
+    BillingEvent, DeliveryState, EventKind, Outgoing, SinkWindow, reasons,
+};
 use crate::models::ids::{AccountId, RequestId};
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{UsageCorrection, UsageRecord};
@@ -112,6 +114,16 @@ pub trait OutboxStore: Send + Sync {
         audit: TellEvent<'_>,
         now: Timestamp,
     ) -> Result<u64, StoreError>;
+}
+
+/// Which events of this table's name the end of a call is written to: `r` has what became of it.
+/// What was parked or dismissed meanwhile stays so, unless it has arrived.
+pub(super) fn of_a_call(table: &str) -> String {
+    let dismissed = reasons::DISMISSED;
+    format!(
+        "({table}.state = 'waiting' OR (r.state = 'exported' \
+         AND ({table}.state = 'parked' OR {table}.reason = '{dismissed}')))"
+    )
 }
 
 /// Parked events: those that stand for themselves, and the groups of the others.

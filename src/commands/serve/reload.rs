@@ -34,6 +34,7 @@ async fn reload(app: &App) -> anyhow::Result<usize> {
         known.renewed(&config.upstreams)?
     };
     if let Some(table) = &table {
+        // A table without the plan of first logins is a fault.
         signup_terms(&config.identity.signup, table)?;
     }
     let count = upstreams.len();

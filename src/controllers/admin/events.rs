@@ -60,10 +60,8 @@ pub async fn retry(
 ) -> Result<Response, Error> {
     let event = find(&app, path).await?;
     let ids = [event.id];
-    if directory::retry_events(app.store.as_ref(), &principal.actor(), &ids).await? == 0 {
-        return Err(Error::invalid("id", "only a parked event can be tried again"));
-    }
-    again(&app, &ids).await
+    let count = directory::retry_events(app.store.as_ref(), &principal.actor(), &ids).await?;
+    changed(&app, &ids, count, "only a parked event can be tried again").await
 }
 
 /// A parked event is dealt with by other means.
@@ -74,11 +72,9 @@ pub async fn dismiss(
 ) -> Result<Response, Error> {
     let event = find(&app, path).await?;
     let ids = [event.id];
-    if directory::dismiss_events(app.store.as_ref(), &principal.actor(), &ids).await? == 0 {
-        let wanted = "only a parked event that is surely not at the sink can be dismissed";
-        return Err(Error::invalid("id", wanted));
-    }
-    again(&app, &ids).await
+    let count = directory::dismiss_events(app.store.as_ref(), &principal.actor(), &ids).await?;
+    let wanted = "only a parked event that is surely not at the sink can be dismissed";
+    changed(&app, &ids, count, wanted).await
 }
 
 /// A waiting event is kept back.
@@ -90,11 +86,9 @@ pub async fn park(
 ) -> Result<Response, Error> {
     let event = find(&app, path).await?;
     let (store, ids) = (app.store.as_ref(), [event.id]);
-    if directory::park_events(store, &principal.actor(), &ids, &park.reason).await? == 0 {
-        let wanted = "only an event that waits, and not in a merged one, can be parked";
-        return Err(Error::invalid("id", wanted));
-    }
-    again(&app, &ids).await
+    let count = directory::park_events(store, &principal.actor(), &ids, &park.reason).await?;
+    let wanted = "only an event that waits, and not in a merged one, can be parked";
+    changed(&app, &ids, count, wanted).await
 }
 
 async fn find(app: &App, path: Result<Path<String>, PathRejection>) -> Result<BillingEvent, Error> {
@@ -102,8 +96,16 @@ async fn find(app: &App, path: Result<Path<String>, PathRejection>) -> Result<Bi
     app.store.billing_event(&id.0).await?.ok_or(Error::NotFound("event"))
 }
 
-/// The event as it is now.
-async fn again(app: &App, [id]: &[String; 1]) -> Result<Response, Error> {
+/// The event as it is now, where that is another than it was.
+async fn changed(
+    app: &App,
+    [id]: &[String; 1],
+    count: u64,
+    wanted: &str,
+) -> Result<Response, Error> {
+    if count == 0 {
+        return Err(Error::invalid("id", wanted));
+    }
     let event = app.store.billing_event(id).await?.ok_or(Error::NotFound("event"))?;
     Ok(Json(told(&event)).into_response())
 }

@@ -212,10 +212,7 @@ impl ExportStore for PostgresStore {
         let named = format!("WHERE t.id = ANY($1) AND {WITH_MEMBERS}");
         let exports = select(&mut tx, &sql::select(&EXPORTS, &named).into(), ids.to_vec()).await?;
         let corrected = correct(word, &mut lanes, exports, now);
-        let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-        write_rows(&mut tx, &update.into(), corrected.written()).await?;
-        write_rows(&mut tx, &sql::insert(&EXPORTS).into(), corrected.made.iter()).await?;
-        write_lanes(&mut tx, lanes.iter()).await?;
+        write_exports(&mut tx, corrected.written(), &corrected.made, lanes.iter()).await?;
         sqlx::query(AssertSqlSafe(members_follow("= ANY($1)")))
             .bind(corrected.groups())
             .execute(&mut *tx)
@@ -320,7 +317,20 @@ pub async fn lock_lanes_of(
     select(conn, &sql::select(&EXPORT_LANES, &condition).into(), values).await
 }
 
-pub async fn write_lanes(
+/// Writes down what a person's word has made of exports, and of their lanes.
+pub async fn write_exports(
+    conn: &mut PgConnection,
+    changed: impl Iterator<Item = &Export>,
+    made: &[Export],
+    lanes: impl Iterator<Item = &Lane>,
+) -> Result<(), StoreError> {
+    let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
+    write_rows(conn, &update.into(), changed).await?;
+    write_rows(conn, &sql::insert(&EXPORTS).into(), made.iter()).await?;
+    write_lanes(conn, lanes).await
+}
+
+async fn write_lanes(
     conn: &mut PgConnection,
     lanes: impl Iterator<Item = &Lane>,
 ) -> Result<(), StoreError> {

@@ -6,18 +6,18 @@ use crate::models::billing::{
 use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
 use crate::store::exports::corrected::members_follow;
-use crate::store::exports::groups::{Changed, Groups};
+use crate::store::exports::groups::Groups;
 use crate::store::exports::undecided;
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
-    apart, join, of_state, told,
+    apart, join, of_a_call, of_state, told,
 };
 use crate::store::postgres::PostgresStore;
-use crate::store::postgres::exports::{lock_lanes_of, write_lanes};
+use crate::store::postgres::exports::{lock_lanes_of, write_exports};
 use crate::store::postgres::rows::{classify, select, write_rows};
 use crate::store::table::{
-    BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS, USAGE_CORRECTIONS,
-    USAGE_RECORDS, parse, postgres as sql,
+    BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORTS, USAGE_CORRECTIONS, USAGE_RECORDS, parse,
+    postgres as sql,
 };
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
@@ -119,12 +119,7 @@ impl OutboxStore for PostgresStore {
     async fn finish_events(&self, done: &[EventDone], now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
-        // What was parked or dismissed meanwhile stays so, unless it has arrived.
-        let update = format!(
-            "{update} AND (t.state = 'waiting' \
-             OR (r.state = 'exported' AND (t.state = 'parked' \
-              OR t.reason = 'dismissed')))"
-        );
+        let update = format!("{update} AND {}", of_a_call("t"));
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
         self.write_notices(&mut tx, parked.map(|done| done.id.clone()).collect(), now).await?;
@@ -332,17 +327,6 @@ async fn load_groups(
     Ok(Groups::new(lanes, select(conn, &statement.into(), groups).await?))
 }
 
-async fn write_groups(
-    conn: &mut PgConnection,
-    groups: &Groups,
-    changed: &Changed,
-) -> Result<(), StoreError> {
-    let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-    write_rows(conn, &update.into(), changed.written.iter()).await?;
-    write_rows(conn, &sql::insert(&EXPORTS).into(), changed.made.iter()).await?;
-    write_lanes(conn, groups.lanes()).await
-}
-
 /// Parked groups: planned anew, or sent again where something of them may have arrived.
 async fn renew_groups(
     conn: &mut PgConnection,
@@ -351,7 +335,7 @@ async fn renew_groups(
 ) -> Result<u64, StoreError> {
     let mut groups = load_groups(conn, groups).await?;
     let changed = groups.renew(now);
-    write_groups(conn, &groups, &changed).await?;
+    write_exports(conn, changed.written.iter(), &changed.made, groups.lanes()).await?;
     let done = sqlx::query(
         "UPDATE billing_events SET state = 'waiting', reason = NULL, attempts = attempts + 1, \
          next_attempt_at = $3::timestamptz, \
@@ -374,7 +358,7 @@ async fn dismiss_groups(
 ) -> Result<u64, StoreError> {
     let mut groups = load_groups(conn, groups).await?;
     let changed = groups.dismiss(now);
-    write_groups(conn, &groups, &changed).await?;
+    write_exports(conn, changed.written.iter(), &changed.made, groups.lanes()).await?;
     let done = sqlx::query(AssertSqlSafe(members_follow("= ANY($1)")))
         .bind(&changed.kept)
         .execute(&mut *conn)

@@ -5,18 +5,18 @@ use crate::models::billing::{
 };
 use crate::models::timestamp::Timestamp;
 use crate::store::exports::corrected::members_follow;
-use crate::store::exports::groups::{Changed, Groups};
+use crate::store::exports::groups::Groups;
 use crate::store::exports::undecided;
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
-    apart, join, of_state, told,
+    apart, join, of_a_call, of_state, told,
 };
 use crate::store::sqlite::SqliteStore;
-use crate::store::sqlite::exports::{load_lanes, write_lanes};
+use crate::store::sqlite::exports::{load_lanes, write_exports};
 use crate::store::sqlite::rows::{classify, select, write_rows};
 use crate::store::table::{
-    AUDIT_LOG, BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORT_PROGRESS, EXPORTS,
-    USAGE_CORRECTIONS, USAGE_RECORDS, parse, sqlite as sql,
+    AUDIT_LOG, BILLING_EVENTS, BILLING_SINKS, EVENT_DONE, EXPORTS, USAGE_CORRECTIONS,
+    USAGE_RECORDS, parse, sqlite as sql,
 };
 use crate::store::{PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
@@ -120,12 +120,7 @@ impl OutboxStore for SqliteStore {
         let mut writing = self.writer.acquire().await?;
         let mut tx = writing.begin().await?;
         let update = sql::update(&BILLING_EVENTS, "id", EVENT_DONE);
-        // What was parked or dismissed meanwhile stays so, unless it has arrived.
-        let update = format!(
-            "{update} AND (billing_events.state = 'waiting' \
-             OR (r.state = 'exported' AND (billing_events.state = 'parked' \
-              OR billing_events.reason = 'dismissed')))"
-        );
+        let update = format!("{update} AND {}", of_a_call("billing_events"));
         write_rows(&mut tx, &update.into(), done.iter()).await?;
         let parked = done.iter().filter(|done| done.state == DeliveryState::Parked);
         let parked: Vec<&str> = parked.map(|done| done.id.as_str()).collect();
@@ -333,17 +328,6 @@ async fn load_groups(
     Ok(Groups::new(lanes, exports))
 }
 
-async fn write_groups(
-    conn: &mut SqliteConnection,
-    groups: &Groups,
-    changed: &Changed,
-) -> Result<(), StoreError> {
-    let update = sql::update(&EXPORTS, "id", EXPORT_PROGRESS);
-    write_rows(conn, &update.into(), changed.written.iter()).await?;
-    write_rows(conn, &sql::insert(&EXPORTS).into(), changed.made.iter()).await?;
-    write_lanes(conn, groups.lanes()).await
-}
-
 /// Parked groups: planned anew, or sent again where something of them may have arrived.
 async fn renew_groups(
     conn: &mut SqliteConnection,
@@ -352,7 +336,7 @@ async fn renew_groups(
 ) -> Result<u64, StoreError> {
     let mut groups = load_groups(conn, groups).await?;
     let changed = groups.renew(now);
-    write_groups(conn, &groups, &changed).await?;
+    write_exports(conn, changed.written.iter(), &changed.made, groups.lanes()).await?;
     let done = sqlx::query(
         "UPDATE billing_events SET state = 'waiting', reason = NULL, attempts = attempts + 1, \
          next_attempt_at = ?3, export_group = CASE WHEN export_group IN \
@@ -376,7 +360,7 @@ async fn dismiss_groups(
 ) -> Result<u64, StoreError> {
     let mut groups = load_groups(conn, groups).await?;
     let changed = groups.dismiss(now);
-    write_groups(conn, &groups, &changed).await?;
+    write_exports(conn, changed.written.iter(), &changed.made, groups.lanes()).await?;
     let names = serde_json::to_string(&changed.kept)?;
     let done = sqlx::query(AssertSqlSafe(members_follow("IN (SELECT value FROM json_each(?1))")))
         .bind(&names)
