@@ -23,8 +23,10 @@ pub mod allowance;
 pub mod auth;
 pub mod catalog;
 pub mod choice;
+pub mod commit;
 pub mod directory;
 pub mod exchange;
+pub mod forwarding;
 pub mod ledger;
 pub mod meter;
 pub mod reading;
@@ -32,6 +34,7 @@ pub mod settle;
 pub mod tap;
 pub mod upstream;
 pub mod upstreams;
+pub mod waiting;
 
 // === what goes on beside requests ===
 pub mod archive;

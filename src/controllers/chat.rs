@@ -7,13 +7,18 @@ use crate::models::openai::request::ChatRequest;
 use crate::services::admission::Caller;
 use crate::services::auth::Principal;
 use crate::services::exchange::{Answer, Exchange};
+use crate::services::forwarding::Begun;
 use crate::services::meter::Meter;
+use crate::services::waiting::Waiting;
 use crate::state::App;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body::Body as HttpBody;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 /// Admits, forwards, and answers with the upstream's bytes.
@@ -33,15 +38,10 @@ pub async fn create(
     let caller = Caller { id, principal: &principal, idempotency_key, trace };
     let admitted = app.admission.admit(caller, &request, &body).await?;
     let (cap, room) = (admitted.lowered_cap(), admitted.room());
-    let (mut exchange, answer) = admitted.forward().await?;
-    let mut response = match answer {
-        Answer::Events => stream(&app, exchange),
-        Answer::Document(document) => {
-            if let Err(error) = exchange.complete() {
-                error.log("an answer failed in part");
-            }
-            ([(CONTENT_TYPE, "application/json")], document).into_response()
-        }
+    let mut response = match admitted.forward().begun().await? {
+        Begun::Answered(exchange, Answer::Events) => events(Meter::new(exchange, app.stop.clone())),
+        Begun::Answered(exchange, Answer::Document(document)) => whole(exchange, document),
+        Begun::NotYet(forwarding) => events(Waiting::new(forwarding, app.stop.clone())),
     };
     if let Some(cap) = cap {
         response.headers_mut().insert(COMPLETION_CAP, HeaderValue::from(cap));
@@ -53,13 +53,19 @@ pub async fn create(
 /// Says that the account could pay for so many completion tokens only.
 const COMPLETION_CAP: HeaderName = HeaderName::from_static("x-tollgate-completion-tokens-max");
 
-fn stream(app: &App, exchange: Exchange) -> Response {
-    let meter = Meter::new(exchange, app.stop.clone());
+fn whole(mut exchange: Exchange, document: Bytes) -> Response {
+    if let Err(error) = exchange.complete() {
+        error.log("an answer failed in part");
+    }
+    ([(CONTENT_TYPE, "application/json")], document).into_response()
+}
+
+fn events(body: impl HttpBody<Data = Bytes, Error = Infallible> + Send + 'static) -> Response {
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream; charset=utf-8"),
         (CACHE_CONTROL.as_str(), "no-cache"),
         // Proxies that collect answers would turn a stream into a plain answer.
         ("x-accel-buffering", "no"),
     ];
-    (headers, Body::new(meter)).into_response()
+    (headers, Body::new(body)).into_response()
 }

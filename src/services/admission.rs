@@ -2,7 +2,7 @@
 //! room for it in the limits of rate?
 //!
 //! Invariant: there is no [`Admitted`] without a hold that was sent to the ledger, and nothing
-//! reaches the client before [`Admitted::forward`] has seen it committed. The check in memory only
+//! reaches the client before [`Forwarding`] has seen it committed. The check in memory only
 //! decides whether the upstream call may overlap with the commit; the ledger decides the rest.
 
 use crate::config::Config;
@@ -17,13 +17,15 @@ use crate::models::timestamp::Timestamp;
 use crate::services::auth::Principal;
 use crate::services::catalog::{Catalog, Model};
 use crate::services::choice::{self, Candidate};
-use crate::services::exchange::{Answer as Begun, Exchange, Trip};
-use crate::services::ledger::{Answer, Failed, Hurry, Ledger};
+use crate::services::commit::{Commit, Placed};
+use crate::services::exchange::{Exchange, Trip};
+use crate::services::forwarding::Forwarding;
+use crate::services::ledger::Ledger;
 use crate::services::pricing::WorstCase;
 use crate::services::settle::{OpenHold, Settler};
 use crate::services::tokens::{Vocabularies, count_images, estimate_prompt, long_media};
 use crate::services::trace::RequestTrace;
-use crate::store::{Demand, LedgerOp, Limit, Outcome, Placement};
+use crate::store::{Demand, LedgerOp, Placement};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,21 +63,6 @@ pub struct Admitted {
     commit: Commit,
     trip: Trip,
     lowered_cap: Option<i64>,
-    room: Room,
-}
-
-/// Whether the hold stands.
-enum Commit {
-    Waiting { answer: Answer, wait: Duration, model: Arc<Model>, hurry: Hurry },
-    Stands,
-}
-
-/// What was placed.
-#[derive(Default)]
-struct Placed {
-    amount: NanoUsd,
-    /// What account and key had, this amount included.
-    funds: NanoUsd,
     room: Room,
 }
 
@@ -383,103 +370,12 @@ impl Admitted {
         self.room
     }
 
-    /// Calls upstreams, and gives the answer when the hold is committed as well. An exchange that
-    /// fails here is voided: its client has got nothing.
-    ///
-    /// # Errors
-    /// The upstream's, or why the hold does not stand.
-    pub async fn forward(self) -> Result<(Exchange, Begun), Error> {
-        let Self { mut exchange, mut commit, trip, .. } = self;
-        let (hurry, needs) = (commit.hurry(), exchange.needs());
-        let call = async {
-            let answer = exchange.call(trip).await?;
-            // What is noted of the answer hurries the hold as well.
-            if !exchange.has_noted() {
-                hurry.iter().for_each(Hurry::say);
-            }
-            Ok(answer)
-        };
-        let held = async {
-            let placed = commit.wait().await?;
-            // Less than there was a moment ago, and its cap has left.
-            match (&placed, needs) {
-                (Some(placed), Some(needs)) if placed.amount < needs => {
-                    Err(Error::InsufficientQuota)
-                }
-                _ => Ok(placed),
-            }
-        };
-        // Whichever fails first ends the other: a refused hold drops the upstream call.
-        let both = futures::future::try_join(call, held).await;
-        match both {
-            Ok((answer, held)) => {
-                if let Some(Placed { amount, .. }) = held {
-                    exchange.held(amount);
-                }
-                Ok((exchange, answer))
-            }
-            Err(error) => {
-                exchange.void(&error);
-                Err(error)
-            }
-        }
+    /// Calls upstreams.
+    pub fn forward(self) -> Forwarding {
+        Forwarding::new(self.exchange, self.commit, self.trip)
     }
 }
 
 fn not_priced(model: &Model) -> Error {
     Error::ModelNotPriced { model: model.id.clone() }
-}
-
-impl Commit {
-    /// Waits for the hold before anything leaves.
-    async fn committed(&mut self, exchange: &mut Exchange) -> Result<Placed, Error> {
-        match self.wait().await {
-            Ok(placed) => {
-                let placed = placed.unwrap_or_default();
-                exchange.held(placed.amount);
-                Ok(placed)
-            }
-            Err(error) => {
-                exchange.void(&error);
-                Err(error)
-            }
-        }
-    }
-
-    /// For when there is nothing else left to wait for.
-    fn hurry(&self) -> Option<Hurry> {
-        match self {
-            Self::Waiting { hurry, .. } => Some(hurry.clone()),
-            Self::Stands => None,
-        }
-    }
-
-    /// What was placed, when it has just been told.
-    async fn wait(&mut self) -> Result<Option<Placed>, Error> {
-        let Self::Waiting { answer, wait, model, .. } = self else { return Ok(None) };
-        let unanswered = |what: &str| Error::Database(what.to_owned());
-        let outcome = tokio::time::timeout(*wait, answer)
-            .await
-            .map_err(|_| unanswered("the hold was not committed in time"))?
-            .map_err(|_| unanswered("the ledger writer has stopped"))?;
-        let model = model.clone();
-        *self = Self::Stands;
-        match outcome {
-            Ok(Outcome::Placed { amount, left, room, .. }) => {
-                let funds = amount.plus(left).unwrap_or(NanoUsd(i64::MAX));
-                Ok(Some(Placed { amount, funds, room }))
-            }
-            Ok(Outcome::Limited(limited)) => {
-                Err(Error::RateLimited { model: model.id.clone(), limited })
-            }
-            Ok(Outcome::Refused { by: Limit::Key, .. }) => Err(Error::KeyBudget),
-            Ok(Outcome::Refused { .. } | Outcome::OutOfRange) => Err(Error::InsufficientQuota),
-            Ok(Outcome::Repeated) => Err(Error::Repeated),
-            Ok(Outcome::Suspended) => Err(Error::Suspended),
-            Ok(Outcome::NoAccount) => Err(Error::WrongKey),
-            Ok(other) => Err(Error::Internal(format!("placing a hold: {other:?}"))),
-            Err(Failed::Away) => Err(Error::Database("the hold was not written down".to_owned())),
-            Err(Failed::Refused) => Err(Error::Internal("the hold could not be placed".to_owned())),
-        }
-    }
 }

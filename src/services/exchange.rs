@@ -139,6 +139,12 @@ impl Exchange {
         terms.map(|terms| [terms.idle, terms.whole]).unwrap_or_default()
     }
 
+    /// Its client asked for a stream.
+    #[must_use]
+    pub fn is_streamed(&self) -> bool {
+        self.live.as_deref().is_some_and(|live| live.is_streamed)
+    }
+
     /// What the hold of a plain answer was to be: that cannot be ended where its money does.
     #[must_use]
     pub fn needs(&self) -> Option<NanoUsd> {

@@ -53,8 +53,8 @@ enum Instead {
 
 /// As OpenRouter sends them; every client passes over a comment.
 /// <https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes>
-const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+pub(super) const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// The timer's next look is at least so far away.
 const TICK: Duration = Duration::from_millis(10);
 /// What the upstream has ready leaves together, up to about so much: a write for each event costs

@@ -69,4 +69,5 @@ mod traces;
 mod upgrades;
 mod upstreams;
 mod views;
+mod waiting;
 mod wire;

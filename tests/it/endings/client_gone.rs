@@ -77,19 +77,9 @@ impl Gone {
     /// well before the last one.
     fn script(&self) -> Script {
         let before = self.before();
-        let script = match self.moment {
-            BeforeHead => Script::new().wait(&self.gate),
-            _ => self.answer.head().chunks(&before).wait(&self.gate),
-        };
         let mut script = match self.moment {
-            BeforeHead => {
-                let head = self.answer.head();
-                let mut all = script;
-                all.steps.extend(head.steps);
-                all.truth = head.truth;
-                all
-            }
-            _ => script,
+            BeforeHead => Script::new().wait(&self.gate).then(self.answer.head()),
+            _ => self.answer.head().chunks(&before).wait(&self.gate),
         };
         for event in &self.answer.events()[before.len()..] {
             script = script.chunk(event).sleep(30);

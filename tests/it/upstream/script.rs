@@ -121,6 +121,12 @@ impl Script {
         self.step(Step::Wait(gate.clone()))
     }
 
+    /// Goes on with another script, and has its truth.
+    pub fn then(mut self, rest: Self) -> Self {
+        self.steps.extend(rest.steps);
+        Self { truth: rest.truth, ..self }
+    }
+
     pub fn end(self) -> Self {
         self.step(Step::End)
     }
