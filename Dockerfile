@@ -2,7 +2,7 @@
 #
 #   docker build -t tollgate .
 #   docker run -p 8080:8080 -v tollgate:/data -e OPENROUTER_API_KEY=… \
-#       --read-only --tmpfs /tmp --init --stop-timeout 40 tollgate
+#       --read-only --tmpfs /tmp --init --stop-timeout 75 tollgate
 #
 # With `--build-arg TUNED=yes` it takes more than twice as long to build, and then a fifth less
 # processor time for its work: deploy/build-tuned.sh says how.
@@ -69,7 +69,8 @@ ENV PORT=8080 \
     TOLLGATE_LOG_FORMAT=json
 EXPOSE 8080
 
-# Streams run on for TOLLGATE_DRAIN_SECONDS (30) after this: give the container longer than that.
+# Streams run on for TOLLGATE_DRAIN_SECONDS (30) after this, and what follows may take 45 seconds:
+# give the container 75 before it is killed.
 STOPSIGNAL SIGTERM
 
 # Liveness, not readiness: a restart would mend neither the database nor the upstream. There is no

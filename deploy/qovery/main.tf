@@ -5,8 +5,8 @@ locals {
   # period, so that no request is sent to a port that is closed.
   leave_seconds = 15
 
-  # After the drain: last bytes to clients, and the ledger written out.
-  ledger_seconds = 35
+  # After the drain, at most: last bytes to clients, the ledger written out, calls of sinks ended.
+  ledger_seconds = 45
 
   settings = merge({
     PORT                            = tostring(local.port)
@@ -134,11 +134,15 @@ resource "qovery_application" "tollgate" {
   })
 }
 
-# Nothing runs without it. Another `version` deploys again.
+# Nothing runs without it. Another `version` deploys again: it is a hash of all that can be set, of
+# which no secret can be read.
 resource "qovery_deployment" "production" {
   environment_id = qovery_environment.production.id
   desired_state  = "RUNNING"
-  version        = sha256(jsonencode([local.settings, var.instances, var.drain_seconds]))
+  version = nonsensitive(sha256(jsonencode([
+    local.settings, local.secrets, var.repository_url, var.branch, var.domain, var.instances,
+    var.drain_seconds,
+  ])))
 
   depends_on = [qovery_application.tollgate]
 }

@@ -25,7 +25,7 @@ pub enum Key {
         /// Models it may use, comma separated; a pattern may end in `*`.
         #[arg(long)]
         models: Option<String>,
-        /// `user`, or `service` for a program that runs this service over `/admin/v1`.
+        /// `user`; `service` for a program that runs this service over `/admin/v1`, or `admin`.
         #[arg(long, default_value = "user", value_parser = role)]
         role: Role,
         /// It ends after so many days.

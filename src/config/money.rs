@@ -3,6 +3,7 @@
 use super::ConfigError;
 use super::reader::Reader;
 use crate::models::money::Markup;
+use std::num::NonZeroU32;
 
 #[derive(Clone, Debug)]
 pub struct MoneyConfig {
@@ -16,11 +17,13 @@ pub struct MoneyConfig {
 impl MoneyConfig {
     pub(super) fn read(env: &mut Reader) -> Result<Self, ConfigError> {
         let markup = env.text("TOLLGATE_MARKUP", "1.20");
+        let completion_tokens_max: NonZeroU32 =
+            env.parsed("TOLLGATE_COMPLETION_TOKENS_MAX", "16384")?;
         Ok(Self {
             markup: Markup::parse_typed(&markup)
                 .ok_or_else(|| ConfigError("TOLLGATE_MARKUP is not a factor like 1.20".into()))?,
             prices: env.optional("TOLLGATE_PRICES"),
-            completion_tokens_max: env.parsed("TOLLGATE_COMPLETION_TOKENS_MAX", "16384")?,
+            completion_tokens_max: completion_tokens_max.get().into(),
         })
     }
 }

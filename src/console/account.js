@@ -25,8 +25,10 @@ export function account({ me, config, signal }) {
   const now = section("Under way", underWay, { id: "live" });
   const again = () => {
     if (signal.aborted) return;
-    // Not under somebody's hands, and not again and again into a failure.
-    const isLeft = !now.contains(document.activeElement) && !now.querySelector(".error");
+    // Not under somebody's hands, not again and again into a failure, and not into an answer that
+    // is still to come.
+    const isLeft = !now.contains(document.activeElement)
+      && !now.querySelector(".error, [aria-busy=true]");
     if (isLeft && !document.hidden) now.show();
     setTimeout(again, LIVE_MS);
   };

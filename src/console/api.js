@@ -18,14 +18,19 @@ export function prepare(config, whenEnded) {
 
 // What the server says, as JSON. Throws what can be shown to a person.
 export async function call(path, { method = "GET", body } = {}) {
-  let answer = await send(path, method, body);
-  if (answer.status === 401 && await renew(supabase)) answer = await send(path, method, body);
-  const said = JSON.parse((await answer.text()) || "null", reviver);
-  if (answer.ok) return said;
+  let token = session()?.token;
+  let answer = await send(path, method, body, token);
+  if (answer.status === 401 && await renew(supabase)) {
+    token = session()?.token;
+    answer = await send(path, method, body, token);
+  }
+  const said = read(await answer.text());
+  if (answer.ok && said !== undefined) return said;
   const error = new Error(said?.error?.message ?? `The server answered ${answer.status}.`);
   error.status = answer.status;
   error.code = said?.error?.code;
-  if (answer.status === 401) {
+  // It ends the session that it was asked in, and none that somebody has begun since.
+  if (answer.status === 401 && session()?.token === token) {
     error.isSessionOver = true;
     forget();
     ended(said?.error?.message);
@@ -33,8 +38,18 @@ export async function call(path, { method = "GET", body } = {}) {
   throw error;
 }
 
-async function send(path, method, body) {
-  const headers = { Authorization: `Bearer ${session()?.token}` };
+// Undefined: it is no JSON, so a proxy in between has said it.
+function read(text) {
+  try {
+    return JSON.parse(text || "null", reviver);
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+}
+
+async function send(path, method, body, token) {
+  const headers = { Authorization: `Bearer ${token}` };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   try {
     return await fetch(path, {

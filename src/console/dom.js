@@ -46,16 +46,22 @@ export function table(caption, columns, rows, { id, empty } = {}) {
 }
 
 // A part of a view: its heading, and what `load` gives; says that it loads, and why it could not.
+// Of loads that overlap the one that began last counts, whichever ends last.
 export function section(title, load, { id } = {}) {
   const content = el("div", { class: "content", "aria-busy": "true" });
   const made = el("section", { id }, el("h2", {}, title), content);
+  let newest = 0;
   const show = async () => {
+    newest += 1;
+    const own = newest;
     content.setAttribute("aria-busy", "true");
     if (!content.firstChild) content.replaceChildren(el("p", { class: "empty" }, "Loading…"));
     try {
-      content.replaceChildren(...[await load()].flat());
+      const loaded = [await load()].flat();
+      if (own !== newest) return;
+      content.replaceChildren(...loaded);
     } catch (error) {
-      if (error.isSessionOver) return;
+      if (own !== newest || error.isSessionOver) return;
       content.replaceChildren(el("p", { class: "error", role: "alert" }, `${error.message} `,
         el("button", { type: "button", click: show }, "Try again")));
     }

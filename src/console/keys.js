@@ -37,7 +37,7 @@ async function listed(again) {
   ]);
   const made = table("Keys, the newest first", columns, shown,
     { id: "key-list", empty: "There is no key yet." });
-  return isCut ? [made, el("p", { class: "empty" }, "Older keys are not shown.")] : made;
+  return isCut ? [made, el("p", { class: "empty" }, "Newer keys are not shown.")] : made;
 }
 
 function end(key, again) {

@@ -197,7 +197,8 @@ export function drift() {
   let days = "7";
   const list = section("By model", () => driftTable(days), { id: "drift" });
   const about = "What upstreams say was generated, beside our own count of the same answers. "
-    + "Reasoning is not seen, so it is left out.";
+    + "Reasoning that can be seen is counted, and unseen reasoning is not: the count differs only "
+    + "where it is below the tokens without reasoning, or above all of them.";
   return [
     el("p", { class: "about" }, about),
     el("p", { class: "range" }, choice("Show", RANGES, days, (value) => {
@@ -216,20 +217,27 @@ async function driftTable(days) {
     { name: "Answers", number: true },
     { name: "That differ", number: true },
     { name: "Tokens out", number: true },
+    { name: "Of these reasoning", number: true },
     { name: "Counted", number: true },
     { name: "Difference", number: true },
   ];
-  const difference = (counted, told) => percent(BigInt(counted) - told, told);
-  const rows = data.map((row) => {
-    const said = BigInt(row.completion_tokens) - BigInt(row.reasoning_tokens);
-    return [
-      row.model, row.upstream, whole(row.requests), whole(row.different),
-      whole(said), whole(row.counted_completion_tokens),
-      difference(row.counted_completion_tokens, said),
-    ];
-  });
+  const rows = data.map((row) => [
+    row.model, row.upstream, whole(row.requests), whole(row.different),
+    whole(row.completion_tokens), whole(row.reasoning_tokens),
+    whole(row.counted_completion_tokens), difference(row),
+  ]);
   return table("Upstreams' tokens and our count", columns, rows,
     { id: "drift-list", empty: "There was no answer with both numbers in this time." });
+}
+
+// How far the count is from the nearer end of what it may be, in percent of that; else zero.
+function difference(row) {
+  const most = BigInt(row.completion_tokens);
+  const least = most - BigInt(row.reasoning_tokens);
+  const counted = BigInt(row.counted_completion_tokens);
+  if (counted < least) return percent(counted - least, least);
+  if (counted > most) return percent(counted - most, most);
+  return percent(0n, most);
 }
 
 const STATES = { well: "well", on_trial: "on trial", left_alone: "left alone" };

@@ -35,7 +35,10 @@ async function again(supabase) {
   const refresh = session()?.refresh;
   if (!refresh || !supabase) return false;
   try {
-    keep(await grant(supabase, "refresh_token", { refresh_token: refresh }));
+    const renewed = await grant(supabase, "refresh_token", { refresh_token: refresh });
+    // Somebody may have signed out meanwhile, or in as somebody else.
+    if (session()?.refresh !== refresh) return false;
+    keep(renewed);
     return true;
   } catch {
     return false;

@@ -97,10 +97,10 @@ pub struct DriftSum {
     pub requests: i64,
     /// Those of which ours claims to be exact.
     pub exact: i64,
-    /// Those of which the two are not the same.
+    /// Those of which ours is neither the upstream's nor less by reasoning that was not shown.
     pub different: i64,
     pub completion_tokens: Tokens,
-    /// Within `completion_tokens`: not seen, so not counted.
+    /// Within `completion_tokens`: counted as far as it is shown.
     pub reasoning_tokens: Tokens,
     pub counted_completion_tokens: Tokens,
 }

@@ -130,14 +130,16 @@ pub(super) fn margins(dialect: &Dialect, by: Dimension) -> Statement {
 }
 
 /// Bucket `$1`, of all accounts. Whole answers only: of a broken one the two cannot be the same. A
-/// prompt is counted only where the upstream says nothing of it.
+/// prompt is counted only where the upstream says nothing of it. Reasoning is counted as far as it
+/// is shown: any part of it.
 pub(super) fn drift(dialect: &Dialect) -> Statement {
     let Dialect { buckets, from, until, holds, .. } = dialect;
     let statement = format!(
         "SELECT u.model, u.upstream, COUNT(*) AS requests, \
          SUM(CASE WHEN {exact} THEN 1 ELSE 0 END) AS exact, \
-         SUM(CASE WHEN u.completion_tokens - u.reasoning_tokens <> u.counted_completion_tokens \
-          THEN 1 ELSE 0 END) AS different, \
+         SUM(CASE WHEN u.counted_completion_tokens \
+          BETWEEN u.completion_tokens - u.reasoning_tokens AND u.completion_tokens \
+          THEN 0 ELSE 1 END) AS different, \
          CAST(SUM(u.completion_tokens) AS BIGINT) AS completion_tokens, \
          CAST(SUM(u.reasoning_tokens) AS BIGINT) AS reasoning_tokens, \
          CAST(SUM(u.counted_completion_tokens) AS BIGINT) AS counted_completion_tokens \

@@ -96,7 +96,10 @@ fn holds_and_calls(told: &Scrape, records: &[crate::app::books::UsageRecord]) {
     let compared: Vec<_> = compared.collect();
     let ours = compared.iter().filter_map(|record| record.counted_completion_tokens);
     assert_eq!(told.sum("tollgate_drift_counted_tokens_total", &[]), ours.sum::<i64>());
-    let theirs = compared.iter().map(|record| record.completion_tokens);
+    let theirs = compared.iter().map(|record| {
+        let (most, unseen) = (record.completion_tokens, record.reasoning_tokens);
+        record.counted_completion_tokens.unwrap_or_default().clamp(most - unseen, most)
+    });
     assert_eq!(told.sum("tollgate_drift_upstream_tokens_total", &[]), theirs.sum::<i64>());
     let answered = |status| {
         let labels = [("surface", "chat"), ("status", status)];

@@ -160,6 +160,8 @@ async fn values_that_make_no_sense_are_named() {
         ("TOLLGATE_PRICES", missing.as_str()),
         ("TOLLGATE_PRICES", broken.as_str()),
         ("TOLLGATE_LEASE_SECONDS", "0"),
+        ("TOLLGATE_COMPLETION_TOKENS_MAX", "0"),
+        ("TOLLGATE_COMPLETION_TOKENS_MAX", "-1"),
         ("UPSTREAM_KIND", "telepathy"),
         ("DATABASE_URL", "mysql://localhost/x"),
         ("DATABASE_URL", "sqlite::memory:"),

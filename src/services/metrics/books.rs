@@ -258,7 +258,7 @@ impl Families {
         let help = "Completion tokens by our own count, where the upstream told its own";
         registry.register("drift_counted_tokens", help, counted.clone());
         let compared = Family::default();
-        let help = "The same completion tokens by the upstream's count";
+        let help = "The same by the upstream's count, less reasoning that was not shown";
         registry.register("drift_upstream_tokens", help, compared.clone());
         Self { requests, sources, tokens, charges, costs, counted, compared }
     }
@@ -295,8 +295,11 @@ impl ModelMetrics {
         // What was cut short was counted short.
         let is_whole = record.ending == Ending::Completed;
         if let Some(counted) = record.counted_completion_tokens.filter(|_| is_told && is_whole) {
+            let most = record.completion_tokens;
+            // Reasoning is counted as far as it is shown: any part of it.
+            let least = Tokens(most.0.saturating_sub(record.reasoning_tokens.0)).min(most);
             tokens(&self.counted, counted);
-            tokens(&self.compared, record.completion_tokens);
+            tokens(&self.compared, counted.max(least).min(most));
         }
     }
 }
