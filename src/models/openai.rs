@@ -7,6 +7,7 @@ pub mod answer;
 pub mod depth;
 pub mod lenient;
 pub mod pairs;
+pub mod refused;
 pub mod request;
 pub mod splice;
 pub mod tools;

@@ -19,6 +19,8 @@ pub struct Candidate {
     /// Its own name for the model, where that is another than the client's.
     pub model: Option<Arc<str>>,
     pub price: Arc<Price>,
+    /// The longest answer that it gives, where it says so.
+    pub completion_tokens_max: Option<i64>,
 }
 
 /// What the order is made of.

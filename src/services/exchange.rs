@@ -44,6 +44,8 @@ struct Live {
     tap: Tap,
     /// The client asked for a stream.
     is_streamed: bool,
+    /// The client has a say in which of the upstream's providers answers.
+    is_steered: bool,
     /// The upstream answers with a whole document, whatever was asked for.
     is_document: bool,
     /// What has come of a plain answer. Kept here, so that a drain goes on where the client left.
@@ -104,7 +106,7 @@ impl Exchange {
         if let Some(cap) = request.completion_tokens_max {
             allowance.cap(cap);
         }
-        let is_streamed = request.stream;
+        let (is_streamed, is_steered) = (request.stream, request.is_steered());
         let (leg, noted_at) = (Leg::NotCalled, Instant::now());
         let document = BytesMut::new();
         let (noted_tokens, noting, peeked) = (0, None, None);
@@ -113,6 +115,7 @@ impl Exchange {
             leg,
             tap,
             is_streamed,
+            is_steered,
             is_document: false,
             document,
             peeked,

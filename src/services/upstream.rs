@@ -7,7 +7,7 @@
 mod activity;
 mod connections;
 mod failure;
-mod health;
+pub mod health;
 mod lookup;
 pub mod retry;
 

@@ -33,14 +33,14 @@ fn entry(name: &str, upstream: &Upstream, more: &str) -> String {
     )
 }
 
-/// OpenRouter's list, with the one model at twice the first one's price.
-fn dear_models() -> Value {
+/// OpenRouter's list, with the one model at twice the first one's price, and its longest answer.
+fn dear_models(limit: i64) -> Value {
     let pricing = json!({
         "prompt": "0.0000003", "completion": "0.0000012", "input_cache_read": "0.00000015",
     });
     json!({"data": [{
         "id": MODEL, "created": 1_721_260_800, "pricing": pricing,
-        "top_provider": {"max_completion_tokens": 16384},
+        "top_provider": {"max_completion_tokens": limit},
     }]})
 }
 
@@ -48,7 +48,7 @@ impl Two {
     /// `first` is what the first one's entry has besides.
     async fn start(store: Store, first: &str, choose: impl FnOnce(Setup) -> Setup) -> Self {
         let cheap = Upstream::start(catalog::openrouter_models()).await;
-        let second = Upstream::start(dear_models()).await;
+        let second = Upstream::start(dear_models(16_384)).await;
         let file = entry("first", &cheap, first) + &entry("second", &second, "order = 2");
         let app = choose(Setup::new(store).upstreams(file)).start_with(cheap).await;
         Self { app, second }

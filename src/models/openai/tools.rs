@@ -1,61 +1,94 @@
 //! Tools and plugins that an upstream runs by itself, at prices of their own.
 //!
-//! Invariants: what calls another model, or costs what no book has, is refused; what searches is
+//! Invariants: what an upstream runs while it answers is refused, unless it happens once and is
 //! held for. A list that is none, or has what is no object, is the upstream's to refuse.
 
 use super::pairs::{Pairs, folded};
 use serde_json::value::RawValue;
 
-/// How the names of OpenRouter's tools begin.
-const OPENROUTERS: &str = "openrouter:";
-/// Those that cost tokens and searches, and no more.
+/// The tools that a client runs itself. Whatever else a tool may be, its upstream runs it, and
+/// calls the model again with what it brought, as often as the model likes: OpenRouter up to thirty
+/// times, its `web_search` (`web_search_preview` and the like are the same) and `datetime`
+/// included. No hold goes by that.
 /// <https://openrouter.ai/docs/guides/features/server-tools/overview>
-const PRICED: &[&str] = &["openrouter:web_search", "openrouter:web_fetch", "openrouter:datetime"];
-/// How every name of a search begins, dates follow: what it brings is charged on top of tokens.
-/// <https://openrouter.ai/docs/api-reference/chat-completion>
-const SEARCHES: &[&str] = &["openrouter:web_search", "openrouter:web_fetch", "web_search"];
-/// Asks up to eight other models. <https://openrouter.ai/docs/guides/features/plugins/overview>
-const FUSION: &str = "fusion";
+const OF_CLIENTS: &[&str] = &["function", "custom"];
+/// Anthropic's, which have dates at their ends.
+/// <https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview>
+const ANTHROPICS: &[&str] = &["bash_", "computer_", "memory_", "text_editor_"];
+/// The plugins that change a request or its answer once.
+/// <https://openrouter.ai/docs/guides/features/plugins/overview>
+const PLUGINS: &[&str] =
+    &["web", "file-parser", "response-healing", "context-compression", "moderation"];
+/// What a search may bring into the prompt, by the plugin's own settings.
+const MOST: &[(&str, i64)] = &[("max_uses", 5), ("max_results", 10)];
 
 /// Of what is not supported, shown to its sender.
 const NAME_CHARS_SHOWN: usize = 64;
 
-/// Whether tools bring fees on top of tokens.
+/// Whether tools bring fees on top of tokens: what has no type is a provider's own (Google's search
+/// is `{"googleSearch": {}}`).
 ///
 /// # Errors
 /// The name of one that is not supported.
 pub fn bring_fees(tools: &RawValue) -> Result<bool, String> {
-    let names = named(tools, "type")?;
-    let is_unpriced =
-        |name: &&String| name.starts_with(OPENROUTERS) && !PRICED.contains(&name.as_str());
-    match names.iter().find(is_unpriced) {
-        Some(name) => Err(name.chars().take(NAME_CHARS_SHOWN).collect()),
-        None => Ok(names.iter().any(|name| SEARCHES.iter().any(|it| name.starts_with(it)))),
+    let mut has_others = false;
+    for tool in objects(tools)? {
+        let types = texts(&tool, "type");
+        if let Some(name) = types.iter().find(|name| !is_of_clients(name)) {
+            return Err(name.chars().take(NAME_CHARS_SHOWN).collect());
+        }
+        let is_named = tool.iter().any(|(name, _)| ["function", "name"].contains(&name.as_str()));
+        has_others |= types.is_empty() && !is_named;
     }
+    Ok(has_others)
+}
+
+fn is_of_clients(name: &str) -> bool {
+    OF_CLIENTS.contains(&name) || ANTHROPICS.iter().any(|beginning| name.starts_with(beginning))
 }
 
 /// # Errors
-/// The name of a plugin that is not supported.
+/// The name of a plugin that is not supported, or of its setting.
 pub fn check_plugins(plugins: &RawValue) -> Result<(), String> {
-    match named(plugins, "id")?.into_iter().find(|name| name == FUSION) {
-        Some(name) => Err(name),
-        None => Ok(()),
-    }
-}
-
-/// What the objects of a list say under a name, each time that they say it, without case.
-fn named(list: &RawValue, member: &str) -> Result<Vec<String>, String> {
-    let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(list.get()) else { return Ok(vec![]) };
-    let mut names = Vec::new();
-    for item in items.into_iter().filter(|item| item.get().starts_with('{')) {
-        // It has too many members for anybody to be sure of them.
-        let Pairs(pairs): Pairs<'_> =
-            serde_json::from_str(item.get()).map_err(|_| "…".to_owned())?;
-        for (_, value) in pairs.into_iter().filter(|(name, _)| folded(name) == member) {
-            names.extend(serde_json::from_str::<String>(value.get()).map(|name| folded(&name)));
+    for plugin in objects(plugins)? {
+        if let Some(name) = texts(&plugin, "id").iter().find(|id| !PLUGINS.contains(&id.as_str())) {
+            return Err(name.chars().take(NAME_CHARS_SHOWN).collect());
+        }
+        let is_beyond = |(name, value): &(String, &RawValue)| {
+            let most = MOST.iter().find(|(setting, _)| setting == name);
+            let given = serde_json::from_str::<Option<i64>>(value.get());
+            // What is no whole number may be read as any.
+            most.is_some_and(|(_, most)| given.map_or(true, |given| given > Some(*most)))
+        };
+        if let Some((name, _)) = plugin.iter().find(|member| is_beyond(member)) {
+            return Err(name.clone());
         }
     }
-    Ok(names)
+    Ok(())
+}
+
+/// The members of an object, doubles included, their names without case.
+type Members<'a> = Vec<(String, &'a RawValue)>;
+
+/// The objects in a list.
+fn objects(list: &RawValue) -> Result<Vec<Members<'_>>, String> {
+    let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(list.get()) else { return Ok(vec![]) };
+    items.into_iter().filter(|item| item.get().starts_with('{')).map(members).collect()
+}
+
+fn members(object: &RawValue) -> Result<Members<'_>, String> {
+    // It has too many members for anybody to be sure of them.
+    let Pairs(pairs): Pairs<'_> = serde_json::from_str(object.get()).map_err(|_| "…".to_owned())?;
+    Ok(pairs.into_iter().map(|(name, value)| (folded(&name), value)).collect())
+}
+
+/// What an object says under a name, each time that it says it, without case.
+fn texts(members: &Members<'_>, name: &str) -> Vec<String> {
+    let values = members.iter().filter(|(member, _)| member == name);
+    values
+        .filter_map(|(_, value)| serde_json::from_str::<String>(value.get()).ok())
+        .map(|text| folded(&text))
+        .collect()
 }
 
 #[cfg(test)]
@@ -67,37 +100,53 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_other_models_is_refused() {
+    fn what_an_upstream_runs_is_refused() {
         let of = |tools: &str| bring_fees(&raw(tools));
-        for tools in [
-            r#"[{"type":"openrouter:fusion"}]"#,
-            r#"[{"type":"function"},{"type":"openrouter:advisor","parameters":{"model":"x"}}]"#,
-            r#"[{"type":"function","type":"openrouter:subagent"}]"#,
-            r#"[{"type":"openrouter:subagent","type":"function"}]"#,
-            r#"[{"\u0074ype":"\u006fpenrouter:image_generation"}]"#,
-            r#"[{"Type":"OpenRouter:bash"}]"#,
+        for (tools, name) in [
+            (r#"[{"type":"openrouter:fusion"}]"#, "openrouter:fusion"),
+            (r#"[{"type":"function"},{"type":"openrouter:web_search"}]"#, "openrouter:web_search"),
+            (r#"[{"type":"function","type":"openrouter:subagent"}]"#, "openrouter:subagent"),
+            (r#"[{"type":"openrouter:subagent","type":"function"}]"#, "openrouter:subagent"),
+            (r#"[{"\u0074ype":"\u006fpenrouter:datetime"}]"#, "openrouter:datetime"),
+            (r#"[{"Type":"OpenRouter:bash"}]"#, "openrouter:bash"),
+            (r#"[{"type":"web_search_preview"}]"#, "web_search_preview"),
+            (r#"[{"type":"web_fetch_20250910"}]"#, "web_fetch_20250910"),
+            (r#"[{"type":"mcp","server_url":"litellm_proxy"}]"#, "mcp"),
         ] {
-            let refused = of(tools).unwrap_err();
-            assert!(refused.starts_with("openrouter:"), "{tools}: {refused}");
+            assert_eq!(of(tools), Err(name.to_owned()), "{tools}");
         }
         let many: Vec<String> = (0..300).map(|number| format!(r#""m{number}":1"#)).collect();
         let many = format!(r#"[{{{},"type":"openrouter:fusion"}}]"#, many.join(","));
         assert!(of(&many).is_err(), "not read to its end");
-        assert!(check_plugins(&raw(r#"[{"id":"web"},{"id":"Fusion"}]"#)).is_err());
     }
 
     #[test]
-    fn searches_bring_fees_and_functions_do_not() {
+    fn what_clients_run_brings_no_fees() {
         let of = |tools: &str| bring_fees(&raw(tools));
-        for name in ["openrouter:web_search", "web_search", "web_search_preview_2025_03_11"] {
-            let tools = format!(r#"[{{"type":"{name}"}}]"#);
-            assert_eq!(of(&tools), Ok(true), "{tools}");
-        }
         let function = r#"[{"type":"function","function":{"name":"openrouter:fusion"}}]"#;
-        for tools in [function, "[]", "{}", "null", "7", r#"["openrouter:fusion"]"#, r"[{}]"] {
+        let untyped = r#"[{"function":{"name":"f"}},{"name":"f","input_schema":{}}]"#;
+        let anthropics = r#"[{"type":"bash_20250124"},{"type":"text_editor_20250728"}]"#;
+        for tools in [function, untyped, anthropics, "[]", "{}", "null", "7", r#"["mcp"]"#] {
             assert_eq!(of(tools), Ok(false), "{tools}");
         }
-        assert_eq!(of(r#"[{"type":"openrouter:datetime"},{"type":7}]"#), Ok(false));
-        assert_eq!(check_plugins(&raw(r#"[{"id":"web"},{"id":"response-healing"}]"#)), Ok(()));
+        assert_eq!(
+            of(r#"[{"type":"custom","custom":{"name":"f"}},{"type":"function"}]"#),
+            Ok(false)
+        );
+        assert_eq!(of(r#"[{"googleSearch":{}}]"#), Ok(true));
+    }
+
+    #[test]
+    fn a_plugin_happens_once() {
+        let of = |plugins: &str| check_plugins(&raw(plugins));
+        assert_eq!(of(r#"[{"id":"web","max_results":10},{"id":"response-healing"}]"#), Ok(()));
+        for (plugins, name) in [
+            (r#"[{"id":"web"},{"id":"Fusion"}]"#, "fusion"),
+            (r#"[{"id":"web-fetch"}]"#, "web-fetch"),
+            (r#"[{"id":"web","max_results":11}]"#, "max_results"),
+            (r#"[{"id":"web","engine":"native","max_uses":5e1}]"#, "max_uses"),
+        ] {
+            assert_eq!(of(plugins), Err(name.to_owned()), "{plugins}");
+        }
     }
 }

@@ -108,7 +108,8 @@ impl Model {
             let of_plan = plan.and_then(|plan| route.plan_prices.get(plan));
             let price = of_plan.or(route.price.as_ref())?.clone();
             let (upstream, model) = (route.upstream.clone(), route.name.clone());
-            Some(Candidate { upstream, model, price })
+            let completion_tokens_max = route.completion_tokens_max;
+            Some(Candidate { upstream, model, price, completion_tokens_max })
         });
         priced.collect()
     }

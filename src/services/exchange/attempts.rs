@@ -13,6 +13,7 @@ use crate::models::openai::request::ChatRequest;
 use crate::services::choice::Candidate;
 use crate::services::sse::{Outgoing, Splitter, Verdict, data};
 use crate::services::tap::failure_of;
+use crate::services::upstream::health::is_of_model;
 use crate::services::upstream::retry::{failure, may_go_elsewhere, more_telling};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -32,6 +33,9 @@ pub struct Trip {
 /// How long a stream's first event is waited for before its client is told that there is an answer:
 /// until then another upstream may give it. After that it hears of a silence, as of any other.
 const FIRST_EVENT_WAIT: Duration = Duration::from_secs(10);
+
+/// An error is shorter.
+const FIRST_EVENT_BYTES_MAX: usize = 64 << 10;
 
 /// What is to be done after a failure.
 enum Next {
@@ -64,7 +68,9 @@ impl Trip {
 
     fn pack(&mut self, to: &Candidate, request: &ChatRequest<'_>) {
         let (word, model) = (to.upstream.cap_word(), to.model.as_deref());
-        self.body = Bytes::from(request.forwarded(&self.user, self.cap, word, model));
+        // Many refuse a cap beyond their own limit.
+        let cap = self.cap.map(|cap| cap.min(to.completion_tokens_max.unwrap_or(cap)));
+        self.body = Bytes::from(request.forwarded(&self.user, cap, word, model));
     }
 }
 
@@ -124,16 +130,24 @@ impl Live {
         answer.map_err(|error| Failed { error, had_begun: true })
     }
 
-    /// Waits for the first frame of a stream: an error in it is not yet the client's.
+    /// Waits for the first event of a stream: an error in it is not yet the client's.
     async fn first_event(&mut self) -> Result<(), Error> {
         let idle = self.open.upstream.terms.idle;
-        let frame = tokio::time::timeout(FIRST_EVENT_WAIT, self.next_frame(idle)).await;
-        let Ok(frame) = frame else { return Ok(()) };
-        let frame = frame?.ok_or(Error::UpstreamTruncated)?;
-        if begins_with_failure(&frame) {
+        let until = tokio::time::Instant::now() + FIRST_EVENT_WAIT;
+        let mut read = Bytes::new();
+        // Comments and pieces come before it.
+        while first_event(&read, |_| ()).is_none() && read.len() < FIRST_EVENT_BYTES_MAX {
+            let frame = tokio::time::timeout_at(until, self.next_frame(idle)).await;
+            let Ok(frame) = frame else { break };
+            let frame = frame?.ok_or(Error::UpstreamTruncated)?;
+            read = if read.is_empty() { frame } else { [read, frame].concat().into() };
+        }
+        if begins_with_failure(&read) {
             return Err(not_a_completion("an error in the first event"));
         }
-        self.peek(frame);
+        if !read.is_empty() {
+            self.peek(read);
+        }
         Ok(())
     }
 
@@ -175,7 +189,9 @@ impl Live {
         let id = id.filter(|_| self.open.upstream.kind.has_lookup());
         self.open.end_attempt(failure(error), status, id);
         let upstream = &self.open.upstream;
-        if upstream.health.has_failed(&self.open.hold.model, error, Instant::now()) {
+        // It has the provider that its client named to blame, or whoever named it.
+        let is_news = !self.is_steered || !is_of_model(error);
+        if is_news && upstream.health.has_failed(&self.open.hold.model, error, Instant::now()) {
             tracing::error!(upstream = upstream.name, "an upstream is left alone: {error}");
         }
     }

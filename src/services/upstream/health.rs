@@ -64,9 +64,16 @@ fn blame(error: &Error) -> Blame {
         Some(Failure::Unreachable) if matches!(error, Error::UpstreamUnavailable(_)) => {
             Blame::Whole
         }
-        Some(Failure::Rejected) | None => Blame::Nobody,
+        // A model that nobody serves in the way that is asked for: with tools, or by a provider.
+        Some(Failure::Rejected | Failure::NoModel) | None => Blame::Nobody,
         Some(_) => Blame::Model,
     }
+}
+
+/// Whether a failure would count against the model that was asked for.
+#[must_use]
+pub fn is_of_model(error: &Error) -> bool {
+    blame(error) == Blame::Model
 }
 
 impl Health {
@@ -207,10 +214,11 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         let forbidden = Error::UpstreamRefused { status: StatusCode::FORBIDDEN };
         let (status, message) = (StatusCode::BAD_REQUEST, String::new());
-        let rejected = Error::UpstreamRejected { status, message, about: About::Request };
+        let rejected = |about| Error::UpstreamRejected { status, message: message.clone(), about };
         for _ in 0..10 {
+            health.has_failed("a", &rejected(About::Model), now);
             health.has_failed("a", &forbidden, now);
-            health.has_failed("a", &rejected, now);
+            health.has_failed("a", &rejected(About::Request), now);
         }
         assert_eq!(health.leave("a", now), Leave::All);
     }

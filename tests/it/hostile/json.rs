@@ -100,6 +100,15 @@ async fn members_that_choose_another_model_are_refused() {
         ("max_output_tokens", json!(65_536)),
         ("maxOutputTokens", json!(65_536)),
         ("n_predict", json!(65_536)),
+        ("router_settings_override", json!({"fallbacks": [{"model": OLD_MODEL}]})),
+        ("additional_drop_params", json!(["max_tokens"])),
+        ("_litellm_strip_stream_usage", json!(true)),
+        ("litellm_credential_name", json!("another")),
+        ("stream_timeout", json!(0.001)),
+        ("cache_read_input_token_cost", json!(0)),
+        ("tools", json!([{"type": "openrouter:web_fetch"}])),
+        ("tools", json!([{"type": "function"}, {"type": "web_search_preview"}])),
+        ("plugins", json!([{"id": "web", "max_uses": 30}])),
     ] {
         let body = format!(r#"{{"model":"{MODEL}",{MESSAGES},"{name}":{value}}}"#);
         let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;

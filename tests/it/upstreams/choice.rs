@@ -1,6 +1,8 @@
 //! Who is asked: by model and its names, by order and weight, and by how it has been of late.
 
-use super::{FIRST_NUSD, SECOND_NUSD, Two, answer, entry, outline};
+use super::{FIRST_NUSD, SECOND_NUSD, Two, answer, dear_models, entry, outline};
+use serde_json::json;
+
 use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
 use crate::upstream::Upstream;
 use crate::upstream::answer::Answer;
@@ -11,6 +13,7 @@ both_stores!(
     models_have_their_names_at_each_upstream,
     who_fails_is_left_alone_and_comes_back,
     the_dearest_is_held_for,
+    each_is_sent_a_cap_that_it_takes,
 );
 
 /// A retail price for what clients call it; whoever answers, it is charged.
@@ -179,7 +182,7 @@ async fn shares_are_about_as_the_weights() {
 #[tokio::test]
 async fn an_upstream_without_a_price_is_not_asked() {
     let unpriced = Upstream::start(catalog::openai_models()).await;
-    let second = Upstream::start(super::dear_models()).await;
+    let second = Upstream::start(dear_models(16_384)).await;
     let file = format!(
         "[[upstream]]\nname = \"unpriced\"\nkind = \"openai\"\nbase_url = \"{}\"\nprefix = \"openai/\"\n",
         unpriced.url()
@@ -193,5 +196,23 @@ async fn an_upstream_without_a_price_is_not_asked() {
         (refused.status, refused.json()["error"]["code"].as_str()),
         (400, Some("model_not_priced"))
     );
+    app.finish().await;
+}
+
+/// The hold is for the longest answer that any of them gives; a cap beyond its own limit is refused
+/// by each.
+async fn each_is_sent_a_cap_that_it_takes(store: Store) {
+    let brief = Upstream::start(dear_models(4_096)).await;
+    let second = Upstream::start(dear_models(9_000)).await;
+    let file = entry("first", &brief, "") + &entry("second", &second, "order = 2");
+    let app = Setup::new(store).upstreams(file).start_with(brief).await;
+    app.upstream.script(Script::json(500, "{}"));
+    second.script(answer().plain());
+    let mut body = question(MODEL);
+    body["max_tokens"] = json!(null);
+    app.chat(&body).await.ok();
+    let cap = |upstream: &Upstream| upstream.last_chat().json()["max_tokens"].clone();
+    assert_eq!((cap(&app.upstream), cap(&second)), (json!(4_096), json!(9_000)));
+    app.record().await;
     app.finish().await;
 }

@@ -109,15 +109,27 @@ async fn an_answer_that_has_begun_stays_where_it_is(store: Store) {
     assert!(got.text().contains("upstream_truncated"), "{}", got.text());
     assert_eq!(two.calls(), (1, 0), "the client has got something");
     assert_eq!(app.record().await.upstream, "first");
-    // An error in the first event has not reached the client.
+    // An error in the first event has not reached the client, whatever comes before and beside it.
     let error = event(r#"{"error":{"code":502,"message":"no"},"choices":[]}"#);
-    app.upstream.script(Script::stream().chunk(error + DONE).end());
-    let whole = answer();
-    two.second.script(whole.stream());
-    let got = app.chat(&streamed(MODEL)).await;
-    assert_eq!(got.text(), whole.events_without_usage());
-    let record = app.records(2).await.pop().expect("a record");
-    assert_eq!((record.upstream.as_str(), record.charge_nusd), ("second", SECOND_NUSD));
+    let (one, other) = error.split_at(20);
+    let comment = ": OPENROUTER PROCESSING\n\n";
+    let scripts = [
+        Script::stream().chunk(error.clone() + DONE).end(),
+        Script::stream().chunk(comment).sleep(100).chunk(&error).end(),
+        Script::stream().chunk(one).sleep(100).chunk(other).end(),
+    ];
+    for (number, script) in scripts.into_iter().enumerate() {
+        app.upstream.script(script);
+        let whole = answer();
+        two.second.script(whole.stream());
+        let got = app.chat(&streamed(MODEL)).await;
+        assert_eq!(got.text(), whole.events_without_usage());
+        let record = app.records(2 * number + 2).await.pop().expect("a record");
+        assert_eq!((record.upstream.as_str(), record.charge_nusd), ("second", SECOND_NUSD));
+        // It is well again, so that it is asked first.
+        app.upstream.script(answer().plain());
+        app.chat(&question(MODEL)).await.ok();
+    }
     // One that is about the request is the client's to know.
     for status in [400, 413, 422] {
         let told = format!(r#"{{"error":{{"message":"words for the client {status}"}}}}"#);
@@ -126,7 +138,7 @@ async fn an_answer_that_has_begun_stays_where_it_is(store: Store) {
         assert_eq!(got.status, status);
         assert!(got.text().contains("words for the client"), "{}", got.text());
     }
-    assert_eq!(two.calls(), (5, 1), "a request at fault is so everywhere");
+    assert_eq!(two.calls(), (10, 3), "a request at fault is so everywhere");
     two.finish().await;
 }
 
@@ -295,7 +307,7 @@ async fn a_client_that_leaves_at_the_second_is_settled_there() {
 async fn one_without_a_list_does_not_keep_the_others_from_serving() {
     let away = Upstream::start(catalog::openrouter_models()).await;
     away.set_models(Listing::Fails(500));
-    let second = Upstream::start(super::dear_models()).await;
+    let second = Upstream::start(super::dear_models(16_384)).await;
     let file = super::entry("first", &away, "") + &super::entry("second", &second, "order = 2");
     let app = Setup::new(Store::Sqlite).upstreams(file).start_with(away).await;
     second.script(answer().plain());

@@ -79,7 +79,7 @@ impl ModelInfo<'_> {
     }
 
     pub fn completion_tokens_max(&self) -> Option<i64> {
-        self.0.get("max_output_tokens")?.get().parse().ok()
+        self.0.get("max_output_tokens")?.get().parse().ok().filter(|tokens| *tokens > 0)
     }
 
     fn over(&self, base: Rates, suffix: &str) -> Rates {

@@ -1,0 +1,133 @@
+//! Members of a request that are refused, whatever they say.
+//!
+//! Invariant: nothing passes that is known to change the model, its price, its cap, whose upstream
+//! is called or what it tells of its usage, behind admission's back.
+
+/// OpenRouter's `models` bills the model that answered; its `debug` shows what its operator sends.
+/// Anthropic's `speed` multiplies the price; xAI's `deferred` gives an answer that has no usage.
+const OF_OTHERS: &[&str] = &["models", "preset", "speed", "debug", "deferred"];
+
+/// Names of the cap that no hold goes by, and that some upstreams obey before its own.
+const CAPS: &[&str] = &[
+    "max_output_tokens",
+    "maxoutputtokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "n_predict",
+    "num_predict",
+];
+
+/// What LiteLLM takes from a client and makes a setting of its call: another model after a failure
+/// that the client can bring about, another upstream, a prompt that nobody has counted, a cap taken
+/// away. From `all_litellm_params` of its 1.109.
+/// <https://github.com/BerriAI/litellm/blob/main/litellm/types/utils.py>
+const LITELLMS: &[&str] = &[
+    "additional_drop_params",
+    "api_base",
+    "api_key",
+    "base_model",
+    "base_url",
+    "client_side_timeout",
+    "complete_response",
+    "context_window_fallback_dict",
+    "custom_llm_provider",
+    "drop_params",
+    "extra_body",
+    "extra_headers",
+    "extra_query",
+    "fallbacks",
+    "force_timeout",
+    "headers",
+    "hf_model_name",
+    "max_agentic_loops",
+    "max_fallbacks",
+    "max_retries",
+    "model_alias_map",
+    "model_config",
+    "model_info",
+    "model_list",
+    "no-log",
+    "num_retries",
+    "prompt_id",
+    "prompt_label",
+    "prompt_variables",
+    "prompt_version",
+    "provider_specific_header",
+    "request_timeout",
+    "retry_policy",
+    "retry_strategy",
+    "router_settings_override",
+    "search_tool_name",
+    "silent_model",
+    "stream_timeout",
+    "text_completion",
+    "tiered_pricing",
+    "timeout",
+    "use_litellm_proxy",
+    "user_config",
+];
+
+/// How the names begin of what LiteLLM sets itself on its way, and of what makes it answer without
+/// a model.
+const BEGINNINGS: &[&str] = &["_", "litellm_", "mock_"];
+/// How the other lists of models to turn to end.
+const FALLBACKS: &str = "_fallbacks";
+/// What is in the names of all prices by which LiteLLM says what an answer cost.
+const PRICES: &[&str] = &["cost_per_", "token_cost"];
+
+/// `name` without its case.
+#[must_use]
+pub fn is_refused(name: &str) -> bool {
+    [OF_OTHERS, CAPS, LITELLMS].iter().any(|names| names.contains(&name))
+        || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+        || name.ends_with(FALLBACKS)
+        || PRICES.iter().any(|part| name.contains(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_the_call_are_refused_and_openais_members_pass() {
+        for name in [
+            "models",
+            "content_policy_fallbacks",
+            "output_cost_per_token_above_200k_tokens",
+            "cache_read_input_token_cost_batches",
+            "_litellm_strip_stream_usage",
+            "litellm_system_prompt",
+            "mock_testing_fallbacks",
+            "additional_drop_params",
+        ] {
+            assert!(is_refused(name), "{name}");
+        }
+        for name in [
+            "audio",
+            "frequency_penalty",
+            "logprobs",
+            "max_completion_tokens",
+            "metadata",
+            "min_p",
+            "modalities",
+            "parallel_tool_calls",
+            "prediction",
+            "prompt_cache_key",
+            "provider",
+            "reasoning_effort",
+            "response_format",
+            "route",
+            "safety_identifier",
+            "seed",
+            "store",
+            "tags",
+            "temperature",
+            "top_logprobs",
+            "transforms",
+            "verbosity",
+            "web_search_options",
+        ] {
+            assert!(!is_refused(name), "{name}");
+        }
+    }
+}
