@@ -12,13 +12,13 @@ use crate::models::hold::Hold;
 use crate::models::ids::{InstanceId, RequestId};
 use crate::models::limits::{Counted, LimitsInForce, Room};
 use crate::models::money::{NanoUsd, Tokens};
-use crate::models::openai::request::ChatRequest;
+use crate::models::openai::request::{ChatRequest, Invalid};
 use crate::models::timestamp::Timestamp;
 use crate::services::auth::Principal;
 use crate::services::catalog::{Catalog, Model};
 use crate::services::choice::{self, Candidate};
 use crate::services::commit::{Commit, Placed};
-use crate::services::exchange::{Exchange, Trip};
+use crate::services::exchange::{DOCUMENT_BYTES_MAX, Exchange, Trip};
 use crate::services::forwarding::Forwarding;
 use crate::services::ledger::Ledger;
 use crate::services::pricing::WorstCase;
@@ -84,6 +84,8 @@ struct Size {
 const COMFORTABLE_HOLDS: i64 = 16;
 /// … and had it this recently.
 const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
+/// A token, its logarithm and its bytes, as JSON.
+const PROBABILITY_BYTES: i64 = 128;
 /// Bodies shorter than this are copied where they are kept.
 const COPIED_MAX: usize = 4 << 10;
 /// An answer of fewer tokens is of no use: the account is refused instead.
@@ -117,6 +119,7 @@ impl Admission {
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
         let has_key_limits = caller.principal.has_key_limits;
         let size = self.size(caller.principal, request, &model, &candidates);
+        size.check_length(request)?;
         let worst = size.worst_case(first, others, request);
         let trace = caller.trace.clone();
         let placement = self.placement(caller, request, &size, &model, first, &worst)?;
@@ -337,6 +340,19 @@ impl Size {
         let of = |to: &Candidate| WorstCase::new(&to.price, self.prompt_paid_for, request.choices);
         let dearest = others.iter().map(of).fold(of(first), WorstCase::or);
         dearest.with_searches(request.has_fees).with_images(self.images.unwrap_or_default())
+    }
+
+    /// A plain answer that is too long to be read could not be charged.
+    fn check_length(&self, request: &ChatRequest<'_>) -> Result<(), Error> {
+        let token = PROBABILITY_BYTES.saturating_mul(request.probabilities);
+        let tokens = self.completion.0.saturating_mul(request.choices);
+        let bytes = usize::try_from(tokens.saturating_mul(token)).unwrap_or(usize::MAX);
+        if request.stream || bytes <= DOCUMENT_BYTES_MAX {
+            return Ok(());
+        }
+        let message = "The answer may be too long with so many log probabilities: please stream it, \
+            or ask for fewer tokens, choices or 'top_logprobs'.";
+        Err(Invalid { message: message.to_owned(), param: Some("top_logprobs".into()) }.into())
     }
 
     fn demand(&self, choices: i64) -> Option<Demand> {

@@ -1,15 +1,15 @@
 //! Room for the bodies of requests while they are read: for all together, and in it a share for
 //! each account.
 //!
-//! Invariants: what is taken is given back when its body has been read, given up or refused; a
-//! small body needs none, so that nobody's large ones keep another's ordinary requests out. What
-//! small ones come to is bounded by the number of connections alone, and what a request keeps once
-//! it is admitted by its account's money and limits.
+//! Invariants: what is taken is given back when its body has been read, given up or refused; small
+//! bodies have a share of their own, so that nobody's large ones keep another's ordinary requests
+//! out, nor one account's many keep out another's. What a request keeps once it is admitted is
+//! bounded by its account's money and limits.
 
 use crate::error::Error;
 use crate::models::ids::AccountId;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Of one account's bodies that have not ended, so many of the largest at once. A caller without
 /// credit can send as much as one that has some.
@@ -18,6 +18,9 @@ const LARGEST_OF_ONE: usize = 2;
 const SHARES: usize = 4;
 /// Nearly all requests are smaller.
 const SMALL_BYTES_MAX: usize = 128 << 10;
+/// Of one account's small bodies that have not ended: as many as one connection over HTTP/2 can
+/// carry, else some connections could fill the memory.
+const SMALL_SHARE: usize = 256 * SMALL_BYTES_MAX;
 
 pub struct Bodies {
     share: usize,
@@ -27,8 +30,16 @@ pub struct Bodies {
 
 #[derive(Default)]
 struct Taken {
+    /// By large ones.
     all: usize,
-    by: HashMap<AccountId, usize>,
+    by: HashMap<AccountId, Held>,
+}
+
+/// Bytes of bodies that have not ended.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Held {
+    small: usize,
+    large: usize,
 }
 
 /// What one body has taken.
@@ -36,7 +47,7 @@ pub struct Room<'a> {
     bodies: &'a Bodies,
     account: AccountId,
     read: usize,
-    taken: usize,
+    held: Held,
 }
 
 impl Bodies {
@@ -50,7 +61,11 @@ impl Bodies {
     /// For a body of this account, of which nothing has been read.
     #[must_use]
     pub fn room(&self, account: AccountId) -> Room<'_> {
-        Room { bodies: self, account, read: 0, taken: 0 }
+        Room { bodies: self, account, read: 0, held: Held::default() }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -61,42 +76,57 @@ impl Room<'_> {
     /// [`Error::Overloaded`] when there is no room for it.
     pub fn take(&mut self, bytes: usize) -> Result<(), Error> {
         self.read = self.read.saturating_add(bytes);
-        if self.read <= SMALL_BYTES_MAX {
-            return Ok(());
-        }
-        let more = self.read.saturating_sub(self.taken);
-        let mut taken = self.bodies.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = taken.by.get(&self.account).copied().unwrap_or_default();
-        let (all, own) = (taken.all.saturating_add(more), own.saturating_add(more));
-        if all > self.bodies.all || own > self.bodies.share {
-            // At once: others may need it before all that was read is thrown away.
-            taken.give_back(self.account, std::mem::take(&mut self.taken));
+        let wanted = match self.read {
+            small @ ..=SMALL_BYTES_MAX => Held { small, large: 0 },
+            large => Held { small: 0, large },
+        };
+        let mut taken = self.bodies.taken();
+        // Where there is none, others may need it before all that was read is thrown away.
+        taken.give_back(self.account, std::mem::take(&mut self.held));
+        let own = taken.by.get(&self.account).copied().unwrap_or_default().plus(wanted);
+        let all = taken.all.saturating_add(wanted.large);
+        let is_beyond = own.small > SMALL_SHARE
+            || wanted.large > 0 && (own.large > self.bodies.share || all > self.bodies.all);
+        if is_beyond {
             return Err(Error::Overloaded);
         }
         taken.all = all;
         taken.by.insert(self.account, own);
-        self.taken = self.read;
+        self.held = wanted;
         Ok(())
     }
 }
 
+impl Held {
+    fn plus(self, more: Self) -> Self {
+        Self {
+            small: self.small.saturating_add(more.small),
+            large: self.large.saturating_add(more.large),
+        }
+    }
+
+    fn minus(self, less: Self) -> Self {
+        Self {
+            small: self.small.saturating_sub(less.small),
+            large: self.large.saturating_sub(less.large),
+        }
+    }
+}
+
 impl Taken {
-    fn give_back(&mut self, account: AccountId, bytes: usize) {
-        self.all = self.all.saturating_sub(bytes);
-        let own = self.by.get(&account).copied().unwrap_or_default();
-        match own.saturating_sub(bytes) {
-            0 => drop(self.by.remove(&account)),
-            left => drop(self.by.insert(account, left)),
+    fn give_back(&mut self, account: AccountId, held: Held) {
+        self.all = self.all.saturating_sub(held.large);
+        let Some(own) = self.by.get_mut(&account) else { return };
+        *own = own.minus(held);
+        if *own == Held::default() {
+            self.by.remove(&account);
         }
     }
 }
 
 impl Drop for Room<'_> {
     fn drop(&mut self) {
-        if self.taken > 0 {
-            let mut taken = self.bodies.taken.lock().unwrap_or_else(PoisonError::into_inner);
-            taken.give_back(self.account, self.taken);
-        }
+        self.bodies.taken().give_back(self.account, self.held);
     }
 }
 
@@ -111,7 +141,7 @@ mod tests {
         let [own, other] = [AccountId::generate(), AccountId::generate()];
         let mut first = bodies.room(own);
         assert!(first.take(share).is_ok());
-        assert!(bodies.room(own).take(SMALL_BYTES_MAX).is_ok(), "a small one needs none");
+        assert!(bodies.room(own).take(SMALL_BYTES_MAX).is_ok(), "small ones have their own");
         assert!(bodies.room(own).take(SMALL_BYTES_MAX + 1).is_err());
         let mut second = bodies.room(other);
         assert!(second.take(share - 1).is_ok() && second.take(1).is_ok());
@@ -131,5 +161,24 @@ mod tests {
         drop((second, others));
         let taken = bodies.taken.into_inner().unwrap();
         assert_eq!((taken.all, taken.by.len()), (0, 0));
+    }
+
+    #[test]
+    fn many_small_ones_of_one_account_keep_out_no_others() {
+        let bodies = Bodies::new(1 << 20);
+        let own = AccountId::generate();
+        let filled: Vec<_> = (0..SMALL_SHARE / SMALL_BYTES_MAX)
+            .map(|_| {
+                let mut room = bodies.room(own);
+                assert!(room.take(1).is_ok() && room.take(SMALL_BYTES_MAX - 1).is_ok());
+                room
+            })
+            .collect();
+        assert!(bodies.room(own).take(1).is_err());
+        assert!(bodies.room(own).take(SMALL_BYTES_MAX + 1).is_ok(), "a large one");
+        assert!(bodies.room(AccountId::generate()).take(1).is_ok());
+        drop(filled);
+        assert!(bodies.room(own).take(1).is_ok());
+        assert_eq!(bodies.taken.into_inner().unwrap().by.len(), 0);
     }
 }

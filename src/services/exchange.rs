@@ -84,7 +84,7 @@ enum Form {
 }
 
 /// A plain answer larger than this is a fault: it is held in memory to be read.
-const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
 /// The media type of a stream, which ignores case.
 const EVENTS: &[u8] = b"text/event-stream";
 /// How often a long stream's progress is written down.

@@ -33,6 +33,8 @@ pub struct ChatRequest<'a> {
     /// The client's cap on the completion.
     pub completion_tokens_max: Option<i64>,
     pub choices: i64,
+    /// How many probabilities come with each token of the answer.
+    pub probabilities: i64,
     body: &'a str,
     raw: Members<'a>,
 }
@@ -48,6 +50,8 @@ struct Members<'a> {
     max_tokens: Option<&'a RawValue>,
     max_completion_tokens: Option<&'a RawValue>,
     n: Option<&'a RawValue>,
+    logprobs: Option<&'a RawValue>,
+    top_logprobs: Option<&'a RawValue>,
     user: Option<&'a RawValue>,
     service_tier: Option<&'a RawValue>,
     /// Everything else that a model may read: tools, functions, schemas.
@@ -128,6 +132,8 @@ impl<'a> Members<'a> {
             "max_tokens" => ("max_tokens", &mut self.max_tokens),
             "max_completion_tokens" => ("max_completion_tokens", &mut self.max_completion_tokens),
             "n" => ("n", &mut self.n),
+            "logprobs" => ("logprobs", &mut self.logprobs),
+            "top_logprobs" => ("top_logprobs", &mut self.top_logprobs),
             "user" => ("user", &mut self.user),
             "service_tier" => ("service_tier", &mut self.service_tier),
             _ => return None,
@@ -186,6 +192,7 @@ impl<'a> ChatRequest<'a> {
             include_usage: include_usage(raw.stream_options)?,
             completion_tokens_max: completion_tokens_max(&raw)?,
             choices: choices(raw.n)?,
+            probabilities: probabilities(&raw)?,
             body,
             raw,
         })
@@ -363,6 +370,14 @@ fn check_tier(raw: Option<&RawValue>) -> Result<(), Invalid> {
 
 fn choices(raw: Option<&RawValue>) -> Result<i64, Invalid> {
     Ok(positive(raw, "n", CHOICES_MAX)?.unwrap_or(1))
+}
+
+/// A token's own, and those of the likeliest in its place.
+fn probabilities(raw: &Members<'_>) -> Result<i64, Invalid> {
+    let own: Option<bool> = optional(raw.logprobs, "logprobs", "a boolean")?;
+    let likeliest: Option<i64> = optional(raw.top_logprobs, "top_logprobs", "an integer")?;
+    let likeliest = likeliest.unwrap_or_default().max(0);
+    Ok(if own == Some(true) { likeliest.saturating_add(1) } else { likeliest })
 }
 
 fn positive(raw: Option<&RawValue>, param: &'static str, max: i64) -> Result<Option<i64>, Invalid> {

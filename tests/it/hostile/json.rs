@@ -118,6 +118,33 @@ async fn members_that_choose_another_model_are_refused() {
     app.finish().await;
 }
 
+/// Of a plain answer that is too long to be read nobody could say what it cost.
+#[tokio::test]
+async fn more_probabilities_than_can_be_read_are_refused() {
+    let app = TestApp::start(Store::Sqlite).await;
+    let body = |stream: bool, more: &str| {
+        format!(r#"{{"model":"{MODEL}",{MESSAGES},"stream":{stream},"logprobs":true,{more}}}"#)
+    };
+    for more in [r#""top_logprobs":20,"n":8"#, r#""top_logprobs":20,"n":2,"max_tokens":16384"#] {
+        let body = body(false, more);
+        let got = app.ask(&Ask::post_json(CHAT, &body).bearer(&app.key)).await;
+        assert_refused(&got, &body, 400, "", "top_logprobs");
+    }
+    app.assert_untouched().await;
+    let taken = [
+        body(false, r#""top_logprobs":20"#),
+        body(false, r#""top_logprobs":20,"n":8,"max_tokens":100"#),
+        body(true, r#""top_logprobs":20,"n":8"#),
+    ];
+    for (body, streams) in taken.iter().zip([false, false, true]) {
+        let answer = Answer::openrouter();
+        app.upstream.script(if streams { answer.stream() } else { answer.plain() });
+        app.ask(&Ask::post_json(CHAT, body).bearer(&app.key)).await.ok();
+    }
+    app.records(3).await;
+    app.finish().await;
+}
+
 async fn deep_nesting_is_refused(store: Store) {
     let app = TestApp::start(store).await;
     for depth in [129, 100_000] {
