@@ -3,6 +3,7 @@
 //! The order of leaving: readiness off, a moment for load balancers, the listener closed, streams
 //! to their end or the deadline, the rest settled as it stands, the ledger written out.
 
+mod background;
 mod metrics;
 mod reload;
 mod welcome;
@@ -34,9 +35,11 @@ use crate::services::trace::Tracer;
 use crate::services::upstreams::Upstreams;
 use crate::services::watch::Watch;
 use crate::state::App;
+use crate::store::sqlite::SqliteStore;
 use crate::store::{IfMissing, Store, StoreError, in_time, within};
 use crate::{demo, log};
 use anyhow::{Context, bail};
+use background::Background;
 use secrecy::ExposeSecret;
 use std::fs::File;
 use std::process::ExitCode;
@@ -87,10 +90,11 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     let writer = tokio::spawn(writer.run());
     // Only SQLite does it: the lock proves that there are no others.
     app.store.expire_leases_of_others(app.admission.instance).await?;
-    let background = CancellationToken::new();
-    start_background(&app, &background);
-    start_reloads(&app, hangups, &background);
-    let exports = start_exports(&app, &background).await?;
+    let mut background = Background::new();
+    start_background(&app, &mut background);
+    let (reloaded, mut hangups) = (app.clone(), hangups);
+    background.run_until_stop(async move { reload::follow(&reloaded, &mut hangups).await });
+    let exports = start_exports(&app, &background.stop).await?;
     serve(app, background, writer, leave_signals).await?;
     // A call under way is finished, or its lease ends.
     if tokio::time::timeout(EXPORT_WAIT, exports.wait()).await.is_err() {
@@ -124,13 +128,13 @@ fn lock(config: &Config) -> anyhow::Result<Option<File>> {
     if config.database.kind != DatabaseKind::Sqlite {
         return Ok(None);
     }
-    let url = config.database.url.expose_secret();
-    let path = url.trim_start_matches("sqlite://").trim_start_matches("sqlite:");
-    let path = path.split('?').next().unwrap_or(path);
-    let file = File::create(format!("{path}.lock")).context("making the lock file")?;
+    let path = SqliteStore::file(config.database.url.expose_secret())?;
+    let mut beside = path.clone().into_os_string();
+    beside.push(".lock");
+    let file = File::create(beside).context("making the lock file")?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(_) => bail!("another Tollgate serves {path}"),
+        Err(_) => bail!("another Tollgate serves {}", path.display()),
     }
 }
 
@@ -258,70 +262,42 @@ fn settler(
     }
 }
 
-/// What goes on beside requests, until `background` ends it.
-fn start_background(app: &Arc<App>, background: &CancellationToken) {
-    let (catalog, stop) = (app.catalog.clone(), background.clone());
-    tokio::spawn(async move { catalog.run(stop).await });
+/// What goes on beside requests.
+fn start_background(app: &Arc<App>, background: &mut Background) {
+    let (store, settler) = (app.store.clone(), app.admission.settler.clone());
+    let (instance, database) = (app.admission.instance, &app.config.database);
 
-    let (users, stop) = (app.clone(), background.clone());
-    tokio::spawn(async move { users.auth.run(stop).await });
-
+    let catalog = app.catalog.clone();
+    background.run(|stop| async move { catalog.run(stop).await });
+    let users = app.clone();
+    background.run(|stop| async move { users.auth.run(stop).await });
     let recovery = Recovery {
-        store: app.store.clone(),
-        settler: app.admission.settler.clone(),
-        instance: app.admission.instance,
-        lease: app.config.database.lease,
-        is_alone: app.config.database.kind == DatabaseKind::Sqlite,
+        store: store.clone(),
+        settler: settler.clone(),
+        instance,
+        lease: database.lease,
+        is_alone: database.kind == DatabaseKind::Sqlite,
     };
-    let stop = background.clone();
-    tokio::spawn(async move { recovery.run(stop).await });
-
-    if let Some(outage) = &app.config.database.outage {
-        let leftovers = Leftovers::new(
-            app.store.clone(),
-            app.admission.ledger.measured(),
-            &outage.folder,
-            app.config.database.lease,
-        );
-        let stop = background.clone();
-        tokio::spawn(async move { leftovers.run(stop).await });
+    background.run(|stop| async move { recovery.run(stop).await });
+    if let Some(outage) = &database.outage {
+        let measured = app.admission.ledger.measured();
+        let leftovers = Leftovers::new(store.clone(), measured, &outage.folder, database.lease);
+        background.run(|stop| async move { leftovers.run(stop).await });
     }
-
-    let late = LateTruths { store: app.store.clone(), settler: app.admission.settler.clone() };
-    let stop = background.clone();
-    tokio::spawn(async move { late.run(stop).await });
-
+    let late = LateTruths { store: store.clone(), settler };
+    background.run(|stop| async move { late.run(stop).await });
     let watch = Watch {
-        store: app.store.clone(),
+        store,
         ledger: app.admission.ledger.clone(),
         metrics: app.metrics.clone(),
-        instance: app.admission.instance,
+        instance,
         sinks: app.config.billing.sinks(),
     };
-    let stop = background.clone();
-    tokio::spawn(async move { watch.run(stop).await });
-
-    let (changed, stop) = (app.clone(), background.clone());
-    tokio::spawn(async move {
-        tokio::select! {
-            () = follow_changes(&changed) => {}
-            () = stop.cancelled() => {}
-        }
-    });
-
-    let (used, stop) = (app.clone(), background.clone());
-    tokio::spawn(async move { write_uses(&used, &stop).await });
-}
-
-/// Reads the files again at each SIGHUP.
-fn start_reloads(app: &Arc<App>, mut hangups: Signal, background: &CancellationToken) {
-    let (reloaded, stop) = (app.clone(), background.clone());
-    tokio::spawn(async move {
-        tokio::select! {
-            () = reload::follow(&reloaded, &mut hangups) => {}
-            () = stop.cancelled() => {}
-        }
-    });
+    background.run(|stop| async move { watch.run(stop).await });
+    let changed = app.clone();
+    background.run_until_stop(async move { follow_changes(&changed).await });
+    let used = app.clone();
+    background.run(|stop| async move { write_uses(&used, &stop).await });
 }
 
 /// Writes down when keys were last used, now and then.
@@ -378,14 +354,14 @@ async fn follow_changes(app: &App) {
 
 async fn serve(
     app: Arc<App>,
-    background: CancellationToken,
+    mut background: Background,
     mut writer: tokio::task::JoinHandle<()>,
     leave_signals: LeaveSignals,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::bind(app.config.server.listen)
         .await
         .with_context(|| format!("listening on {}", app.config.server.listen))?;
-    let measuring = metrics::start(&app, &background).await?;
+    let measuring = metrics::start(&app, &background.stop).await?;
     if tokio::time::timeout(FIRST_LIST_WAIT, app.catalog.filled()).await.is_err() {
         tracing::warn!("serving without a model list: the upstream has not given one yet");
     }
@@ -405,9 +381,10 @@ async fn serve(
         // Without it nothing can be charged: better no server than one that serves for nothing.
         _ = &mut writer => bail!("the ledger writer has ended"),
         error = unfit(app.store.as_ref()) => return Err(error.into()),
+        error = background.panicked() => return Err(error),
     }
     leave(&app, signals, connections).await;
-    background.cancel();
+    background.stop.cancel();
     serving.await?;
     measuring.wait().await;
     if tokio::time::timeout(LAST_USES_WAIT, app.auth.write_uses()).await.is_err() {

@@ -38,7 +38,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{AssertSqlSafe, SqlitePool};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +78,15 @@ impl SqliteStore {
         Self::open_or(IfMissing::Make, url, events).await
     }
 
+    /// The file that an address means, by one name however it is spelt.
+    ///
+    /// # Errors
+    /// [`StoreError::Setup`] when the address does not parse.
+    pub fn file(url: &str) -> Result<PathBuf, StoreError> {
+        let file = options(url)?.get_filename().to_owned();
+        Ok(std::fs::canonicalize(&file).unwrap_or(file))
+    }
+
     /// Opens the file.
     ///
     /// # Errors
@@ -87,9 +96,7 @@ impl SqliteStore {
         url: &str,
         events: EventTerms,
     ) -> Result<Self, StoreError> {
-        let options: SqliteConnectOptions = url
-            .parse()
-            .map_err(|_| StoreError::Setup("DATABASE_URL is not a SQLite address".into()))?;
+        let options = options(url)?;
         match if_missing {
             IfMissing::Make => make(options.get_filename()),
             IfMissing::Refuse => check_is_there(options.get_filename())?,
@@ -110,6 +117,11 @@ impl SqliteStore {
         let reporters = pool(REPORTERS_MAX).connect_lazy_with(options);
         Ok(Self { writer, readers, reporters, events: Arc::new(events), sql: Sql::new() })
     }
+}
+
+fn options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
+    let parsed = url.parse();
+    parsed.map_err(|_| StoreError::Setup("DATABASE_URL is not a SQLite address".into()))
 }
 
 /// A file that only its owner reads; its log becomes like it. Where it cannot be made, opening it

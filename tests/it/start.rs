@@ -275,9 +275,20 @@ async fn the_demo_is_for_one_machine_only() {
 async fn two_servers_do_not_share_a_sqlite_file() {
     let app = TestApp::start(Store::Sqlite).await;
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let ended = refused(folder.path(), &app.environment).await;
-    assert!(!ended.stdout.contains("Tollgate listening on"), "{ended:?}");
-    assert!(ended.stderr.contains("books.db"), "the file is not named: {ended:?}");
+    let mut spelt = app.environment.clone();
+    let url = spelt["DATABASE_URL"].replace("books.db", "b%6Foks.db");
+    spelt.insert("DATABASE_URL".to_string(), url);
+    let mut linked = app.environment.clone();
+    let file = app.environment["DATABASE_URL"].trim_start_matches("sqlite://");
+    let file = file.split('?').next().unwrap_or(file);
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(file, &link).expect("the test's own folder");
+    linked.insert("DATABASE_URL".to_string(), format!("sqlite://{}", link.display()));
+    for environment in [&app.environment, &spelt, &linked] {
+        let ended = refused(folder.path(), environment).await;
+        assert!(!ended.stdout.contains("Tollgate listening on"), "{ended:?}");
+        assert!(ended.stderr.contains("books.db"), "the file is not named: {ended:?}");
+    }
     app.upstream.script(Answer::openrouter().stream());
     app.chat(&crate::app::streamed(MODEL)).await.ok();
     app.finish().await;
