@@ -164,7 +164,8 @@ pub enum SubscriptionStatus {
 
 impl SubscriptionStatus {
     /// It pays, or Stripe still tries to collect.
-    fn is_good(self) -> bool {
+    #[must_use]
+    pub fn is_good(self) -> bool {
         matches!(self, Self::Active | Self::Trialing | Self::PastDue)
     }
 
@@ -205,37 +206,49 @@ impl Subscription {
 /// What an account's subscriptions make of it. One that is good gives its plan and ends a
 /// suspension that was theirs; when none is good any more, a postpaid account is suspended, and a
 /// prepaid one, which owes nothing, falls back from their plan to the plan of new accounts.
+///
+/// `before` is what the newest of them was so far. Its plan is theirs too: the state that gave the
+/// last one may come too late to be counted. Where it has become another account's, this one loses
+/// what it gave, and goes on by itself when it has no other.
 #[must_use]
 pub fn subscribed(
     account: &Account,
     subscriptions: &[Subscription],
+    before: Option<&Subscription>,
     is_suspension_ours: bool,
     default_plan: Option<&str>,
 ) -> Account {
     let mut after = account.clone();
+    let is_resumed = account.status == AccountStatus::Suspended && is_suspension_ours;
     let good = subscriptions.iter().filter(|it| it.status.is_good());
     let newest = good.clone().filter(|it| it.plan.is_some()).max_by_key(|it| (it.as_of, &it.id));
     if good.count() > 0 {
         if let Some(newest) = newest {
             after.plan.clone_from(&newest.plan);
         }
-        if account.status == AccountStatus::Suspended && is_suspension_ours {
+        if is_resumed {
             after.status = AccountStatus::Active;
         }
         return after;
     }
-    let mut over = subscriptions.iter().filter(|it| it.status.is_over()).peekable();
-    if over.peek().is_none() {
+    let before = before.filter(|it| it.account_id == account.id);
+    let has_left = before.is_some_and(|it| subscriptions.iter().all(|other| other.id != it.id));
+    let over = || subscriptions.iter().filter(|it| it.status.is_over());
+    let is_over = over().count() > 0;
+    if !is_over && !has_left {
         return after;
     }
-    match account.kind {
-        AccountKind::Postpaid => after.status = AccountStatus::Suspended,
-        AccountKind::Prepaid => {
-            // A plan that somebody else gave stays.
-            if account.plan.is_some() && over.any(|it| it.plan == account.plan) {
-                after.plan = default_plan.map(str::to_owned);
-            }
-        }
+    if is_over && account.kind == AccountKind::Postpaid {
+        after.status = AccountStatus::Suspended;
+        return after;
+    }
+    if !is_over && is_resumed {
+        after.status = AccountStatus::Active;
+    }
+    // A plan that somebody else gave stays.
+    let mut theirs = over().chain(before);
+    if account.plan.is_some() && theirs.any(|it| it.plan == account.plan) {
+        after.plan = default_plan.map(str::to_owned);
     }
     after
 }

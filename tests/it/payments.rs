@@ -17,6 +17,7 @@ mod failures;
 mod pages;
 pub mod rejected;
 mod signatures;
+mod subscriptions;
 
 both_stores!(
     a_payment_is_credited_once,

@@ -133,7 +133,7 @@ fn a_subscription_gives_its_plan_and_takes_it_back() {
     use AccountStatus::{Active, Suspended};
     use SubscriptionStatus as Is;
     let after = |before: &Account, states: &[Subscription], ours| {
-        let after = subscribed(before, states, ours, Some("basic"));
+        let after = subscribed(before, states, None, ours, Some("basic"));
         (after.status, after.plan)
     };
     let plan = |name: &str| Some(name.to_owned());

@@ -18,7 +18,7 @@ use crate::config::{Config, PaymentsConfig};
 use crate::error::Error;
 use crate::models::billing::{DeliveryState, reasons};
 use crate::models::ids::AccountId;
-use crate::models::payment::{EventState, Payment, PaymentEvent, Subscription};
+use crate::models::payment::{EventState, Payment, PaymentEvent, Subscription, SubscriptionStatus};
 use crate::models::timestamp::Timestamp;
 use crate::services::catalog::Catalog;
 use crate::store::Store;
@@ -191,47 +191,66 @@ impl Payments {
     }
 
     /// A subscription concerns us when it names an account or a plan of ours, or has done so: one
-    /// that no longer names a plan may be over all the same.
+    /// that no longer names a plan may be over all the same. The end of one that is known counts,
+    /// whatever has become of its plan, its account or its customer since.
     async fn subscribed(
         &self,
         told: SubscriptionTold,
         as_of: Timestamp,
     ) -> Result<Option<Decided>, Error> {
-        let is_plan = |name: &String| self.catalog.plan(name).is_some();
-        let plan = match told.named_plans.into_iter().next() {
-            Some(name) if is_plan(&name) => Some(name),
-            Some(_) => return Ok(Some(Decided::refused(told.id, "unknown_plan"))),
-            None => told.lookup_keys.into_iter().find(is_plan),
-        };
         let known = self.store.subscription(&told.id).await?;
+        let status = serde_json::from_value(told.status.clone().into()).ok();
+        let goes_on = known.as_ref().is_some_and(|it| it.status.is_good())
+            && status.is_some_and(SubscriptionStatus::is_good);
+        let is_plan = |name: &String| self.catalog.plan(name).is_some();
+        let plan = match told.named_plans.first() {
+            Some(name) if is_plan(name) => Some(name.clone()),
+            // Nothing but the plan would be another: when it is there, the event may come again.
+            Some(_) if known.is_none() || goes_on => {
+                return Ok(Some(Decided::refused(told.id, "unknown_plan")));
+            }
+            Some(_) => None,
+            None => told.lookup_keys.iter().find(|name| is_plan(name)).cloned(),
+        };
         let is_unnamed = plan.is_none() && told.account.is_none();
         if is_unnamed && known.is_none() {
             return Ok(None);
         }
-        let plan = plan.or_else(|| known.as_ref().and_then(|known| known.plan.clone()));
-        let account_id = match (told.account, known) {
-            (Some(id), _) => match id.parse() {
-                Ok(id) => self.store.account(id).await?.map(|account| account.id),
-                Err(_) => None,
-            },
-            (None, Some(known)) if is_unnamed => Some(known.account_id),
-            (None, _) => match self.store.accounts_of_customer(&told.customer).await?.as_slice() {
-                [account] => Some(account.id),
-                [] => None,
-                _ => return Ok(Some(Decided::refused(told.id, "shared_customer"))),
-            },
+        let account = match &known {
+            Some(known) if is_unnamed => Ok(known.account_id),
+            _ => self.account_of(&told).await?,
         };
-        let Some(account_id) = account_id else {
-            return Ok(Some(Decided::refused(told.id, "unknown_account")));
+        let account_id = match (account, &known) {
+            (Ok(account_id), _) => account_id,
+            (Err(_), Some(known)) => known.account_id,
+            (Err(why), None) => return Ok(Some(Decided::refused(told.id, why))),
         };
-        let Ok(status) = serde_json::from_value(told.status.into()) else {
+        let Some(status) = status else {
             return Ok(Some(Decided::refused(told.id, "unknown_status")));
         };
+        let plan = plan.or_else(|| known.and_then(|known| known.plan));
         let subscription = Subscription { id: told.id.clone(), account_id, status, plan, as_of };
         let default_plan = self.default_plan.clone();
         let news = News::Subscribed(Subscribed { subscription, default_plan });
         let account_id = Some(account_id);
         Ok(Some(Decided { object: told.id, account_id, news, refused: None }))
+    }
+
+    /// The account that a subscription names, else the one of its customer; or why it is none.
+    async fn account_of(
+        &self,
+        told: &SubscriptionTold,
+    ) -> Result<Result<AccountId, &'static str>, Error> {
+        if let Some(id) = &told.account {
+            let Ok(id) = id.parse() else { return Ok(Err("unknown_account")) };
+            let account = self.store.account(id).await?;
+            return Ok(account.map(|account| account.id).ok_or("unknown_account"));
+        }
+        Ok(match self.store.accounts_of_customer(&told.customer).await?.as_slice() {
+            [account] => Ok(account.id),
+            [] => Err("unknown_account"),
+            _ => Err("shared_customer"),
+        })
     }
 
     async fn rejected(

@@ -1,7 +1,7 @@
 //! What Stripe says, on PostgreSQL.
 //!
 //! Invariant: what is about one payment is decided by one transaction at a time, so that a refund
-//! that comes beside its payment is seen by it, or sees it.
+//! that comes beside its payment is seen by it, or sees it; and so is what is about a subscription.
 
 use crate::models::account::{Account, AccountStatus};
 use crate::models::audit::AuditEntry;
@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
+use std::collections::BTreeSet;
 
 /// What was handled so long ago does not come again.
 pub const OLD_EVENTS: &str =
@@ -177,10 +178,10 @@ impl PostgresStore {
     }
 }
 
-/// Until the end of the transaction nobody else decides about this payment.
-async fn lock(conn: &mut PgConnection, intent: &str) -> Result<(), StoreError> {
+/// Until the end of the transaction nobody else decides about this payment or subscription.
+async fn lock(conn: &mut PgConnection, id: &str) -> Result<(), StoreError> {
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 7001010))")
-        .bind(intent)
+        .bind(id)
         .execute(conn)
         .await
         .map_err(classify)?;
@@ -204,28 +205,50 @@ async fn reversals_of(conn: &mut PgConnection, intent: &str) -> Result<Vec<Rever
     found(conn, reversals, intent.to_owned()).await
 }
 
-/// Writes a subscription's newer state down, and what all of the account's come to.
+/// Writes a subscription's newer state down, and what all of the account's come to. One that was
+/// another account's changes both; accounts are locked in the order of their ids, as everywhere.
 async fn subscribe(tx: &mut Lent, news: &Subscribed, now: Timestamp) -> Result<(), StoreError> {
     let Subscribed { subscription, default_plan } = news;
-    let id = subscription.account_id;
-    let account = sql::select(&ACCOUNTS, "WHERE id = $1 FOR UPDATE");
-    let Some(account) = first::<Account>(tx, account, id.0).await? else { return Ok(()) };
+    lock(tx, &subscription.id).await?;
     let known = sql::select(&SUBSCRIPTIONS, "WHERE id = $1");
     let known = found::<Subscription>(tx, known, subscription.id.clone()).await?.pop();
-    if known.is_some_and(|known| !subscription.supersedes(&known)) {
+    if known.as_ref().is_some_and(|known| !subscription.supersedes(known)) {
+        return Ok(());
+    }
+    let ids = known.iter().chain([subscription]).map(|it| it.account_id);
+    let mut accounts = Vec::new();
+    for id in ids.collect::<BTreeSet<_>>() {
+        let account = sql::select(&ACCOUNTS, "WHERE id = $1 FOR UPDATE");
+        accounts.extend(first::<Account>(tx, account, id.0).await?);
+    }
+    if accounts.iter().all(|account| account.id != subscription.account_id) {
         return Ok(());
     }
     put(tx, sql::upsert(&SUBSCRIPTIONS, "id", SUBSCRIPTION_STATE), subscription).await?;
+    for account in &accounts {
+        follow(tx, account, known.as_ref(), default_plan.as_deref(), now).await?;
+    }
+    Ok(())
+}
+
+/// Makes of an account what its subscriptions come to, of which one was so `before`.
+async fn follow(
+    tx: &mut Lent,
+    account: &Account,
+    before: Option<&Subscription>,
+    default_plan: Option<&str>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let all = sql::select(&SUBSCRIPTIONS, "WHERE account_id = $1");
-    let all: Vec<Subscription> = select(tx, &all.into(), id.0).await?;
+    let all: Vec<Subscription> = select(tx, &all.into(), account.id.0).await?;
     let is_ours = account.status == AccountStatus::Suspended
-        && suspended_by(tx, id).await?.as_deref() == Some(ACTOR);
-    let after = subscribed(&account, &all, is_ours, default_plan.as_deref());
-    let columns = differing(&account, &after, ACCOUNT_SETTINGS)?;
+        && suspended_by(tx, account.id).await?.as_deref() == Some(ACTOR);
+    let after = subscribed(account, &all, before, is_ours, default_plan);
+    let columns = differing(account, &after, ACCOUNT_SETTINGS)?;
     if columns.is_empty() {
         return Ok(());
     }
-    log(tx, &AuditEntry::account_update(ACTOR, &account, &after, now)).await?;
+    log(tx, &AuditEntry::account_update(ACTOR, account, &after, now)).await?;
     change(tx, (&ACCOUNTS, "id"), &columns, &after, ACCOUNT_NAME).await
 }
 

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::SqliteConnection;
+use std::collections::BTreeSet;
 
 /// What was handled so long ago does not come again.
 pub const OLD_EVENTS: &str =
@@ -191,32 +192,53 @@ async fn reversals_of(
     found(conn, reversals, intent.to_owned()).await
 }
 
-/// Writes a subscription's newer state down, and what all of the account's come to.
+/// Writes a subscription's newer state down, and what all of the account's come to. One that was
+/// another account's changes both.
 async fn subscribe(
     tx: &mut SqliteConnection,
     news: &Subscribed,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let Subscribed { subscription, default_plan } = news;
-    let id = subscription.account_id;
-    let account = sql::select(&ACCOUNTS, "WHERE id = ?1");
-    let Some(account) = first::<Account>(tx, account, id.to_string()).await? else { return Ok(()) };
     let known = sql::select(&SUBSCRIPTIONS, "WHERE id = ?1");
     let known = found::<Subscription>(tx, known, subscription.id.clone()).await?.pop();
-    if known.is_some_and(|known| !subscription.supersedes(&known)) {
+    if known.as_ref().is_some_and(|known| !subscription.supersedes(known)) {
+        return Ok(());
+    }
+    let ids = known.iter().chain([subscription]).map(|it| it.account_id);
+    let mut accounts = Vec::new();
+    for id in ids.collect::<BTreeSet<_>>() {
+        let account = sql::select(&ACCOUNTS, "WHERE id = ?1");
+        accounts.extend(first::<Account>(tx, account, id.to_string()).await?);
+    }
+    if accounts.iter().all(|account| account.id != subscription.account_id) {
         return Ok(());
     }
     put(tx, sql::upsert(&SUBSCRIPTIONS, "id", SUBSCRIPTION_STATE), subscription).await?;
+    for account in &accounts {
+        follow(tx, account, known.as_ref(), default_plan.as_deref(), now).await?;
+    }
+    Ok(())
+}
+
+/// Makes of an account what its subscriptions come to, of which one was so `before`.
+async fn follow(
+    tx: &mut SqliteConnection,
+    account: &Account,
+    before: Option<&Subscription>,
+    default_plan: Option<&str>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let all = sql::select(&SUBSCRIPTIONS, "WHERE account_id = ?1");
-    let all: Vec<Subscription> = select(tx, &all.into(), id.to_string()).await?;
+    let all: Vec<Subscription> = select(tx, &all.into(), account.id.to_string()).await?;
     let is_ours = account.status == AccountStatus::Suspended
-        && suspended_by(tx, id).await?.as_deref() == Some(ACTOR);
-    let after = subscribed(&account, &all, is_ours, default_plan.as_deref());
-    let columns = differing(&account, &after, ACCOUNT_SETTINGS)?;
+        && suspended_by(tx, account.id).await?.as_deref() == Some(ACTOR);
+    let after = subscribed(account, &all, before, is_ours, default_plan);
+    let columns = differing(account, &after, ACCOUNT_SETTINGS)?;
     if columns.is_empty() {
         return Ok(());
     }
-    log(tx, &AuditEntry::account_update(ACTOR, &account, &after, now)).await?;
+    log(tx, &AuditEntry::account_update(ACTOR, account, &after, now)).await?;
     change(tx, (&ACCOUNTS, "id"), &columns, &after, ACCOUNT_NAME).await
 }
 
