@@ -167,6 +167,37 @@ fn a_subscription_gives_its_plan_and_takes_it_back() {
 }
 
 #[test]
+fn what_a_subscription_was_before_counts_for_its_account_of_then() {
+    use AccountKind::{Postpaid, Prepaid};
+    use AccountStatus::{Active, Suspended};
+    let of = |id: &str, status, plan: &str, account: &Account| Subscription {
+        account_id: account.id,
+        ..subscription(id, status, plan, 1)
+    };
+    let after = |account: &Account, states: &[Subscription], before: &Subscription, ours| {
+        let after = subscribed(account, states, Some(before), ours, Some("basic"));
+        (after.status, after.plan)
+    };
+    let plan = |name: &str| Some(name.to_owned());
+    let prepaid = account(Prepaid, Active, Some("team"));
+    let before = of("s", SubscriptionStatus::Active, "team", &prepaid);
+    let ended = [of("s", SubscriptionStatus::Canceled, "pro", &prepaid)];
+    assert_eq!(after(&prepaid, &ended, &before, false), (Active, plan("basic")), "overtaken");
+    assert_eq!(after(&prepaid, &[], &before, false), (Active, plan("basic")), "it has left");
+    let stranger = subscription("s", SubscriptionStatus::Active, "team", 1);
+    assert_eq!(after(&prepaid, &[], &stranger, false), (Active, plan("team")), "not its own");
+    let other = [of("other", SubscriptionStatus::Active, "team", &prepaid)];
+    assert_eq!(after(&prepaid, &other, &before, false), (Active, plan("team")), "it has another");
+
+    let postpaid = account(Postpaid, Suspended, Some("vip"));
+    let before = of("s", SubscriptionStatus::Unpaid, "team", &postpaid);
+    assert_eq!(after(&postpaid, &[], &before, true), (Active, plan("vip")), "it has left");
+    assert_eq!(after(&postpaid, &[], &before, false), (Suspended, plan("vip")), "an operator's");
+    let over = [of("other", SubscriptionStatus::Canceled, "team", &postpaid)];
+    assert_eq!(after(&postpaid, &over, &before, true), (Suspended, plan("vip")), "and another's");
+}
+
+#[test]
 fn an_older_state_of_a_subscription_does_not_come_back() {
     use SubscriptionStatus as Is;
     let newer = subscription("s", Is::PastDue, "team", 5);
