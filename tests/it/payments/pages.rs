@@ -20,6 +20,8 @@ both_stores!(
     a_member_tops_up,
     only_owners_are_sent_to_pay,
     stripe_in_trouble_is_a_502,
+    slow_steps_of_stripe_are_a_502_together,
+    a_key_of_another_request_is_a_409,
     whoever_asks_without_end_takes_no_turn_of_others,
 );
 
@@ -165,6 +167,41 @@ async fn only_owners_are_sent_to_pay(store: Store) {
     let got = ask(&app, &later, CHECKOUT, amount).await;
     assert_refused(&got, "a postpaid account", 400, "", "");
     ask(&app, &later, PORTAL, json!({})).await.ok();
+    app.finish().await;
+}
+
+/// Neither step takes too long, and both take longer than whoever asks is kept waiting.
+async fn slow_steps_of_stripe_are_a_502_together(store: Store) {
+    let stripe = Stripe::start(&[]).await;
+    let setup = with_pages(setup(store), &stripe).env("STRIPE_CREATE_CUSTOMERS", "off");
+    let setup = setup.env("TOLLGATE_EXPORT_LEASE_SECONDS", "60");
+    let app = setup.env("TOLLGATE_EXPORT_SECONDS", "20").start().await;
+    let owner = owner(&app).await;
+    for (path, body) in [(CHECKOUT, json!({"amount_cents": 500})), (PORTAL, json!({}))] {
+        stripe.faults.queue([Fault::None, Fault::LateAfter(7), Fault::LateAfter(10)]);
+        app.books.tamper("UPDATE accounts SET stripe_customer_id = NULL").await;
+        let got = ask(&app, &owner, path, body).await;
+        assert_refused(&got, path, 502, "payment_provider_unavailable", "");
+    }
+    app.finish().await;
+}
+
+/// Stripe says 400, and would say so again.
+async fn a_key_of_another_request_is_a_409(store: Store) {
+    let stripe = Stripe::start(&[]).await;
+    let app = with_pages(setup(store), &stripe).start().await;
+    let owner = owner(&app).await;
+    let click = |cents: i64| {
+        let ask = Ask::post_json(CHECKOUT, json!({"amount_cents": cents}).to_string());
+        ask.bearer(&owner).header("Idempotency-Key", "click-1")
+    };
+    let first = app.ask(&click(500)).await.ok();
+    for _ in 0..2 {
+        let got = app.ask(&click(700)).await;
+        assert_refused(&got, "another amount", 409, "idempotency_key_reused", "");
+        assert_eq!(got.header("x-should-retry"), Some("false"));
+    }
+    assert_eq!(app.ask(&click(500)).await.ok(), first);
     app.finish().await;
 }
 

@@ -28,6 +28,8 @@ pub enum Fault {
     HangAfter,
     /// The answer takes a second.
     SlowAfter,
+    /// It takes so many.
+    LateAfter(u64),
 }
 
 pub struct Reply {
@@ -218,6 +220,7 @@ async fn serve<H: Handler>(stream: TcpStream, handler: &H, faults: &Faults) {
             // Longer than any deadline of a test.
             Fault::HangAfter => tokio::time::sleep(Duration::from_secs(60)).await,
             Fault::SlowAfter => tokio::time::sleep(Duration::from_secs(1)).await,
+            Fault::LateAfter(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
             _ => {}
         }
         let mut head =

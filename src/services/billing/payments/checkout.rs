@@ -52,7 +52,8 @@ impl Payments {
     /// A page where the account's owner pays for credit. A key makes a repetition the same page.
     ///
     /// # Errors
-    /// [`Error::NotConfigured`], [`Error::Invalid`], [`Error::PaymentProvider`], the store's, or
+    /// [`Error::NotConfigured`], [`Error::Invalid`], [`Error::PaymentProvider`], the store's,
+    /// [`Error::Repeated`] when the key was given with another amount or address before, or
     /// [`Error::Overloaded`] when the account is being sent there too often at once.
     pub async fn checkout(
         &self,
@@ -75,7 +76,19 @@ impl Payments {
             return Err(Error::Invalid(Invalid { message, param: None }));
         }
         let _place = self.payers.begin(account)?;
-        let customer = self.customer_in_time(api, account).await?;
+        within(self.session(api, account, cents, (success, cancel), key)).await
+    }
+
+    /// The customer and then the session, which sells so much credit.
+    async fn session(
+        &self,
+        api: &StripeApi,
+        account: AccountId,
+        cents: i64,
+        (success, cancel): (String, String),
+        key: Option<&str>,
+    ) -> Result<Page, Error> {
+        let customer = self.customer(api, account).await?;
         let credit = cents.saturating_mul(NANO_PER_CENT).to_string();
         let account = account.to_string();
         let form = [
@@ -97,7 +110,7 @@ impl Payments {
             (&format!("payment_intent_data[metadata][{CREDIT_KEY}]"), credit),
         ];
         let key = idempotency_key("checkout", &account, key);
-        within(api.create("/v1/checkout/sessions", &form, &key)).await
+        api.create_by_client("/v1/checkout/sessions", &form, &key).await
     }
 
     /// A page where the account's owner sees invoices and changes cards.
@@ -108,11 +121,14 @@ impl Payments {
         let api = self.api_for_people()?;
         let back = self.return_url("return_url", ask.return_url.as_deref())?;
         let _place = self.payers.begin(account)?;
-        let customer = self.customer_in_time(api, account).await?;
-        let form = [("customer", customer), ("return_url", back)];
-        // Its page lives for minutes: each call has one of its own.
-        let key = idempotency_key("portal", &account.to_string(), None);
-        within(api.create("/v1/billing_portal/sessions", &form, &key)).await
+        within(async {
+            let customer = self.customer(api, account).await?;
+            let form = [("customer", customer), ("return_url", back)];
+            // Its page lives for minutes: each call has one of its own.
+            let key = idempotency_key("portal", &account.to_string(), None);
+            api.create("/v1/billing_portal/sessions", &form, &key).await
+        })
+        .await
     }
 
     /// How many cents can be paid at once, where people can be sent to Stripe.
@@ -124,10 +140,6 @@ impl Payments {
     fn api_for_people(&self) -> Result<&StripeApi, Error> {
         let api = self.api.as_deref().filter(|_| !self.config.return_urls.is_empty());
         api.ok_or(Error::NotConfigured("payment page"))
-    }
-
-    async fn customer_in_time(&self, api: &StripeApi, id: AccountId) -> Result<String, Error> {
-        within(self.customer(api, id)).await
     }
 
     /// The address to come back to: the usual one, or one of a named origin.

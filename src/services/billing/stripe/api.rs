@@ -56,6 +56,11 @@ impl StripeError {
         }
         serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.error).unwrap_or_default()
     }
+
+    /// The key is another request's, and not that of one that is under way.
+    fn is_key_reused(&self) -> bool {
+        self.kind == "idempotency_error" && self.code != "idempotency_key_in_use"
+    }
 }
 
 /// A page of a list. <https://docs.stripe.com/api/pagination>
@@ -173,6 +178,25 @@ impl StripeApi {
         idempotency_key: &str,
     ) -> Result<T, Error> {
         object(self.post(path, form, idempotency_key).await.map_err(String::from))
+    }
+
+    /// As [`StripeApi::create`], with a key that a client has chosen.
+    ///
+    /// # Errors
+    /// Those, and [`Error::Repeated`] when the key was given with something else before: no other
+    /// try can succeed.
+    pub async fn create_by_client<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        form: &[(&str, String)],
+        idempotency_key: &str,
+    ) -> Result<T, Error> {
+        let answer = self.post(path, form, idempotency_key).await;
+        let is_reused = |answer: &Answer| StripeError::read(&answer.body).is_key_reused();
+        if answer.as_ref().is_ok_and(is_reused) {
+            return Err(Error::Repeated);
+        }
+        object(answer.map_err(String::from))
     }
 
     /// The ids of active meters by their event names.
