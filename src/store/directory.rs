@@ -51,8 +51,8 @@ pub type TellMember<'a> = &'a (dyn Fn(Option<&Member>) -> AuditEntry + Sync);
 #[async_trait]
 pub trait DirectoryStore: Send + Sync {
     /// All of it or nothing, so that no crash can lose the credit or double it.
-    /// [`StoreError::Exists`] when the account's name is taken, the user is a member, or the
-    /// credit was entered before.
+    /// [`StoreError::Exists`] when the account's name is taken, the user is a member, or was one
+    /// and was removed, or the credit was entered before.
     async fn open_account(&self, opening: &Opening) -> Result<(), StoreError>;
     /// Writes what `decide` changes, of what an operator may change, and its entry; neither where
     /// nothing changes. The account as it is then; `None` without such an account.
@@ -66,13 +66,14 @@ pub trait DirectoryStore: Send + Sync {
     async fn accounts_after(&self, after: Option<AccountId>) -> Result<Vec<Account>, StoreError>;
 
     /// Makes a member, or moves one from another account; gives the row as it is then. `audit`
-    /// is told what there was.
+    /// is told what there was. A user who was removed before is let in again.
     async fn put_member(
         &self,
         member: &Member,
         audit: TellMember<'_>,
     ) -> Result<Member, StoreError>;
-    /// True when there was one, of this account.
+    /// True when there was one, of this account. From then on no login of the user's makes an
+    /// account.
     async fn remove_member(&self, member: &Member, audit: &AuditEntry) -> Result<bool, StoreError>;
     async fn member(&self, user: UserId) -> Result<Option<(Member, Account)>, StoreError>;
     async fn members_of(

@@ -34,7 +34,8 @@ pub async fn add_member(
     Ok(store.put_member(&member, &audit).await?)
 }
 
-/// Ends a user's acting for an account.
+/// Ends a user's acting for an account. The user does not come back by a first login, but when
+/// somebody makes a member of them again.
 ///
 /// # Errors
 /// [`Error::NotFound`] when the user is not a member of this account, or the store's.

@@ -35,7 +35,7 @@ impl SignupTerms {
 
 /// Makes a user's account and its first member, with credit where there is some: all of it or
 /// nothing, and once, however many try. The account that the user acts for; `None` when there is to
-/// be none, also for a user who had one and was removed from it.
+/// be none, also for a user who was removed from an account, whichever.
 ///
 /// # Errors
 /// The store's.
@@ -50,7 +50,7 @@ pub async fn sign_up(
     let opening = first_login(user, terms, Timestamp::now());
     match store.open_account(&opening).await {
         // Its credit is not in what was written first. Or another login of the same user was first,
-        // here or on another machine.
+        // here or on another machine; or the user was removed.
         Ok(()) | Err(StoreError::Exists(_)) => {}
         Err(error) => return Err(error.into()),
     }

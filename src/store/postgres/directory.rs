@@ -35,6 +35,10 @@ impl DirectoryStore for PostgresStore {
         if let Some((member, audit)) = member {
             log(&mut tx, audit).await?;
             write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
+            // After the row, which waits for a removal of this very moment.
+            if is_removed(&mut tx, member.user_id).await? {
+                return Err(StoreError::Exists(MEMBER));
+            }
         }
         if let Some(credit) = credit {
             let batch = [LedgerOp::Enter(credit.clone())];
@@ -99,6 +103,7 @@ impl DirectoryStore for PostgresStore {
             let moved = ["account_id", "created_at"];
             change(&mut tx, (&MEMBERS, "user_id"), &moved, member, MEMBER).await?;
         }
+        take_back_removal(&mut tx, member.user_id).await?;
         tx.commit().await?;
         Ok(member.clone())
     }
@@ -114,6 +119,7 @@ impl DirectoryStore for PostgresStore {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
+        remember_removal(&mut tx, member.user_id, audit.created_at).await?;
         tx.commit().await?;
         Ok(true)
     }
@@ -240,6 +246,38 @@ impl PostgresStore {
         log(&mut tx, audit).await?;
         Ok(tx)
     }
+}
+
+/// Whether a user was removed from an account and made a member of none since.
+async fn is_removed(tx: &mut Lent, user: UserId) -> Result<bool, StoreError> {
+    let found: Option<i32> = sqlx::query_scalar("SELECT 1 FROM removed_members WHERE user_id = $1")
+        .bind(user.0)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(classify)?;
+    Ok(found.is_some())
+}
+
+async fn remember_removal(tx: &mut Lent, user: UserId, at: Timestamp) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO removed_members (user_id, removed_at) VALUES ($1, $2::timestamptz) \
+         ON CONFLICT (user_id) DO UPDATE SET removed_at = excluded.removed_at",
+    )
+    .bind(user.0)
+    .bind(at.to_string())
+    .execute(&mut **tx)
+    .await
+    .map_err(classify)?;
+    Ok(())
+}
+
+async fn take_back_removal(tx: &mut Lent, user: UserId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM removed_members WHERE user_id = $1")
+        .bind(user.0)
+        .execute(&mut **tx)
+        .await
+        .map_err(classify)?;
+    Ok(())
 }
 
 /// Writes an entry into the audit log.

@@ -35,6 +35,10 @@ impl DirectoryStore for SqliteStore {
         if let Some((member, audit)) = member {
             log(&mut tx, audit).await?;
             write(&mut tx, sql::insert(&MEMBERS), member, MEMBER).await?;
+            // After the row, which waits for a removal of this very moment.
+            if is_removed(&mut tx, member.user_id).await? {
+                return Err(StoreError::Exists(MEMBER));
+            }
         }
         if let Some(credit) = credit {
             let batch = [LedgerOp::Enter(credit.clone())];
@@ -101,6 +105,7 @@ impl DirectoryStore for SqliteStore {
             let moved = ["account_id", "created_at"];
             change(&mut tx, (&MEMBERS, "user_id"), &moved, member, MEMBER).await?;
         }
+        take_back_removal(&mut tx, member.user_id).await?;
         tx.commit().await.map_err(classify)?;
         Ok(member.clone())
     }
@@ -118,6 +123,7 @@ impl DirectoryStore for SqliteStore {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
+        remember_removal(&mut tx, member.user_id, audit.created_at).await?;
         tx.commit().await.map_err(classify)?;
         Ok(true)
     }
@@ -229,6 +235,42 @@ impl DirectoryStore for SqliteStore {
     async fn audit_after(&self, after: Option<AuditId>) -> Result<Vec<AuditEntry>, StoreError> {
         self.page(&AUDIT_LOG, "id", text(after)).await
     }
+}
+
+/// Whether a user was removed from an account and made a member of none since.
+async fn is_removed(tx: &mut SqliteConnection, user: UserId) -> Result<bool, StoreError> {
+    let found: Option<i32> = sqlx::query_scalar("SELECT 1 FROM removed_members WHERE user_id = ?1")
+        .bind(user.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(classify)?;
+    Ok(found.is_some())
+}
+
+async fn remember_removal(
+    tx: &mut SqliteConnection,
+    user: UserId,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO removed_members (user_id, removed_at) VALUES (?1, ?2) \
+         ON CONFLICT (user_id) DO UPDATE SET removed_at = excluded.removed_at",
+    )
+    .bind(user.to_string())
+    .bind(at.to_string())
+    .execute(&mut *tx)
+    .await
+    .map_err(classify)?;
+    Ok(())
+}
+
+async fn take_back_removal(tx: &mut SqliteConnection, user: UserId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM removed_members WHERE user_id = ?1")
+        .bind(user.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(classify)?;
+    Ok(())
 }
 
 /// Writes an entry into the audit log.

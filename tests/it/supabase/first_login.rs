@@ -16,6 +16,7 @@ use crate::upstream::catalog::MODEL;
 both_stores!(
     first_logins_race,
     a_removed_user_stays_out,
+    a_removed_member_makes_no_account,
     a_plan_is_given_at_sign_up,
     a_plan_is_given_as_it_is_now,
 );
@@ -147,6 +148,42 @@ async fn a_removed_user_stays_out(store: Store) {
     // A token that nobody has seen: what is remembered of the other lasts some seconds.
     let got = models(&app, &key.token(&claims(&server.issuer(), user))).await;
     assert_refused(&got, 403, "no_account");
+    app.finish().await;
+}
+
+/// Without a credit and under another name, nothing of the first account keeps them from a second.
+async fn a_removed_member_makes_no_account(store: Store) {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let app = setup(store, &server).start().await;
+    let admin = Admin::of(&app).await;
+    let (owner, guest) = (Uuid::new_v4(), Uuid::new_v4());
+    // A token that nobody has seen: what is remembered of the other lasts some seconds.
+    let status = async |user: Uuid| models(&app, &key.token(&claims(&server.issuer(), user))).await;
+    status(owner).await.ok();
+    let own = format!("SELECT account_id FROM members WHERE user_id = '{owner}'");
+    let own = app.books.rows(&own).await.remove(0)["account_id"].clone();
+    let own = own.as_str().expect("an id").to_string();
+    admin.done(200, "PATCH", &format!("/accounts/{own}"), Some(json!({"name": "acme"}))).await;
+    app.cli(&["member", "add", "--account", "test", "--user", &guest.to_string()]).await;
+    status(guest).await.ok();
+
+    let members = |account: &str| format!("/accounts/{account}/members");
+    for (account, user) in [(&own, owner), (&app.account, guest)] {
+        let path = format!("{}/{user}", members(account));
+        admin.done(204, "DELETE", &path, None).await;
+        for _ in 0..2 {
+            assert_refused(&status(user).await, 403, "no_account");
+        }
+    }
+    assert_eq!(app.books.accounts().await.len(), 3, "no account was made");
+    // Until somebody lets them in again; and then for as long as they are.
+    let body = json!({"user_id": owner.to_string()});
+    admin.done(201, "POST", &members(&app.account), Some(body)).await;
+    status(owner).await.ok();
+    app.books.tamper(&format!("DELETE FROM members WHERE user_id = '{owner}'")).await;
+    status(owner).await.ok();
+    assert_eq!(app.books.accounts().await.len(), 4, "nobody has removed this one");
     app.finish().await;
 }
 
