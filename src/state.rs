@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::models::key::ApiKey;
+use crate::models::ids::{ApiKeyId, UserId};
 use crate::services::admission::Admission;
 use crate::services::auth::Auth;
 use crate::services::billing::payments::Payments;
@@ -14,7 +14,8 @@ use crate::services::reports::Reports;
 use crate::services::settle::DRAINS_MAX;
 use crate::services::trace::Tracer;
 use crate::store::Store;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 pub struct App {
@@ -30,10 +31,31 @@ pub struct App {
     pub payments: Arc<Payments>,
     /// `None`: nobody collects traces.
     pub tracer: Option<Tracer>,
+    pub repeated_news: RepeatedNews,
     /// Readiness is off: no new work, please.
     pub leaving: CancellationToken,
     /// Streams end now, with an error event.
     pub stop: CancellationToken,
+}
+
+/// News costs every process all that it remembers of callers and accounts. What was told before is
+/// told again this often at most, whoever asks for it and however often.
+const REPEATED_EVERY: Duration = Duration::from_secs(1);
+
+/// When this process told something again last.
+#[derive(Default)]
+pub struct RepeatedNews(Mutex<Option<Instant>>);
+
+impl RepeatedNews {
+    /// Whether it is time; then it is taken.
+    fn begin(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| last.elapsed() >= REPEATED_EVERY);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
 }
 
 impl App {
@@ -69,8 +91,21 @@ impl App {
     }
 
     /// A key was changed, here.
-    pub async fn key_changed(&self, key: &ApiKey) {
+    pub async fn key_changed(&self, key: ApiKeyId) {
         self.auth.forget_key(key);
+        self.changed().await;
+    }
+
+    /// A key was changed a short while ago: the news of it may not have arrived everywhere.
+    pub async fn key_changed_lately(&self, key: ApiKeyId) {
+        if self.repeated_news.begin() {
+            self.key_changed(key).await;
+        }
+    }
+
+    /// A user acts for another account, or for none.
+    pub async fn member_changed(&self, user: UserId) {
+        self.auth.forget_user(user);
         self.changed().await;
     }
 }

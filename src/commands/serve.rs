@@ -34,7 +34,7 @@ use crate::services::tokens::Vocabularies;
 use crate::services::trace::Tracer;
 use crate::services::upstreams::Upstreams;
 use crate::services::watch::Watch;
-use crate::state::App;
+use crate::state::{App, RepeatedNews};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{IfMissing, Store, StoreError, in_time, within};
 use crate::{demo, log};
@@ -196,6 +196,7 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
         metrics,
         payments,
         tracer,
+        repeated_news: RepeatedNews::default(),
         leaving,
         stop,
     };

@@ -114,13 +114,14 @@ pub async fn revoke(
     let known = store.key(id).await?;
     let known = known.filter(|(key, _)| key.account_id == principal.account_id);
     let known = known.ok_or(Error::NotFound("API key"))?;
-    let is_news = known.0.revoked_at.is_none_or(|at| Timestamp::now() < at.plus(NEWS_FOR));
-    if !is_news {
-        // Nobody is told of what does not change: it would cost all that is known of callers.
+    if let Some(at) = known.0.revoked_at {
+        if Timestamp::now() < at.plus(NEWS_FOR) {
+            app.key_changed_lately(id).await;
+        }
         return Ok(Json(private(shown_key(&known))).into_response());
     }
     let key = directory::revoke_key(store, &principal.actor(), id).await?;
-    app.key_changed(&key.0).await;
+    app.key_changed(id).await;
     Ok(Json(private(shown_key(&key))).into_response())
 }
 

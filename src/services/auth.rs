@@ -110,7 +110,11 @@ impl Auth {
             store,
             users: tokens.map(|tokens| Users { tokens, signup, catalog }),
             known: future::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(KNOWN_FOR).build(),
-            last: sync::Cache::builder().max_capacity(KNOWN_MAX).time_to_live(config.stale).build(),
+            last: sync::Cache::builder()
+                .max_capacity(KNOWN_MAX)
+                .time_to_live(config.stale)
+                .support_invalidation_closures()
+                .build(),
             failures: Failures::new(config.failures_per_minute),
             uses: Uses::default(),
             wait,
@@ -278,10 +282,22 @@ impl Auth {
         self.known.invalidate_all();
     }
 
-    /// Nobody goes on by what this key was, not even in an outage that begins now.
-    pub fn forget_key(&self, key: &ApiKey) {
-        for hash in std::iter::once(&key.secret_hash).chain(&key.previous_secret_hash) {
-            self.last.invalidate(hash);
+    /// Nobody goes on by what this key was, not even in an outage that begins now: by none of its
+    /// secrets, also those that it has no longer.
+    pub fn forget_key(&self, id: ApiKeyId) {
+        self.forget_callers(move |caller| matches!(caller, Caller::Key(key) if key.id == id));
+    }
+
+    /// As [`Auth::forget_key`], of a user's tokens.
+    pub fn forget_user(&self, id: UserId) {
+        self.forget_callers(move |caller| matches!(caller, Caller::User(user) if *user == id));
+    }
+
+    fn forget_callers(&self, is_meant: impl Fn(&Caller) -> bool + Send + Sync + 'static) {
+        let is_meant = move |_: &String, known: &Known| is_meant(&known.principal.caller);
+        // It fails in a cache that was not made for it; then it is better to know nobody.
+        if self.last.invalidate_entries_if(is_meant).is_err() {
+            self.last.invalidate_all();
         }
     }
 }

@@ -123,7 +123,7 @@ pub async fn update(
     let id: ApiKeyId = id(path, "API key")?;
     let store = app.store.as_ref();
     let key = directory::update_key(store, &principal.actor(), id, &patch).await?;
-    app.key_changed(&key.0).await;
+    app.key_changed(id).await;
     Ok(Json(shown_key(&key)).into_response())
 }
 
@@ -138,7 +138,7 @@ pub async fn rotate(
     let overlap = Duration::from_secs(rotation.overlap_seconds);
     let store = app.store.as_ref();
     let (key, secret) = directory::rotate_key(store, &principal.actor(), id, overlap).await?;
-    app.key_changed(&key.0).await;
+    app.key_changed(id).await;
     Ok(Json(with_secret(&key, &secret.text)).into_response())
 }
 
@@ -149,7 +149,7 @@ pub async fn revoke(
 ) -> Result<Response, Error> {
     let id: ApiKeyId = id(path, "API key")?;
     let key = directory::revoke_key(app.store.as_ref(), &principal.actor(), id).await?;
-    app.key_changed(&key.0).await;
+    app.key_changed(id).await;
     Ok(Json(shown_key(&key)).into_response())
 }
 

@@ -43,7 +43,7 @@ pub async fn add(
     let store = app.store.as_ref();
     let actor = principal.actor();
     let member = directory::add_member(store, &actor, account.id, new.user_id).await?;
-    app.changed().await;
+    app.member_changed(new.user_id).await;
     Ok((StatusCode::CREATED, Json(shown(&member))).into_response())
 }
 
@@ -57,6 +57,6 @@ pub async fn remove(
     let Ok(Path((account, user))) = path else { return Err(nobody) };
     let (Ok(account), Ok(user)) = (account.parse(), user.parse()) else { return Err(nobody) };
     directory::remove_member(app.store.as_ref(), &principal.actor(), account, user).await?;
-    app.changed().await;
+    app.member_changed(user).await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

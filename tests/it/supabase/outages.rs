@@ -1,6 +1,7 @@
 //! The auth server away, its keys changing, and the database away: who is known goes on, and who
 //! cannot be told is asked to come back.
 
+use serde_json::json;
 use uuid::Uuid;
 
 use super::server::{AuthServer, Manner, published};
@@ -172,6 +173,50 @@ async fn who_is_known_goes_on_without_the_database() {
         })
         .await;
     }
+    app.finish().await;
+}
+
+/// Who was known so far: by a secret that a second rotation has ended, or as a member.
+#[tokio::test]
+async fn who_was_ended_lately_does_not_go_on_without_the_database() {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let app = setup(Store::Postgres, &server)
+        .env("TOLLGATE_DATABASE_SECONDS", "1")
+        .proxied()
+        .start()
+        .await;
+    let admin = Admin::of(&app).await;
+    let first = app.create_key("test", &[]).await;
+    let keys = app.list(&["key", "list", "--account", "test"]).await;
+    let id = keys.iter().filter_map(|row| row["id"].as_str()).max().expect("some keys");
+    let rotate = async || {
+        let path = format!("/keys/{id}/rotate");
+        let body = json!({"overlap_seconds": 3_600});
+        let rotated = admin.done(200, "POST", &path, Some(body)).await;
+        rotated["secret"].as_str().expect("a secret").to_string()
+    };
+    let user = Uuid::new_v4();
+    app.cli(&["member", "add", "--account", "test", "--user", &user.to_string()]).await;
+    let member = key.token(&claims(&server.issuer(), user));
+    let second = rotate().await;
+    for who in [&first, &second, &member, &app.key] {
+        models(&app, who).await.ok();
+    }
+    let third = rotate().await;
+    let path = format!("/accounts/{}/members/{user}", app.account);
+    admin.done(204, "DELETE", &path, None).await;
+    models(&app, &third).await.ok();
+    app.get("/v1/models").await.ok();
+    let proxy = app.proxy.as_ref().expect("a proxy");
+    proxy.cut();
+    for who in [&app.key, &third] {
+        models(&app, who).await.ok();
+    }
+    for who in [&first, &member] {
+        assert_refused(&models(&app, who).await, 503, "database_unavailable");
+    }
+    proxy.mend();
     app.finish().await;
 }
 

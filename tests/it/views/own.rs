@@ -1,6 +1,8 @@
 //! An account as its owner sees it: what there is, what is under way, how fast answers came, and
 //! the keys that the owner makes and ends.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -20,6 +22,7 @@ both_stores!(
     what_is_under_way_is_shown_and_ends,
     times_are_those_of_the_records,
     an_owner_makes_and_ends_keys,
+    ending_a_key_again_and_again_is_little_news,
     nobody_gets_past_the_plan,
 );
 
@@ -191,6 +194,28 @@ async fn an_owner_makes_and_ends_keys(store: Store) {
     let ended = send(&app, "DELETE", &path, &owner, None).await;
     assert!(ended.json()["revoked_at"].is_string(), "{}", ended.text());
     assert_eq!(app.ask(&Ask::get("/v1/models").bearer(&secret)).await.status, 401);
+    app.finish().await;
+}
+
+/// News makes every process ask after everybody again.
+async fn ending_a_key_again_and_again_is_little_news(store: Store) {
+    let app = TestApp::start(store).await;
+    let owner = app.create_key("test", &["--role", "service"]).await;
+    let key = send(&app, "POST", "/v1/keys", &owner, Some(json!({"name": "x"}))).await.json();
+    let path = format!("/v1/keys/{}", key["id"].as_str().expect("an id"));
+    let first = send(&app, "DELETE", &path, &owner, None).await.ok();
+    let asked = async || {
+        let text = send(&app, "GET", "/metrics", &owner, None).await.ok();
+        let line = text.lines().find(|line| line.contains("identities") && line.contains("store"));
+        let number = line.and_then(|line| line.rsplit(' ').next());
+        number.and_then(|text| text.parse::<u64>().ok()).expect("a number")
+    };
+    let (before, begun) = (asked().await, Instant::now());
+    for _ in 0..40 {
+        assert_eq!(send(&app, "DELETE", &path, &owner, None).await.ok(), first);
+    }
+    let (asked, seconds) = (asked().await - before, begun.elapsed().as_secs());
+    assert!(asked <= seconds + 3, "the owner was asked after {asked} times in {seconds} s");
     app.finish().await;
 }
 
