@@ -13,7 +13,11 @@ use crate::source::{read, root};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 
-both_stores!(every_schema_is_brought_up_to_date, the_version_before_works_beside);
+both_stores!(
+    every_schema_is_brought_up_to_date,
+    the_version_before_works_beside,
+    who_was_removed_before_stays_so,
+);
 
 async fn every_schema_is_brought_up_to_date(store: Store) {
     let migrations = history::migrations(store).await;
@@ -81,6 +85,38 @@ async fn the_version_before_works_beside(store: Store) {
     books.close().await;
     old.drop_database().await;
     new.drop_database().await;
+}
+
+/// By what the audit log says, unless the user is a member again.
+async fn who_was_removed_before_stays_so(store: Store) {
+    let database = Database::create(store, None).await;
+    history::leave(&database, 18).await;
+    let books = Books::open(&database);
+    let back = books.rows("SELECT user_id FROM members").await.remove(0)["user_id"].clone();
+    let back = back.as_str().expect("an id").to_string();
+    let gone = "0b2f7c4e-3f5c-4f7e-9a60-1f6f0a3c9d99";
+    let acts = [
+        ("a1", "member.remove", gone),
+        ("a2", "member.remove", gone),
+        ("a3", "member.remove", &back),
+        ("a4", "account.create", "no id of a user"),
+    ];
+    for (id, action, subject) in acts {
+        let sql = format!(
+            "INSERT INTO audit_log (id, actor, action, subject, created_at) VALUES \
+             ('01a221fc-4371-735a-8407-5ba7b31470{id}', 'operator', '{action}', '{subject}', \
+              '2026-11-28T11:48:30.000000Z')"
+        );
+        books.tamper(&sql).await;
+    }
+    books.close().await;
+    history::migrate(&database, 20).await;
+    let books = Books::open(&database);
+    let removed = books.rows("SELECT user_id FROM removed_members").await;
+    let removed: Vec<_> = removed.iter().map(|row| row["user_id"].clone()).collect();
+    assert_eq!(removed, [gone]);
+    books.close().await;
+    database.drop_database().await;
 }
 
 fn of_the_program(columns: &Columns) -> impl Iterator<Item = (&String, &BTreeSet<String>)> {
