@@ -22,7 +22,7 @@ impl Random {
 
     pub fn new(seed: u64) -> Self {
         // The state of xorshift must not be zero.
-        Self { seed, state: AtomicU64::new(seed | 1) }
+        Self { seed, state: AtomicU64::new(mixed(seed).max(1)) }
     }
 
     pub fn seed(&self) -> u64 {
@@ -70,8 +70,26 @@ impl Random {
     }
 }
 
+/// Splitmix64, which makes neighbours strangers and no two seeds the same.
+fn mixed(seed: u64) -> u64 {
+    let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    state ^ (state >> 31)
+}
+
 impl fmt::Display for Random {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "TEST_SEED={}", self.seed)
     }
+}
+
+#[test]
+fn neighbouring_seeds_are_different_cases() {
+    let begin = |seed| {
+        let random = Random::new(seed);
+        [random.below(1 << 20), random.below(1 << 20), random.below(1 << 20)]
+    };
+    let begins: std::collections::BTreeSet<_> = (0..1_000).map(begin).collect();
+    assert_eq!(begins.len(), 1_000);
 }
