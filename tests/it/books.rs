@@ -3,6 +3,8 @@
 //! Prices of the catalogue: 150 nano-USD a prompt token (75 cached), 600 a completion token; the
 //! default markup is a fifth.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::app::audit;
@@ -12,7 +14,7 @@ use crate::app::{
 };
 use crate::upstream::answer::{Answer, DONE, nano_usd};
 use crate::upstream::catalog::{FREE_MODEL, MODEL, UNPRICED_MODEL, VARIABLE_MODEL};
-use crate::upstream::script::Gate;
+use crate::upstream::script::{Gate, Script};
 
 both_stores!(
     the_record_of_a_stream,
@@ -232,6 +234,36 @@ async fn a_hold_stands_before_the_first_byte(store: Store) {
     let got = exchange.finish().await;
     got.ok();
     assert_eq!(got.request_id(), holds[0].request_id);
+    app.finish().await;
+}
+
+/// Where the upstream is called while the hold is committed.
+#[tokio::test]
+async fn a_hold_that_overlaps_with_its_call_stands_before_the_first_byte() {
+    let app = Setup::new(Store::Postgres).proxied().start().await;
+    // An account's first request never overlaps.
+    charge(&app, &Answer::openrouter()).await;
+    app.settled().await;
+    let (answer, called, told) = (Answer::openrouter(), Gate::new(), Gate::new());
+    let mut events = answer.events().into_iter();
+    let first = events.next().expect("a first event");
+    let stream = answer.head().chunk(first).wait(&told).chunks(events).end();
+    app.upstream.script(Script::new().wait(&called).then(stream));
+    let wire = app.proxy.as_ref().expect("a wire");
+    wire.slow(Duration::from_millis(500));
+    let mut exchange = app.begin_chat(&streamed(MODEL)).await;
+    app.upstream.wait_for_chats(2).await;
+    assert_eq!(app.books.holds().await.len(), 0, "the call leaves before its hold stands");
+    called.open();
+    exchange.until("data: ").await;
+    let holds = app.books.holds().await;
+    assert_eq!(holds.len(), 1, "the hold is durable before the client sees a byte");
+    told.open();
+    let got = exchange.finish().await;
+    got.ok();
+    assert_eq!(got.request_id(), holds[0].request_id);
+    wire.slow(Duration::ZERO);
+    app.record_of(&got).await;
     app.finish().await;
 }
 
