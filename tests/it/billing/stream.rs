@@ -1,13 +1,15 @@
 //! Stripe's meter event stream in place of single calls: the same promises, by batches.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::app::{Setup, Store, TestApp, both_stores, eventually};
+use crate::random::Random;
 use crate::sinks::server::Fault;
-use crate::sinks::stripe::Stripe;
+use crate::sinks::stripe::{CHARGE_METER, Stripe};
 
 use super::doubt::in_doubt_with;
-use super::{all, assert_stripe_agrees, known_to_stripe, one, with_stream};
+use super::traffic::{Caller, callers, load};
+use super::{all, assert_stripe_agrees, known_to_stripe, ledger, one, with_stream};
 
 both_stores!(
     events_leave_in_batches_of_whole_customers,
@@ -90,27 +92,47 @@ async fn a_lost_answer_doubles_nothing(store: Store) {
     app.finish().await;
 }
 
+/// One of three customers of one call, which is halved until that one is alone.
 async fn a_bad_event_is_alone(store: Store) {
-    let stripe = Stripe::start(&["cus_test", "cus_two"]).await;
+    let customers = ["cus_a", "cus_b", "cus_c"];
+    let stripe = Stripe::start(&customers).await;
     stripe.faults.always(Some(Fault::Status(503, None)));
-    let app = start(store, &stripe).await;
-    for meter in ["a", "b", "c"] {
-        stripe.add_meter(meter);
-    }
-    one(&app, 5).await;
-    app.records(1).await;
-    let sql = "SELECT id FROM exports";
-    let rows = eventually("it is planned", async || {
-        let rows = app.books.rows(sql).await;
-        (!rows.is_empty()).then_some(rows)
+    let app = with_stream(Setup::new(store), &stripe).start().await;
+    let random = Random::from_environment();
+    let callers = callers(&app, &customers).await;
+    load(&app, &[app.address()], &callers, 3, &random).await;
+    let rows = eventually("they are planned", async || {
+        let rows = app.books.rows("SELECT id, customer FROM exports ORDER BY customer").await;
+        (rows.len() == 3).then_some(rows)
     })
     .await;
-    stripe.refuse(rows[0]["id"].as_str().expect("an id"));
+    assert_eq!(rows[1]["customer"], json!("cus_b"));
+    stripe.refuse(rows[1]["id"].as_str().expect("an id"));
     stripe.faults.calm();
-    all(&app, "parked").await;
-    assert_eq!(stripe.taken().len(), 0);
-    one(&app, 6).await;
-    eventually("the other one is there", async || (stripe.taken().len() == 1).then_some(())).await;
+    eventually("none waits", async || {
+        let events = app.books.events().await;
+        events.iter().all(|event| event.state != "waiting").then_some(())
+    })
+    .await;
+    assert_eq!(stripe.largest(), 3, "they were in one call");
+    for event in app.books.events().await {
+        let is_bad = event.account_id == callers[1].account;
+        let why = event.reason.clone().unwrap_or_default();
+        let right = if is_bad {
+            event.state == "parked" && why.contains("an event is refused")
+        } else {
+            event.state == "exported" && why.is_empty()
+        };
+        assert!(right, "{event:?}");
+    }
+    let charged = ledger(&app).await;
+    let owed = |caller: &Caller| (caller.customer.to_string(), charged[&caller.account] / 1_000);
+    let others = [owed(&callers[0]), owed(&callers[2])];
+    assert_eq!(stripe.sums(CHARGE_METER), others.into(), "{random}");
+    assert_eq!((stripe.taken().len(), stripe.wrong()), (2, vec![]));
+    // The next of that customer is not kept.
+    load(&app, &[app.address()], &callers[1..2], 1, &random).await;
+    eventually("the next one is there", async || (stripe.taken().len() == 3).then_some(())).await;
     app.finish().await;
 }
 

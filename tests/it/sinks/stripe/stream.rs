@@ -41,7 +41,7 @@ impl Stripe {
         self.state().stream.opened
     }
 
-    /// The largest call.
+    /// The largest call, refused ones included.
     pub fn largest(&self) -> usize {
         self.state().stream.largest
     }
@@ -92,6 +92,7 @@ impl Books {
         if events.is_empty() || events.len() > EVENTS_MAX {
             return refused(400, "invalid_fields", "from 1 to 100 events");
         }
+        state.stream.largest = state.stream.largest.max(events.len());
         let read: Result<Vec<Taken>, String> =
             events.iter().map(|event| read(event, now)).collect();
         let read = match read {
@@ -102,7 +103,6 @@ impl Books {
             return refused(400, "invalid_fields", "an event is refused");
         }
         state.usage_calls += 1;
-        state.stream.largest = state.stream.largest.max(events.len());
         for event in read {
             if fault != Fault::None && state.unlucky.contains(&event.customer) {
                 continue;
