@@ -64,6 +64,7 @@ async fn chaos(store: Store, with_stripe: fn(Setup, &Stripe) -> Setup) {
         assert!((0..1_000).contains(&rest), "{random}: {customer} differs by {rest} nano-USD");
     }
     assert_eq!(stripe.wrong(), Vec::<String>::new(), "{random}");
+    assert_eq!(openmeter.wrong(), Vec::<String>::new(), "{random}");
     println!("{random}: {} calls to Stripe, {} to OpenMeter", stripe.calls(), openmeter.calls());
     drop(replica);
     app.finish().await;

@@ -1,5 +1,5 @@
 //! OpenMeter's ingestion: batches of CloudEvents, checked member by member, deduplicated by source
-//! and id; it answers duplicates with success, as the real one does.
+//! and id, of which the first counts; it answers duplicates with success, as the real one does.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,8 @@ struct State {
     largest: usize,
     /// Ids that are refused whatever they are.
     bad: Vec<String>,
+    /// What a caller should never have done.
+    wrong: Vec<String>,
 }
 
 #[derive(Default)]
@@ -58,6 +60,10 @@ impl OpenMeter {
     /// The largest batch.
     pub fn largest(&self) -> usize {
         self.books.0.lock().expect("no panic").largest
+    }
+
+    pub fn wrong(&self) -> Vec<String> {
+        self.books.0.lock().expect("no panic").wrong.clone()
     }
 
     pub fn refuse(&self, id: &str) {
@@ -109,9 +115,15 @@ impl Handler for Books {
         }
         for event in events {
             let member = |name: &str| event[name].as_str().expect("checked").to_string();
-            if state.events.insert((member("source"), member("id")), event).is_some() {
-                state.duplicates += 1;
-            }
+            let key = (member("source"), member("id"));
+            let Some(first) = state.events.get(&key) else {
+                state.events.insert(key, event);
+                continue;
+            };
+            // The first counts, whatever comes by its name later.
+            let differs = (*first != event).then(|| format!("{first} came again as {event}"));
+            state.wrong.extend(differs);
+            state.duplicates += 1;
         }
         if let Fault::FailAfter(status) = fault {
             return Reply::empty(status);
