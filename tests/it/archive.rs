@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tollgate::models::ids::ApiKeyId;
 use tollgate::models::timestamp::Timestamp;
 
-use crate::app::books::Books;
+use crate::app::books::Pool;
 use crate::app::{Setup, Store, TestApp, both_stores, mode, question};
 use crate::seed::{self, Call};
 use crate::upstream::answer::Answer;
@@ -71,7 +71,7 @@ impl Past {
     /// Before anything was called.
     async fn of(app: TestApp, sinks: &'static [&'static str]) -> Self {
         // Account and key are as old as their first call, and months have their partitions.
-        if matches!(app.books, Books::Postgres(_)) {
+        if matches!(app.books.pool, Pool::Postgres(_)) {
             app.books.tamper("SELECT tollgate_ensure_partitions('2026-07-15T00:00:00Z')").await;
         }
         app.books.tamper("UPDATE accounts SET period_start = '2026-07-01T00:00:00.000000Z'").await;

@@ -104,7 +104,6 @@ impl Site {
     async fn close(mut self) {
         for replica in &mut self.replicas {
             assert_eq!(replica.status(), None, "a replica ended by itself");
-            assert!(!replica.stderr().contains("panicked at"), "{}", replica.stderr());
             replica.kill();
         }
         self.app.finish().await;

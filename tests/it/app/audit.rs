@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::books::{Account, BillingEvent, Books, LedgerEntry, UsageRecord};
+use super::books::{Account, BillingEvent, Books, LedgerEntry, Pool, UsageRecord};
 
 const ENDINGS: [&str; 5] = ["completed", "upstream_failed", "client_gone", "cut_off", "killed"];
 const SOURCES: [&str; 5] = ["upstream", "lookup", "counted", "estimated", "none"];
@@ -62,7 +62,7 @@ pub async fn differences(books: &Books, sinks: &[&str]) -> Vec<String> {
 /// PostgreSQL ends one of two transactions that wait for each other. It is tried again, so that
 /// nobody would see it otherwise.
 pub async fn deadlocks(books: &Books) -> Option<String> {
-    let Books::Postgres(_) = books else { return None };
+    let Pool::Postgres(_) = books.pool else { return None };
     let sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
     let count = books.rows(sql).await[0]["deadlocks"].as_i64().expect("a number");
     (count > 0).then(|| format!("{count} deadlocks"))

@@ -2,6 +2,8 @@
 //!
 //! Rows come as JSON, so that both stores are read by the same code and a failure can print them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -10,8 +12,14 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow};
 use sqlx::{AssertSqlSafe, Column, PgPool, Row, SqlitePool, TypeInfo, ValueRef};
 
 use super::store::{Database, Store};
+use super::wait::eventually;
 
-pub enum Books {
+pub struct Books {
+    pub pool: Pool,
+    tampered: AtomicBool,
+}
+
+pub enum Pool {
     Sqlite(SqlitePool),
     Postgres(PgPool),
 }
@@ -34,6 +42,8 @@ pub struct Hold {
     pub generation_id: Option<String>,
     pub model: String,
     pub upstream: String,
+    pub prompt_tokens_estimate: i64,
+    pub completion_tokens_seen: i64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -117,36 +127,37 @@ impl Books {
     }
 
     fn at(database: &Database, may_create: bool) -> Self {
-        match database.store {
+        let pool = match database.store {
             Store::Sqlite => {
                 let options: SqliteConnectOptions = database.url.parse().expect("a SQLite address");
                 let options = options.create_if_missing(may_create);
-                Self::Sqlite(SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options))
+                Pool::Sqlite(SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options))
             }
-            Store::Postgres => Self::Postgres(
+            Store::Postgres => Pool::Postgres(
                 PgPoolOptions::new()
                     .max_connections(1)
                     .connect_lazy(&database.url)
                     .expect("a PostgreSQL address"),
             ),
-        }
+        };
+        Self { pool, tampered: AtomicBool::new(false) }
     }
 
     pub async fn close(&self) {
-        match self {
-            Self::Sqlite(pool) => pool.close().await,
-            Self::Postgres(pool) => pool.close().await,
+        match &self.pool {
+            Pool::Sqlite(pool) => pool.close().await,
+            Pool::Postgres(pool) => pool.close().await,
         }
     }
 
     /// The rows of a query, each as a JSON object.
     pub async fn rows(&self, sql: &str) -> Vec<Value> {
-        match self {
-            Self::Sqlite(pool) => {
+        match &self.pool {
+            Pool::Sqlite(pool) => {
                 let rows = sqlx::query(AssertSqlSafe(sql.to_string())).fetch_all(pool).await;
                 rows.unwrap_or_else(|error| panic!("{sql}: {error}")).iter().map(json_of).collect()
             }
-            Self::Postgres(pool) => {
+            Pool::Postgres(pool) => {
                 let sql = format!("SELECT row_to_json(r)::TEXT FROM ({sql}) r");
                 let query = sqlx::query_scalar::<_, String>(AssertSqlSafe(sql.clone()));
                 let rows = query.fetch_all(pool).await;
@@ -158,12 +169,17 @@ impl Books {
 
     /// Changes the books behind the program's back. Only for tests of what then notices.
     pub async fn tamper(&self, sql: &str) {
+        self.tampered.store(true, Ordering::SeqCst);
         let sql = AssertSqlSafe(sql.to_string());
-        match self {
-            Self::Sqlite(pool) => sqlx::query(sql).execute(pool).await.map(|_| ()),
-            Self::Postgres(pool) => sqlx::query(sql).execute(pool).await.map(|_| ()),
+        match &self.pool {
+            Pool::Sqlite(pool) => sqlx::query(sql).execute(pool).await.map(|_| ()),
+            Pool::Postgres(pool) => sqlx::query(sql).execute(pool).await.map(|_| ()),
         }
         .expect("a statement on the books");
+    }
+
+    pub fn is_tampered(&self) -> bool {
+        self.tampered.load(Ordering::SeqCst)
     }
 
     async fn typed<T: DeserializeOwned>(&self, sql: &str) -> Vec<T> {
@@ -182,6 +198,17 @@ impl Books {
 
     pub async fn holds(&self) -> Vec<Hold> {
         self.typed("SELECT * FROM holds ORDER BY request_id").await
+    }
+
+    /// The holds of a program that was killed, once nothing that it had sent off is under way.
+    pub async fn left_holds(&self) -> Vec<Hold> {
+        if let Pool::Postgres(_) = self.pool {
+            let others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() \
+                AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+            let is_over = async || self.rows(others).await.is_empty().then_some(());
+            eventually("the killed program's transactions are over", is_over).await;
+        }
+        self.holds().await
     }
 
     pub async fn records(&self) -> Vec<UsageRecord> {

@@ -9,7 +9,7 @@ use sqlx::migrate::{Migration, Migrator};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::books::Books;
+use super::books::{Books, Pool};
 use super::store::{Database, Store};
 use crate::source::root;
 
@@ -41,12 +41,12 @@ pub async fn migrate(database: &Database, schema: i64) {
     let mut migrations = migrations(database.store).await;
     migrations.retain(|migration| migration.version <= schema);
     let migrator = Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT };
-    match Books::create(database) {
-        Books::Sqlite(pool) => {
+    match Books::create(database).pool {
+        Pool::Sqlite(pool) => {
             migrator.run(&pool).await.expect("migrations of SQLite");
             pool.close().await;
         }
-        Books::Postgres(pool) => {
+        Pool::Postgres(pool) => {
             migrator.run(&pool).await.expect("migrations of PostgreSQL");
             // As each version does after them; this is the month of the rows.
             let partitions = "SELECT tollgate_ensure_partitions('2026-11-28T00:00:00Z')";
@@ -73,12 +73,12 @@ pub async fn fill(books: &Books, schema: i64, columns: &Columns) {
 }
 
 pub async fn columns(books: &Books) -> Columns {
-    let query = match books {
-        Books::Sqlite(_) => {
+    let query = match books.pool {
+        Pool::Sqlite(_) => {
             "SELECT t.name AS tab, c.name AS col FROM sqlite_master t \
              JOIN pragma_table_info(t.name) c WHERE t.type = 'table'"
         }
-        Books::Postgres(_) => {
+        Pool::Postgres(_) => {
             "SELECT table_name AS tab, column_name AS col FROM information_schema.columns \
              WHERE table_schema = 'public'"
         }

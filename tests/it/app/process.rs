@@ -1,7 +1,8 @@
 //! The real binary as a child process.
 //!
 //! Invariant: a child is only ever signalled by its own id, and does not outlive its owner. Its
-//! output is read by threads, so that a program which talks much is never held up by a busy test.
+//! output is read by threads, so that a program which talks much is never held up by a busy test. A
+//! tollgate that panicked fails the test, whatever became of it since.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -26,7 +27,7 @@ pub struct Ended {
 
 /// Runs the binary to its end, bounded.
 pub async fn run(arguments: &[&str], environment: &Environment, folder: &Path) -> Ended {
-    Process::spawn(BINARY, arguments, environment, folder).end().await
+    Process::ours(BINARY, arguments, environment, folder).end().await
 }
 
 /// What a stream of the child has said so far.
@@ -66,19 +67,27 @@ pub struct Process {
     child: Child,
     stdout: Said,
     stderr: Said,
+    /// A tollgate, which must not panic.
+    is_ours: bool,
 }
 
 impl Process {
     /// The server.
     pub fn serve(environment: &Environment, folder: &Path) -> Self {
-        Self::spawn(BINARY, &["serve"], environment, folder)
+        Self::ours(BINARY, &["serve"], environment, folder)
     }
 
     /// The server, whose files may not grow beyond so many blocks of 512 bytes.
     pub fn serve_on_a_small_disk(environment: &Environment, folder: &Path, blocks: u32) -> Self {
         // Ignored, the signal becomes an error of the write; the limit is soft, to be lifted.
         let script = format!("trap '' XFSZ; ulimit -S -f {blocks}; exec {BINARY} serve");
-        Self::spawn("sh", &["-c", &script], environment, folder)
+        Self::ours("sh", &["-c", &script], environment, folder)
+    }
+
+    fn ours(program: &str, arguments: &[&str], environment: &Environment, folder: &Path) -> Self {
+        let mut process = Self::spawn(program, arguments, environment, folder);
+        process.is_ours = true;
+        process
     }
 
     /// Its files may grow again.
@@ -109,7 +118,7 @@ impl Process {
             .unwrap_or_else(|error| panic!("{program}: {error}"));
         let stdout = Said::listen(child.stdout.take().expect("stdout is piped"));
         let stderr = Said::listen(child.stderr.take().expect("stderr is piped"));
-        Self { child, stdout, stderr }
+        Self { child, stdout, stderr, is_ours: false }
     }
 
     pub fn id(&self) -> u32 {
@@ -170,6 +179,12 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Ends it, and gives all that it had to say.
+    pub fn last_words(&mut self) -> String {
+        self.kill();
+        self.stderr.whole()
+    }
+
     pub fn terminate(&self) {
         self.signal("TERM");
     }
@@ -198,5 +213,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        if self.is_ours && !std::thread::panicking() {
+            let said = self.stderr.whole();
+            assert!(!said.contains("panicked at"), "a program panicked:\n{said}");
+        }
     }
 }

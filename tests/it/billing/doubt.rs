@@ -1,7 +1,7 @@
 //! Stripe forgets identifiers after a day, and takes nothing that is older than 35: outages of that
 //! length, made by setting the rows' times back.
 
-use crate::app::books::Books;
+use crate::app::books::Pool;
 use crate::app::{Setup, Store, TestApp, both_stores, eventually};
 use crate::sinks::server::Fault;
 use crate::sinks::stripe::Stripe;
@@ -18,11 +18,11 @@ both_stores!(
 
 /// Sets a time back by so many hours.
 pub async fn back(app: &TestApp, table: &str, column: &str, hours: u32) {
-    let earlier = match app.books {
-        Books::Sqlite(_) => {
+    let earlier = match app.books.pool {
+        Pool::Sqlite(_) => {
             format!("strftime('%Y-%m-%dT%H:%M:%f000Z', {column}, '-{hours} hours')")
         }
-        Books::Postgres(_) => format!("{column} - INTERVAL '{hours} hours'"),
+        Pool::Postgres(_) => format!("{column} - INTERVAL '{hours} hours'"),
     };
     app.books.tamper(&format!("UPDATE {table} SET {column} = {earlier}")).await;
 }
