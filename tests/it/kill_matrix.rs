@@ -11,23 +11,27 @@ use std::fmt;
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::app::books::UsageRecord;
-use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
+use crate::app::books::{Hold, UsageRecord};
+use crate::app::{Kind, Setup, Store, TestApp, both_stores, eventually, question, streamed};
 use crate::client::{Answered, Exchange};
+use crate::overspend::number_of;
 use crate::random::Random;
 use crate::upstream::Upstream;
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{self, OLD_MODEL};
-use crate::upstream::model::{Generation, Manner, Model, generation_of};
+use crate::upstream::model::{
+    COMPLETION_NUSD, Generation, Manner, Model, PROMPT_NUSD, generation_of,
+};
 use crate::upstream::script::Gate;
 
 both_stores!(
     a_killed_process_loses_and_doubles_nothing,
     nor_does_one_whose_calls_had_moved_on,
     a_hold_that_cannot_be_read_keeps_no_other_open,
+    a_killed_stream_is_charged_what_was_noted_of_it,
 );
 
 const CLIENTS: usize = 24;
@@ -118,6 +122,43 @@ async fn a_hold_that_cannot_be_read_keeps_no_other_open(store: Store) {
     app.finish().await;
 }
 
+/// By an upstream that nobody can ask afterwards.
+async fn a_killed_stream_is_charged_what_was_noted_of_it(store: Store) {
+    let pace = Duration::from_millis(15);
+    let model = Model::start(Manner { tokens: 2_000, pause: pace, ..Manner::obedient() }).await;
+    let setup = Setup::new(store).kind(Kind::OpenAi).env("UPSTREAM_BASE_URL", &model.url());
+    let setup = setup.prices(
+        "[[price]]\nmodel = \"openai/*\"\nprompt_usd_per_mtok = \"30\"\n\
+         completion_usd_per_mtok = \"60\"\n",
+    );
+    let mut app = setup.env("TOLLGATE_LEASE_SECONDS", "1").start().await;
+    let mut body = streamed(OLD_MODEL);
+    body["max_tokens"] = json!(2_000);
+    let exchange = app.begin_chat(&body).await;
+    // It is noted every five seconds.
+    eventually("more than a hundred tokens are noted", async || {
+        let holds = app.books.holds().await;
+        holds.iter().any(|hold| hold.completion_tokens_seen > 100).then_some(())
+    })
+    .await;
+    app.kill9();
+    let left = app.books.left_holds().await;
+    exchange.close();
+    app.restart().await;
+    let record = app.record().await;
+    assert_eq!(record.id, left[0].request_id);
+    let said = (record.ending.as_str(), record.source.as_str());
+    assert_eq!(said, ("killed", "estimated"), "{record:#?}");
+    let noted = left[0].completion_tokens_seen;
+    let made = model.generations()["gen-000001"].completion_tokens;
+    assert!((noted..=made).contains(&record.completion_tokens), "{left:?}\n{record:#?}");
+    assert!(record.prompt_tokens > 0, "{record:#?}");
+    // The operator's table is retail.
+    let cost = record.prompt_tokens * PROMPT_NUSD + record.completion_tokens * COMPLETION_NUSD;
+    assert_eq!((record.charge_nusd, record.shortfall_nusd), (cost, 0), "{record:#?}");
+    app.finish().await;
+}
+
 fn hasty(store: Store) -> Setup {
     Setup::new(store)
         .credit("100000")
@@ -126,13 +167,12 @@ fn hasty(store: Store) -> Setup {
         .env("TOLLGATE_LOOKUP_SECONDS", "5")
 }
 
-async fn kill_often(app: &mut TestApp, model: &Model, usual: u64) {
-    let seeds = std::env::var("TOLLGATE_TEST_KILL_SEEDS").ok().and_then(|text| text.parse().ok());
-    let kills = seeds.unwrap_or(usual);
+async fn kill_often(app: &mut TestApp, model: &Model, usual: usize) {
+    let kills = number_of("TOLLGATE_TEST_KILL_SEEDS", usual);
     let first = Random::from_environment();
     let mut recovered = 0;
     for number in 0..kills {
-        let random = Random::new(first.seed().wrapping_add(number));
+        let random = Random::new(first.seed().wrapping_add(u64::try_from(number).expect("few")));
         let tally = kill_once(app, model, &random).await;
         println!("{random}: {tally}");
         recovered += tally.looked_up + tally.estimated;
@@ -202,13 +242,35 @@ async fn kill_once(app: &mut TestApp, model: &Model, random: &Random) -> Tally {
     app.kill9();
     let answers = clients.await.expect("no client panics");
     let answers: Vec<Answered> = answers.into_iter().flatten().collect();
+    let left = app.books.left_holds().await;
     app.restart().await;
     app.settled().await;
     let mut truths = model.generations();
     truths.retain(|id, _| !before.contains(id));
     let mut records = app.books.records().await;
     records.retain(|record| !recorded.contains(&record.id));
+    assert_recovered(&left, &records, &format!("{random}"));
     check(&records, &answers, &truths, &format!("{random}"))
+}
+
+/// Each hold that was left has one record. What cannot be asked after is estimated from the hold:
+/// its prompt has been sent, or may have been.
+#[track_caller]
+fn assert_recovered(left: &[Hold], records: &[UsageRecord], seed: &str) {
+    for hold in left {
+        let own: Vec<_> = records.iter().filter(|record| record.id == hold.request_id).collect();
+        let [record] = own[..] else { panic!("{seed}: {} records of {hold:?}", own.len()) };
+        assert_eq!(record.ending, "killed", "{seed}: {hold:?}\n{record:#?}");
+        if hold.generation_id.is_none() {
+            let said = (record.source.as_str(), record.generation_id.as_deref());
+            assert_eq!(said, ("estimated", None), "{seed}: {hold:?}\n{record:#?}");
+            let tokens = (hold.prompt_tokens_estimate, hold.completion_tokens_seen);
+            assert_eq!((record.prompt_tokens, record.completion_tokens), tokens, "{seed}");
+            let cost = tokens.0 * PROMPT_NUSD + tokens.1 * COMPLETION_NUSD;
+            assert!(cost > 0, "{seed}: {hold:?}");
+            assert_eq!(record.charge_nusd, cost * 12 / 10, "{seed}: {record:#?}");
+        }
+    }
 }
 
 /// So many clients, until the program is killed.
