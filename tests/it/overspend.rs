@@ -4,6 +4,8 @@
 //!
 //! `TOLLGATE_TEST_OVERSPEND_RUNS` and `TOLLGATE_TEST_OVERSPEND_STREAMS` make it longer.
 
+mod limits;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -42,8 +44,13 @@ const DOLLAR: i64 = 1_000_000_000;
 /// Answers of fewer tokens are refused.
 const FLOOR_TOKENS: i64 = 16;
 
-fn number_of(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+/// How often something is done; none of it would show nothing.
+pub fn number_of(variable: &str, default: usize) -> usize {
+    let number = std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}"))
+    });
+    assert!(number >= 1, "{variable} must be at least 1");
+    number
 }
 
 fn body(max_tokens: Option<i64>) -> Value {
@@ -173,7 +180,6 @@ impl Site {
     async fn close(mut self) {
         for replica in &mut self.replicas {
             assert_eq!(replica.status(), None, "a replica ended by itself");
-            assert!(!replica.stderr().contains("panicked at"), "{}", replica.stderr());
             replica.kill();
         }
         self.app.finish().await;
