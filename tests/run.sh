@@ -4,8 +4,23 @@
 #
 # Nothing is skipped: a step that cannot run is a failure. Everything it starts it stops again, by
 # process id. Several runs may go on at the same time.
+#
+# tests/run.sh [VARIABLE=value]...     what makes the tests longer, or a seed
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# What was left in the environment must not make less of the tests: it is passed on purpose.
+for name in "${!TOLLGATE_TEST_@}"; do
+    if [[ $name != TOLLGATE_TEST_CACHE ]]; then unset "$name"; fi
+done
+unset UPDATE_FAULT_TABLE FAULT_CUT_STEP TEST_SEED
+for given in "$@"; do
+    if [[ $given != *=* ]]; then
+        echo "usage: tests/run.sh [VARIABLE=value]..." >&2
+        exit 2
+    fi
+    export "${given?}"
+done
 
 step="start"
 started=$SECONDS
@@ -142,10 +157,8 @@ start_postgres "$bin"
 say "$("$bin/postgres" --version) on ${TOLLGATE_TEST_POSTGRES#postgres://}"
 
 # What the last step downloads comes while the processors compile. Should it not, that step says so.
-if [[ -e tests/sdk/run.sh ]]; then
-    setsid tests/sdk/run.sh --prepare >/dev/null 2>&1 &
-    preparing=$!
-fi
+setsid tests/sdk/run.sh --prepare >/dev/null 2>&1 &
+preparing=$!
 
 step="cargo fmt --check"
 say "$step"
@@ -160,8 +173,6 @@ say "$step"
 # The tests mostly wait for processes and sockets, so more of them than processors may run at once.
 RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((4 * $(nproc)))} cargo test --locked
 
-if [[ -e tests/sdk/run.sh ]]; then
-    step="SDKs and LiteLLM (tests/sdk/run.sh)"
-    say "$step"
-    tests/sdk/run.sh
-fi
+step="SDKs and LiteLLM (tests/sdk/run.sh)"
+say "$step"
+tests/sdk/run.sh
