@@ -237,27 +237,37 @@ async fn a_hold_stands_before_the_first_byte(store: Store) {
     app.finish().await;
 }
 
-/// Where the upstream is called while the hold is committed.
+/// Where the upstream is called while the hold is committed: with a generation that is noted before
+/// anything passes, and without.
 #[tokio::test]
 async fn a_hold_that_overlaps_with_its_call_stands_before_the_first_byte() {
-    let app = Setup::new(Store::Postgres).proxied().start().await;
+    for (kind, model) in [(Kind::OpenRouter, MODEL), (Kind::OpenAi, "gpt-4o-mini")] {
+        overlaps(kind, model).await;
+    }
+}
+
+async fn overlaps(kind: Kind, model: &str) {
+    let answer = || if kind == Kind::OpenAi { Answer::openai() } else { Answer::openrouter() };
+    let app = Setup::new(Store::Postgres).kind(kind).proxied().start().await;
     // An account's first request never overlaps.
-    charge(&app, &Answer::openrouter()).await;
-    app.settled().await;
-    let (answer, called, told) = (Answer::openrouter(), Gate::new(), Gate::new());
+    app.upstream.script(answer().stream());
+    app.chat(&streamed(model)).await.ok();
+    app.record().await;
+    let (answer, called, told) = (answer(), Gate::new(), Gate::new());
     let mut events = answer.events().into_iter();
     let first = events.next().expect("a first event");
     let stream = answer.head().chunk(first).wait(&told).chunks(events).end();
     app.upstream.script(Script::new().wait(&called).then(stream));
     let wire = app.proxy.as_ref().expect("a wire");
     wire.slow(Duration::from_millis(500));
-    let mut exchange = app.begin_chat(&streamed(MODEL)).await;
+    let mut exchange = app.begin_chat(&streamed(model)).await;
     app.upstream.wait_for_chats(2).await;
     assert_eq!(app.books.holds().await.len(), 0, "the call leaves before its hold stands");
     called.open();
-    exchange.until("data: ").await;
+    assert!(exchange.head().await, "an answer");
     let holds = app.books.holds().await;
-    assert_eq!(holds.len(), 1, "the hold is durable before the client sees a byte");
+    assert_eq!(holds.len(), 1, "the hold is durable before the client is told anything");
+    exchange.until("data: ").await;
     told.open();
     let got = exchange.finish().await;
     got.ok();
