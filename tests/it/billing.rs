@@ -2,8 +2,10 @@
 //! goes wrong between them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use crate::app::process::Process;
 use crate::app::{Setup, Store, TestApp, both_stores, eventually, streamed};
@@ -68,6 +70,20 @@ pub fn with_webhook(setup: Setup, webhook: &Webhook) -> Setup {
     setup
         .env("TOLLGATE_WEBHOOK_URL", &webhook.url())
         .env("TOLLGATE_WEBHOOK_SECRET", webhook::SECRET)
+}
+
+/// With time for a call that the test holds up.
+pub fn patient(setup: Setup) -> Setup {
+    setup.env("TOLLGATE_EXPORT_SECONDS", "30").env("TOLLGATE_EXPORT_LEASE_SECONDS", "60")
+}
+
+/// SIGTERM, heard: what is under way goes on for five seconds, and nothing else is begun.
+pub async fn told_to_stop(app: &mut TestApp) {
+    app.sigterm();
+    let is_closed = async || TcpStream::connect(app.address()).await.err();
+    eventually("nobody listens any more", is_closed).await;
+    // The workers are told right after.
+    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 /// The first account as a customer of Stripe.
@@ -314,12 +330,13 @@ async fn a_sink_in_trouble_holds_up_nobody(store: Store) {
 
 async fn a_call_under_way_is_finished_at_the_end(store: Store) {
     let openmeter = OpenMeter::start().await;
-    openmeter.faults.queue([Fault::SlowAfter]);
-    let mut app = with_openmeter(Setup::new(store), &openmeter).start().await;
+    openmeter.faults.queue([Fault::GatedAfter]);
+    let mut app = patient(with_openmeter(Setup::new(store), &openmeter)).start().await;
     one(&app, 1).await;
     app.records(1).await;
     eventually("the call has arrived", async || (openmeter.calls() == 1).then_some(())).await;
-    app.sigterm();
+    told_to_stop(&mut app).await;
+    openmeter.faults.gate.open();
     assert!(app.stopped().await.success());
     let events = app.books.events().await;
     assert_eq!(events[0].state, "exported", "its answer was waited for");

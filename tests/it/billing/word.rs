@@ -4,7 +4,9 @@
 use serde_json::{Value, json};
 
 use super::doubt::{back, in_doubt_with};
-use super::{all, assert_stripe_agrees, known_to_stripe, ledger, one, with_stripe};
+use super::{
+    all, assert_stripe_agrees, known_to_stripe, ledger, one, patient, told_to_stop, with_stripe,
+};
 use crate::app::{Setup, Store, TestApp, both_stores, eventually};
 use crate::sinks::server::Fault;
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
@@ -141,14 +143,15 @@ async fn a_doubt_that_stripe_does_not_answer_is_for_a_person(store: Store) {
 async fn what_was_not_sent_is_not_in_doubt(store: Store) {
     let stripe = Stripe::start(&["cus_test"]).await;
     stripe.add_meter("llm_input");
-    let setup = with_stripe(Setup::new(store), &stripe);
+    let setup = patient(with_stripe(Setup::new(store), &stripe));
     let mut app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
     known_to_stripe(&app).await;
     // Both are taken up together, and the process ends while the first is on its way.
-    stripe.faults.queue([Fault::SlowAfter]);
+    stripe.faults.queue([Fault::GatedAfter]);
     one(&app, 100).await;
     eventually("a call has arrived", async || (stripe.calls() == 1).then_some(())).await;
-    app.sigterm();
+    told_to_stop(&mut app).await;
+    stripe.faults.gate.open();
     assert!(app.stopped().await.success());
     let rows = app.books.rows("SELECT * FROM exports ORDER BY seq").await;
     assert_eq!(rows[0]["state"], json!("exported"), "{rows:?}");

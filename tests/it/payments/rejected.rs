@@ -8,7 +8,9 @@ use sqlx::{Connection, PgConnection};
 use super::events::{deliver, now, send};
 use super::setup;
 use crate::app::{Store, TestApp, both_stores, eventually};
-use crate::billing::{all, assert_stripe_agrees, known_to_stripe, one, with_stripe, with_webhook};
+use crate::billing::{
+    all, assert_stripe_agrees, known_to_stripe, one, patient, with_stripe, with_webhook,
+};
 use crate::sinks::server::Fault;
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
 use crate::sinks::webhook::Webhook;
@@ -95,7 +97,7 @@ async fn usage_that_is_found_at_fault_is_parked(store: Store) {
 async fn with_two_meters(store: Store) -> (Stripe, TestApp) {
     let stripe = Stripe::start(&["cus_test"]).await;
     stripe.add_meter("llm_input");
-    let setup = with_stripe(setup(store), &stripe);
+    let setup = patient(with_stripe(setup(store), &stripe));
     let app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
     known_to_stripe(&app).await;
     (stripe, app)
@@ -122,7 +124,7 @@ async fn what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after
     let (stripe, app) = with_two_meters(store).await;
     // Of one worker's calls for a customer the first is answered and the second is not: while it
     // is waited for, nothing of both is written down.
-    stripe.faults.queue([Fault::None, Fault::HangAfter]);
+    stripe.faults.queue([Fault::None, Fault::GatedAfter]);
     one(&app, 100).await;
     eventually("both are there", async || (stripe.taken().len() == 2).then_some(())).await;
     let states = async || {
@@ -135,7 +137,8 @@ async fn what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after
     deliver(&app, &event).await;
     assert_eq!(states().await[0].0, "parked");
     assert_eq!(states().await[1], ("waiting".to_string(), String::new()), "its call goes on");
-    let is_written = async || (!states().await[1].1.is_empty()).then_some(());
+    stripe.faults.gate.open();
+    let is_written = async || (states().await[1].0 == "exported").then_some(());
     eventually("the end of both calls is written down", is_written).await;
     assert_eq!(states().await[0].0, "parked", "Stripe does not count it");
     app.cli(&["events", "retry", "--parked"]).await;

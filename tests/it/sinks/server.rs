@@ -14,6 +14,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::app::eventually;
 use crate::random::Random;
 use crate::upstream::http::{Request, read_request, write_all};
+use crate::upstream::script::Gate;
 
 /// What goes wrong with one call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,10 +27,10 @@ pub enum Fault {
     CutAfter,
     FailAfter(u16),
     HangAfter,
-    /// The answer takes a second.
-    SlowAfter,
     /// It takes so many.
     LateAfter(u64),
+    /// It is answered when the gate of the faults opens.
+    GatedAfter,
 }
 
 pub struct Reply {
@@ -92,6 +93,7 @@ pub struct Faults {
     random: Mutex<Option<(Random, usize, Vec<Fault>)>>,
     /// Of every call, until it is taken back.
     always: Mutex<Option<Fault>>,
+    pub gate: Gate,
 }
 
 impl Faults {
@@ -219,8 +221,8 @@ async fn serve<H: Handler>(stream: TcpStream, handler: &H, faults: &Faults) {
             Fault::CutAfter => return,
             // Longer than any deadline of a test.
             Fault::HangAfter => tokio::time::sleep(Duration::from_secs(60)).await,
-            Fault::SlowAfter => tokio::time::sleep(Duration::from_secs(1)).await,
             Fault::LateAfter(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            Fault::GatedAfter => faults.gate.passed().await,
             _ => {}
         }
         let mut head =

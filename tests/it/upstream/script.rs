@@ -13,9 +13,15 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub struct Gate(Arc<watch::Sender<bool>>);
 
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
+
 impl Gate {
     pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
+        Self::default()
     }
 
     pub fn open(&self) {
