@@ -31,13 +31,14 @@ async fn open_stream(app: &TestApp, answer: &Answer, gate: &Gate) -> Exchange {
 }
 
 async fn sigterm_lets_a_stream_end(store: Store) {
-    let mut app = Setup::new(store).env("TOLLGATE_SHUTDOWN_DELAY_SECONDS", "1").start().await;
+    let mut app = Setup::new(store).env("TOLLGATE_SHUTDOWN_DELAY_SECONDS", "5").start().await;
     let (answer, gate) = (Answer::openrouter(), Gate::new());
     let exchange = open_stream(&app, &answer, &gate).await;
     app.sigterm();
+    let ready = Ask::get("/readyz").bytes();
     eventually("readiness goes before the listener does", async || {
-        let got = app.ask(&Ask::get("/readyz")).await;
-        (got.status == 503).then_some(())
+        let exchange = Exchange::try_open(app.address(), &ready).await.ok()?;
+        (exchange.finish().await.status == 503).then_some(())
     })
     .await;
     assert_eq!(app.ask(&Ask::get("/healthz")).await.status, 200, "it is alive still");
