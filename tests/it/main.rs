@@ -57,6 +57,7 @@ mod reconcile;
 mod reload;
 mod retry;
 mod rls;
+mod settings;
 mod soak;
 mod start;
 mod stopping;

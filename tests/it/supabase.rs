@@ -177,6 +177,20 @@ async fn a_suspended_account_is_refused(store: Store) {
 }
 
 #[tokio::test]
+async fn another_audience_may_be_asked_for() {
+    let key = Key::es256("one");
+    let server = AuthServer::with(&[&key]).await;
+    let app = setup(Store::Sqlite, &server).env("SUPABASE_AUDIENCE", "tollgate").start().await;
+    let user = claims(&server.issuer(), Uuid::new_v4());
+    let of =
+        |audience: serde_json::Value| key.token(&with(user.clone(), &json!({"aud": audience})));
+    assert_refused(&models(&app, &of(json!("authenticated"))).await, 401, "invalid_token");
+    models(&app, &of(json!("tollgate"))).await.ok();
+    models(&app, &of(json!(["authenticated", "tollgate"]))).await.ok();
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn too_many_failures_are_refused_and_who_is_known_goes_on() {
     let key = Key::es256("one");
     let server = AuthServer::with(&[&key]).await;

@@ -55,6 +55,19 @@ struct State {
     usage_calls: usize,
     summaries: usize,
     stream: Stream,
+    payload: Payload,
+}
+
+/// What a meter calls the members of its events' payload.
+struct Payload {
+    customer: String,
+    value: String,
+}
+
+impl Default for Payload {
+    fn default() -> Self {
+        Self { customer: "stripe_customer_id".to_string(), value: "value".to_string() }
+    }
 }
 
 pub struct Books {
@@ -112,6 +125,12 @@ impl Stripe {
 
     pub fn add_meter(&self, name: &str) {
         self.state().meters.insert(name.to_string());
+    }
+
+    /// Its meters have other names for a payload's members.
+    pub fn name_payload(&self, customer: &str, value: &str) {
+        let payload = Payload { customer: customer.to_string(), value: value.to_string() };
+        self.state().payload = payload;
     }
 
     /// The window for duplicates has passed.
@@ -178,6 +197,17 @@ impl Stripe {
             *sums.entry(taken.customer.clone()).or_default() += taken.value;
         }
         sums
+    }
+}
+
+impl Payload {
+    /// In a form.
+    fn customer(&self) -> String {
+        format!("payload[{}]", self.customer)
+    }
+
+    fn value(&self) -> String {
+        format!("payload[{}]", self.value)
     }
 }
 
@@ -267,8 +297,9 @@ impl Books {
         }
         let text = String::from_utf8(request.body.clone()).expect("a form is ASCII");
         let form: Form = form_urlencoded::parse(text.as_bytes()).into_owned().collect();
+        let customer = self.state.lock().expect("no panic").payload.customer();
         let lane = (
-            form.get("payload[stripe_customer_id]").cloned().unwrap_or_default(),
+            form.get(&customer).cloned().unwrap_or_default(),
             form.get("event_name").cloned().unwrap_or_default(),
         );
         if !self.state.lock().expect("no panic").under_way.insert(lane.clone()) {
@@ -412,14 +443,9 @@ impl State {
     }
 
     fn check(&self, form: &Form, now: i64) -> Result<Taken, (u16, Value)> {
-        const KNOWN: [&str; 5] = [
-            "event_name",
-            "identifier",
-            "timestamp",
-            "payload[stripe_customer_id]",
-            "payload[value]",
-        ];
-        if let Some(unknown) = form.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+        let (customer, value) = (self.payload.customer(), self.payload.value());
+        let known = ["event_name", "identifier", "timestamp", &customer, &value];
+        if let Some(unknown) = form.keys().find(|name| !known.contains(&name.as_str())) {
             return Err(invalid(
                 "parameter_unknown",
                 &format!("Received unknown parameter: {unknown}"),
@@ -434,11 +460,11 @@ impl State {
         if !self.meters.contains(&meter) {
             return Err(invalid("", &format!("No active meter found for event name {meter}.")));
         }
-        let customer = member("payload[stripe_customer_id]")?;
+        let customer = member(&customer)?;
         if !self.customers.contains(&customer) {
             return Err(invalid("resource_missing", &format!("No such customer: '{customer}'")));
         }
-        let text = member("payload[value]")?;
+        let text = member(&value)?;
         let digits = text.strip_prefix('-').unwrap_or(&text);
         let is_whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         if !is_whole || digits.len() > 15 {

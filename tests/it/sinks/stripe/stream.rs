@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Books, Stripe, Taken};
+use super::{Books, Payload, Stripe, Taken};
 use crate::sinks::server::{Fault, Reply};
 use crate::upstream::http::Request;
 
@@ -94,7 +94,7 @@ impl Books {
         }
         state.stream.largest = state.stream.largest.max(events.len());
         let read: Result<Vec<Taken>, String> =
-            events.iter().map(|event| read(event, now)).collect();
+            events.iter().map(|event| read(event, &state.payload, now)).collect();
         let read = match read {
             Ok(read) => read,
             Err(message) => return refused(400, "invalid_fields", &message),
@@ -128,7 +128,7 @@ impl Books {
 }
 
 /// An event of exactly the members that there are.
-fn read(event: &Value, now: OffsetDateTime) -> Result<Taken, String> {
+fn read(event: &Value, payload: &Payload, now: OffsetDateTime) -> Result<Taken, String> {
     let members: Vec<&str> = event
         .as_object()
         .map(|members| members.keys().map(String::as_str).collect())
@@ -140,7 +140,7 @@ fn read(event: &Value, now: OffsetDateTime) -> Result<Taken, String> {
         let value = event.pointer(path).and_then(Value::as_str);
         value.map(str::to_string).ok_or_else(|| format!("{path} is not a text"))
     };
-    let value = text("/payload/value")?;
+    let value = text(&format!("/payload/{}", payload.value))?;
     let digits = value.strip_prefix('-').unwrap_or(&value);
     if digits.is_empty() || digits.len() > 15 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(format!("value {value}"));
@@ -156,7 +156,7 @@ fn read(event: &Value, now: OffsetDateTime) -> Result<Taken, String> {
     Ok(Taken {
         identifier,
         meter: text("/event_name")?,
-        customer: text("/payload/stripe_customer_id")?,
+        customer: text(&format!("/payload/{}", payload.customer))?,
         value: value.parse().map_err(|_| "value".to_string())?,
         timestamp: at.unix_timestamp(),
     })
