@@ -249,3 +249,22 @@ impl SqliteStore {
 fn text<T: ToString>(id: Option<T>) -> Option<String> {
     id.map(|id| id.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_commit_is_on_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("t.db").display());
+        let store = SqliteStore::open(&url, EventTerms::default()).await.unwrap();
+        let mut writing = store.writer.acquire().await.unwrap();
+        let full: i64 =
+            sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *writing).await.unwrap();
+        assert_eq!(full, 2, "FULL");
+        let mode: String =
+            sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *writing).await.unwrap();
+        assert_eq!(mode, "wal");
+    }
+}
