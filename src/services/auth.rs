@@ -6,7 +6,6 @@
 
 mod failures;
 mod jwks;
-mod secret;
 pub mod tokens;
 mod uses;
 
@@ -23,11 +22,10 @@ use crate::services::catalog::Catalog;
 use crate::services::directory::{SignupTerms, sign_up};
 use crate::services::ledger::Away;
 use crate::services::metrics::IdentityMetrics;
+use crate::services::secret::is_well_formed;
 use crate::store::{Funds, Store, StoreError, within};
 use failures::Failures;
 use moka::{future, sync};
-pub use secret::NewSecret;
-use secret::is_well_formed;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

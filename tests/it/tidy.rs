@@ -222,6 +222,31 @@ fn imports_point_one_way() {
     assert_none("imports that point upwards", &found);
 }
 
+/// The order of `services.rs` is the order of what stands on what.
+#[test]
+fn services_use_those_above_them() {
+    let list = std::fs::read_to_string(root().join("src/services.rs")).expect("it is there");
+    let order: Vec<&str> =
+        list.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let place = |name: &str| order.iter().position(|module| *module == name);
+    let mut found = Vec::new();
+    for file in sources("src/services") {
+        let path = file.path.trim_start_matches("src/services/").trim_end_matches(".rs");
+        let Some(own) = path.split('/').next().and_then(place) else { continue };
+        for (number, line) in file.code_lines() {
+            for named in line.split("crate::services::").skip(1) {
+                let end = named.find(|c: char| !(c.is_alphanumeric() || c == '_'));
+                let named = &named[..end.unwrap_or(named.len())];
+                if place(named).is_none_or(|named| named > own) {
+                    found.push(format!("{}:{number}: {} names {named}", file.path, order[own]));
+                }
+            }
+        }
+    }
+    assert!(order.len() > 30 && place("ledger") < place("admission"), "{order:?}");
+    assert_none("services that use one below", &found);
+}
+
 /// The modules that a line names by `crate::…` or, in the binary, by `tollgate::…`.
 fn named_modules(line: &str) -> Vec<String> {
     let mut found = Vec::new();

@@ -9,7 +9,7 @@ use crate::models::key::{ApiKey, KeyBudget, KeyLimits};
 use crate::models::limits::RateLimits;
 use crate::models::money::NanoUsd;
 use crate::models::timestamp::Timestamp;
-use crate::services::auth::NewSecret;
+use crate::services::secret::NewSecret;
 use crate::store::Store;
 use crate::store::directory::OwnKey;
 use serde::Deserialize;
