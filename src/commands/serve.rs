@@ -166,7 +166,7 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
     let catalog = Catalog::new(upstreams.clone(), store.clone(), vocabularies.clone(), money)?;
     let catalog = Arc::new(catalog);
     let stop = CancellationToken::new();
-    let settler = settler(&config, upstreams, ledger.clone(), metrics.clone(), stop.clone());
+    let settler = settler(&config, upstreams, ledger.clone(), stop.clone());
     let admission = Admission {
         catalog: catalog.clone(),
         ledger,
@@ -245,13 +245,11 @@ fn settler(
     config: &Config,
     upstreams: Arc<Upstreams>,
     ledger: Ledger,
-    metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Settler {
     Settler {
         upstreams,
         ledger,
-        metrics,
         slow_lookup: config.upstreams.slow_lookup,
         slow_lookup_every: config.upstreams.slow_lookup_every,
         note_wait: config.database.wait,

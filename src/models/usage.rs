@@ -158,6 +158,13 @@ pub struct UsageCorrection {
     pub created_at: Timestamp,
 }
 
+/// OpenRouter's `finish_reason` of an answer whose provider failed.
+/// <https://openrouter.ai/docs/api-reference/errors-and-debugging>
+#[must_use]
+pub fn tells_of_failure(finish_reason: &str) -> bool {
+    finish_reason == "error"
+}
+
 impl UsageRecord {
     /// What its charge was made of.
     #[must_use]
@@ -183,7 +190,8 @@ impl UsageRecord {
     }
 
     fn has_failed(&self) -> bool {
-        self.ending == Ending::UpstreamFailed || self.finish_reason.as_deref() == Some("error")
+        self.ending == Ending::UpstreamFailed
+            || self.finish_reason.as_deref().is_some_and(tells_of_failure)
     }
 
     /// Drops what the upstream calls things; the numbers stay.

@@ -7,7 +7,7 @@ use crate::models::hold::PendingLookup;
 use crate::models::money::NanoUsd;
 use crate::models::openai::answer::Reported;
 use crate::models::timestamp::Timestamp;
-use crate::models::usage::{UsageCorrection, UsageRecord, Used};
+use crate::models::usage::{UsageCorrection, UsageRecord, Used, tells_of_failure};
 use crate::services::pricing;
 use crate::services::settle::Settler;
 use crate::services::upstream::Found;
@@ -83,7 +83,8 @@ impl LateTruths {
         let Some(price) = price else { return Ok(()) };
         let Reported { tokens, cost_pico } = found.reported;
         let before = record.used();
-        let has_failed = before.has_failed || found.finish_reason.as_deref() == Some("error");
+        let reason = found.finish_reason.as_deref();
+        let has_failed = before.has_failed || reason.is_some_and(tells_of_failure);
         let used = Used { tokens, cost_pico, has_failed, ..before };
         let Ok(charge) = pricing::charge(&price, &used) else { return Ok(()) };
         let correction = UsageCorrection {

@@ -55,8 +55,7 @@ impl WorstCase {
         let fee = possible().filter_map(|rates| rates.request).max().unwrap_or_default();
         Self {
             markup: terms.markup_ppm,
-            // Cannot overflow: products of 64-bit factors.
-            fixed_pico: prompt_rate.times(prompt.0) + fee.times(1),
+            fixed_pico: sum([prompt_rate.times(prompt.0), fee.times(1)]),
             token_pico: completion_rate.times(choices),
             search: terms.rates.web_search.unwrap_or(WEB_SEARCH_USUAL),
             picture: picture.unwrap_or_default(),
@@ -80,14 +79,14 @@ impl WorstCase {
     #[must_use]
     pub fn with_searches(mut self, has_fees: bool) -> Self {
         let searches = if has_fees { SEARCHES_MAX } else { 0 };
-        self.fixed_pico += self.search.times(searches);
+        self.fixed_pico = sum([self.fixed_pico, self.search.times(searches)]);
         self
     }
 
     /// With so many pictures in the prompt.
     #[must_use]
     pub fn with_images(mut self, images: i64) -> Self {
-        self.fixed_pico += self.picture.times(images);
+        self.fixed_pico = sum([self.fixed_pico, self.picture.times(images)]);
         self
     }
 
@@ -143,11 +142,19 @@ fn listed(rates: &Rates, used: &Used) -> i128 {
         (rates.audio_completion, usage.audio_completion),
         (rates.image_completion, usage.image_completion),
     ];
-    class(rates.prompt, usage.prompt, &prompt_parts)
-        + class(rates.completion, usage.completion, &completion_parts)
-        + rates.request.unwrap_or_default().times(1)
-        + rates.web_search.unwrap_or_default().times(usage.web_searches)
-        + rates.input_image.unwrap_or_default().times(used.images)
+    sum([
+        class(rates.prompt, usage.prompt, &prompt_parts),
+        class(rates.completion, usage.completion, &completion_parts),
+        rates.request.unwrap_or_default().times(1),
+        rates.web_search.unwrap_or_default().times(usage.web_searches),
+        rates.input_image.unwrap_or_default().times(used.images),
+    ])
+}
+
+/// Of amounts in pico-USD. What is beyond all bounds stays there, and is refused when it is made
+/// nano-USD.
+fn sum(amounts: impl IntoIterator<Item = i128>) -> i128 {
+    amounts.into_iter().fold(0, i128::saturating_add)
 }
 
 /// A whole and its parts: each part at its own rate, what is left at the whole's.
@@ -158,9 +165,9 @@ fn class(rate: PicoUsd, whole: Tokens, parts: &[(Option<PicoUsd>, Tokens)]) -> i
         // A part is within its whole where it is read; here it cannot make the rest negative.
         let tokens = (*tokens).clamp(0, rest.max(0));
         rest -= tokens;
-        pico += own.unwrap_or(rate).times(tokens);
+        pico = sum([pico, own.unwrap_or(rate).times(tokens)]);
     }
-    pico + rate.times(rest.max(0))
+    sum([pico, rate.times(rest.max(0))])
 }
 
 #[cfg(test)]

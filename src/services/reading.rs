@@ -6,7 +6,7 @@
 
 use crate::models::money::Tokens;
 use crate::models::openai::answer::{Answer, Choice, Delta, Reported};
-use crate::models::usage::shortened;
+use crate::models::usage::{shortened, tells_of_failure};
 use crate::services::tokens::{Field, Lane, StreamCounter, Tokenizer};
 use std::borrow::Cow;
 
@@ -124,7 +124,7 @@ impl Reading {
     fn take_choice(&mut self, choice: &Choice<'_>) {
         if let Some(reason) = &choice.finish_reason.0 {
             self.finish_reason = Some(shortened(reason));
-            self.has_failed |= reason == "error";
+            self.has_failed |= tells_of_failure(reason);
         }
         let index = index_of(choice);
         note_index(&mut self.begun, index);

@@ -8,7 +8,6 @@
 mod attempts;
 mod told;
 
-use crate::config::Disconnect;
 use crate::models::attempt::Attempts;
 use crate::models::hold::Hold;
 use crate::models::money::Tokens;
@@ -18,7 +17,6 @@ use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
 use crate::services::ledger::{Answer, Ledger, Slot};
-use crate::services::metrics::Metrics;
 use crate::services::pricing;
 use crate::services::reading::Reading;
 use crate::services::tokens::{Count, INLINE_BYTES_MAX, Tokenizer, count_prompt};
@@ -42,7 +40,6 @@ pub const DRAINS_MAX: usize = 1_024;
 pub struct Settler {
     pub upstreams: Arc<Upstreams>,
     pub ledger: Ledger,
-    pub metrics: Arc<Metrics>,
     /// How long an upstream is asked for the truth of what was estimated.
     pub slow_lookup: Duration,
     pub slow_lookup_every: Duration,
@@ -106,13 +103,7 @@ impl Settler {
     pub fn look_up_plan(&self, record: &UsageRecord) -> Option<LookUpPlan> {
         let is_estimate = matches!(record.source, UsageSource::Counted | UsageSource::Estimated);
         let upstream = self.upstreams.get(&record.upstream)?;
-        // Where the policy is to charge what was counted, the upstream is not asked.
-        let is_counted = match record.ending {
-            Ending::CutOff => true,
-            Ending::ClientGone => upstream.terms.disconnect == Disconnect::Count,
-            Ending::Completed | Ending::UpstreamFailed | Ending::Killed => false,
-        };
-        let may_ask = upstream.kind.has_lookup() && !is_counted;
+        let may_ask = upstream.is_asked_after(record.ending, record.provider.as_deref());
         (is_estimate && may_ask && record.generation_id.is_some()).then(|| LookUpPlan {
             first_at: record.ended_at.plus(self.slow_lookup_every),
             give_up_at: record.ended_at.plus(self.slow_lookup),
@@ -169,19 +160,11 @@ impl OpenHold {
 
     /// Asks the upstream where its numbers are missing and it can be asked.
     async fn look_up(&self, reading: &Reading, ending: Ending) -> Option<Found> {
-        let settler = &self.settler;
-        let wants = match ending {
-            Ending::ClientGone => {
-                self.upstream.disconnect(reading.provider.as_deref()) != Disconnect::Count
-            }
-            Ending::Completed | Ending::UpstreamFailed | Ending::Killed => true,
-            // What was delivered is charged, whatever the upstream went on to make.
-            Ending::CutOff => false,
-        };
-        if reading.reported.is_some() || !wants {
+        let is_asked = self.upstream.is_asked_after(ending, reading.provider.as_deref());
+        if reading.reported.is_some() || !is_asked {
             return None;
         }
-        self.upstream.look_up(reading.generation_id.as_deref()?, &settler.stop).await
+        self.upstream.look_up(reading.generation_id.as_deref()?, &self.settler.stop).await
     }
 
     fn numbers(&self, reading: Reading, found: Option<Found>) -> (Numbers, Named) {

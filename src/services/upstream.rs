@@ -15,6 +15,7 @@ use crate::config::{Disconnect, OfferConfig, UpstreamConfig, UpstreamKind, Upstr
 use crate::error::Error;
 use crate::models::key::matches_pattern;
 use crate::models::openai::request::{CapWord, NEWER, OLDER};
+use crate::models::usage::Ending;
 use crate::services::http::{self, AGENT, HttpClient, JSON};
 use crate::services::metrics::CallMetrics;
 use crate::services::tap::Operator;
@@ -105,6 +106,18 @@ impl Upstream {
             Disconnect::Auto => Disconnect::Lookup,
             set => set,
         }
+    }
+
+    /// Whether it can tell, and is to be asked, what it made of an answer that ended so.
+    #[must_use]
+    pub fn is_asked_after(&self, ending: Ending, provider: Option<&str>) -> bool {
+        let is_to_be = match ending {
+            Ending::ClientGone => self.disconnect(provider) != Disconnect::Count,
+            Ending::Completed | Ending::UpstreamFailed | Ending::Killed => true,
+            // What was delivered is charged, whatever the upstream went on to make.
+            Ending::CutOff => false,
+        };
+        is_to_be && self.kind.has_lookup()
     }
 
     /// OpenAI's newer models refuse the older name; OpenRouter and LiteLLM read both. Of others the

@@ -136,7 +136,7 @@ impl Generation<'_> {
         let cost = |raw: Option<&RawValue>| plausible_cost(raw?.get());
         let total = cost(self.total_cost)?;
         match self.is_byok {
-            Some(true) => Some(total + cost(self.upstream_inference_cost)?),
+            Some(true) => total.checked_add(cost(self.upstream_inference_cost)?),
             _ => Some(total),
         }
     }
