@@ -186,7 +186,8 @@ impl Books {
         account.roll_period(now);
         let mut budget = key.and_then(|key| self.budgets.get(&key)).cloned();
         if let Some(budget) = &mut budget {
-            budget.roll(now);
+            // Its account's month may have begun by a clock that is ahead: what is spent is dated so.
+            budget.roll(now.max(account.period_start));
         }
         Some(Payer { account, budget })
     }

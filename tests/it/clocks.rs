@@ -4,6 +4,7 @@
 //! PostgreSQL only: a SQLite file has one server.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use crate::app::clock::Clock;
 use crate::app::process::Process;
@@ -33,25 +34,50 @@ async fn a_clock_that_is_behind_loses_no_hold_that_lives() {
 /// agree with their entries.
 #[tokio::test]
 async fn a_day_that_began_elsewhere_counts_what_is_spent_here() {
+    in_another_month(async |app, [own, other]| {
+        let account = app.create_account("ahead", &["--credit", "5"]).await;
+        let key = app.create_key(&account, &["--budget", "1"]).await;
+        for address in [other, own] {
+            ask_of(app, &key, address).await;
+        }
+    })
+    .await;
+}
+
+/// The account's month has begun, for another key was used there: this key's has as well.
+#[tokio::test]
+async fn a_month_that_began_for_another_key_counts_what_this_one_spends() {
+    in_another_month(async |app, [own, other]| {
+        let account = app.create_account("ahead", &["--credit", "5"]).await;
+        let first = app.create_key(&account, &["--budget", "1"]).await;
+        let second = app.create_key(&account, &["--budget", "1"]).await;
+        for (key, address) in [(&first, other), (&second, own), (&second, other)] {
+            ask_of(app, key, address).await;
+        }
+    })
+    .await;
+}
+
+/// Beside one whose clock is in another month, so that day, week and account have begun anew there.
+async fn in_another_month(asks: impl AsyncFnOnce(&TestApp, [SocketAddr; 2])) {
     let app = TestApp::start(Store::Postgres).await;
-    let account = app.create_account("ahead", &["--credit", "5"]).await;
-    let key = app.create_key(&account, &["--budget", "1"]).await;
     let clock = Clock::default();
-    // Another month, so that day, week and account have begun anew as well.
     clock.set(32 * 24 * 3_600);
     let mut other = Process::serve(&clock.of(&app.environment), app.folder());
     let other_url = other.base_url().await;
-    let ask = app.chat_ask(&streamed(MODEL)).bearer(&key);
-    for address in [address_of(&other_url), app.address()] {
-        app.upstream.script(Answer::openrouter().stream());
-        let got = Exchange::open(address, &ask.bytes()).await.finish().await;
-        got.ok();
-        app.record_of(&got).await;
-    }
+    asks(&app, [app.address(), address_of(&other_url)]).await;
     other.kill();
     let said = app.try_cli(&["verify"]).await;
     assert!(said.status.success(), "{}\n{}", said.stdout, said.stderr);
     app.finish().await;
+}
+
+async fn ask_of(app: &TestApp, key: &str, address: SocketAddr) {
+    app.upstream.script(Answer::openrouter().stream());
+    let ask = app.chat_ask(&streamed(MODEL)).bearer(key);
+    let got = Exchange::open(address, &ask.bytes()).await.finish().await;
+    got.ok();
+    app.record_of(&got).await;
 }
 
 async fn beside(seconds: i64) {
