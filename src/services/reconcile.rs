@@ -140,30 +140,37 @@ pub async fn run(store: &dyn Store, sources: Sources<'_>, terms: &Terms) -> Resu
 struct Expected {
     /// It said that it has this.
     exported: i128,
-    /// It was told this and did not answer: it may have all, some or nothing of it.
-    doubtful: i128,
+    /// It was told this and did not answer: it may have all, some or nothing of it. Each sign by
+    /// itself, for it may have what takes and not what gives back.
+    doubtful: [i128; 2],
     /// It was never told.
-    waiting: i128,
+    waiting: [i128; 2],
 }
 
 impl Expected {
+    /// Of amounts that all have the same sign.
     fn add(&mut self, is_exported: bool, is_tried: bool, amount: i64) {
-        let amount = i128::from(amount);
-        match (is_exported, is_tried) {
-            (true, _) => self.exported += amount,
-            (false, true) => self.doubtful += amount,
-            (false, false) => self.waiting += amount,
-        }
+        let sign = usize::from(amount < 0);
+        let sum = match (is_exported, is_tried) {
+            (true, _) => &mut self.exported,
+            (false, true) => &mut self.doubtful[sign],
+            (false, false) => &mut self.waiting[sign],
+        };
+        *sum += i128::from(amount);
     }
 
     /// Whether the sink's figure can be explained by what it was told.
     fn explains(&self, there: i128) -> bool {
-        let all = self.exported + self.doubtful;
-        (self.exported.min(all)..=self.exported.max(all)).contains(&there)
+        let [more, less] = self.doubtful;
+        (self.exported + less..=self.exported + more).contains(&there)
+    }
+
+    fn is_on_its_way(&self) -> bool {
+        self.doubtful != [0; 2] || self.waiting != [0; 2]
     }
 
     fn on_its_way(&self) -> i128 {
-        self.doubtful + self.waiting
+        self.doubtful.iter().chain(&self.waiting).sum()
     }
 }
 
@@ -200,5 +207,19 @@ mod tests {
             assert!(!expected.explains(there), "{there}: it was not told of more");
         }
         assert_eq!(expected.on_its_way(), 12);
+    }
+
+    #[test]
+    fn what_takes_and_what_gives_back_may_each_be_there_without_the_other() {
+        let mut expected = Expected::default();
+        expected.add(true, true, 100);
+        expected.add(false, true, 1_000);
+        expected.add(false, true, -400);
+        for there in [-300, 100, 700, 1_100] {
+            assert!(expected.explains(there), "{there}");
+        }
+        assert!(!expected.explains(-301) && !expected.explains(1_101));
+        expected.add(false, false, -600);
+        assert_eq!((expected.on_its_way(), expected.is_on_its_way()), (0, true));
     }
 }

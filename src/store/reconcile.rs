@@ -128,13 +128,13 @@ pub(super) const NAMED_CALLS: &str = "SELECT COUNT(*) FROM usage_records WHERE u
      AND id >= $2 AND id < $3 AND generation_id IS NOT NULL";
 
 /// Sink `$1`, from `$2` until before `$3`, `$4`: most rows. Of a group's exports only that of the
-/// charge has a unit other than 1. What was dismissed unmerged is not at the sink.
+/// charge has a unit other than 1. What was dismissed unmerged is not at the sink. What takes and
+/// what gives back are groups of their own: a sink may have one and not the other.
 pub(super) fn sink_sums(Dialect { day, time, .. }: &Dialect) -> Statement {
     let statement = format!(
         "SELECT {day} AS day, e.account_id, u.model, x.customer, e.state, \
          CASE WHEN e.attempts > 0 THEN 1 ELSE 0 END AS is_tried, COUNT(*) AS events, \
-         CAST(SUM(CASE e.kind WHEN 'usage' THEN COALESCE(-l.amount_nusd, 0) \
-          ELSE COALESCE(-c.difference_nusd, 0) END) AS BIGINT) AS charge_nusd \
+         CAST(SUM({charge}) AS BIGINT) AS charge_nusd \
          FROM billing_events e JOIN usage_records u ON u.id = e.request_id \
          LEFT JOIN ledger_entries l ON l.request_id = e.request_id AND l.kind = 'charge' \
          LEFT JOIN usage_corrections c ON c.request_id = e.request_id \
@@ -144,11 +144,13 @@ pub(super) fn sink_sums(Dialect { day, time, .. }: &Dialect) -> Statement {
          AND e.created_at >= {from} AND e.created_at < {until} \
          AND NOT (e.export_group IS NULL AND e.state = 'exported' \
           AND COALESCE(e.reason, '') = '{dismissed}') \
-         GROUP BY 1, 2, 3, 4, 5, 6 LIMIT $4",
+         GROUP BY 1, 2, 3, 4, 5, 6, {charge} < 0 LIMIT $4",
         day = day("e.created_at"),
         from = time("$2"),
         until = time("$3"),
         dismissed = reasons::DISMISSED,
+        charge = "(CASE e.kind WHEN 'usage' THEN COALESCE(-l.amount_nusd, 0) \
+          ELSE COALESCE(-c.difference_nusd, 0) END)",
     );
     (statement, SINK_SUM)
 }
@@ -160,7 +162,8 @@ pub(super) fn export_sums(Dialect { day, time, .. }: &Dialect) -> Statement {
          CASE WHEN first_sent_at IS NULL THEN 0 ELSE 1 END AS is_tried, COUNT(*) AS exports, \
          CAST(SUM(amount) AS BIGINT) AS amount, CAST(SUM(value) AS BIGINT) AS value \
          FROM exports WHERE sink = $1 AND state <> 'void' \
-         AND used_at >= {from} AND used_at < {until} GROUP BY 1, 2, 3, 4, 5, 6 LIMIT $4",
+         AND used_at >= {from} AND used_at < {until} \
+         GROUP BY 1, 2, 3, 4, 5, 6, value < 0 LIMIT $4",
         day = day("used_at"),
         from = time("$2"),
         until = time("$3"),

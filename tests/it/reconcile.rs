@@ -22,15 +22,21 @@ use crate::upstream::catalog::{FOREIGN_MODEL, MODEL, OLD_MODEL};
 use crate::upstream::listed::{Listed, MANAGEMENT_KEY};
 
 mod several;
+mod signs;
 mod wrong;
 
 use several::what_is_wrong_at_one_of_several_is_named_as_its_own;
+use signs::{
+    a_correction_in_doubt_is_no_difference, a_merged_correction_in_doubt_is_no_difference,
+};
 
 both_stores!(
     wrong_rows_are_found_and_nothing_else,
     what_waits_is_told_apart_from_what_is_wrong,
     a_source_that_does_not_answer_is_no_agreement,
     what_is_wrong_at_one_of_several_is_named_as_its_own,
+    a_correction_in_doubt_is_no_difference,
+    a_merged_correction_in_doubt_is_no_difference,
 );
 
 const MODELS: [&str; 3] = [MODEL, FOREIGN_MODEL, OLD_MODEL];

@@ -58,7 +58,7 @@ fn compare(day: Day, here: Vec<SinkSum>, there: Vec<Metered>, report: &mut Repor
     for ((account, model), (here, there)) in groups {
         let (kind, because) = if !here.explains(there) {
             (Kind::Difference, "what was exported is not what the meter has summed".to_owned())
-        } else if here.on_its_way() != 0 {
+        } else if here.is_on_its_way() {
             (Kind::Waiting, format!("{} nano-USD wait or are parked", here.on_its_way()))
         } else {
             continue;

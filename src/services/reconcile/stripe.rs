@@ -189,7 +189,7 @@ fn compare(of: &Of<'_>, here: &Days, there: &[(Day, i64)], terms: &Terms, report
         if !here.explains(there) {
             let because = "what was exported is not what the meter has summed".to_owned();
             report.add(Finding { figures, ..of.finding(Kind::Difference, *day, because) });
-        } else if here.on_its_way() != 0 {
+        } else if here.is_on_its_way() {
             let because = format!("{} units wait or are parked", here.on_its_way());
             report.add(Finding { figures, ..of.finding(Kind::Waiting, *day, because) });
         }
