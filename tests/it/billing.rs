@@ -20,6 +20,7 @@ use crate::upstream::catalog::MODEL;
 mod chaos;
 pub mod doubt;
 mod outage;
+mod refused;
 mod stream;
 mod traffic;
 mod warnings;

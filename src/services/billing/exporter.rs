@@ -16,10 +16,22 @@ pub enum Verdict {
     Later(Trouble),
     /// The sink will not take it however often it is sent: for a person.
     Rejected(String),
+    /// The call was refused as a whole, and nothing of it taken: one of its parcels is at fault.
+    Together(String),
     /// It was not sent: it goes back as it was.
     Untouched,
     /// The sink was asked, and has it not: it goes back as one that is sent from now on.
     Missing,
+}
+
+impl Verdict {
+    /// Of a parcel that nothing else was refused with.
+    pub fn alone(self) -> Self {
+        match self {
+            Self::Together(why) => Self::Rejected(why),
+            other => other,
+        }
+    }
 }
 
 /// Why something is tried again.

@@ -1,8 +1,8 @@
 //! OpenMeter: batches of CloudEvents.
 //!
 //! Invariants: an event's id and source are the same over all tries, which is how OpenMeter knows a
-//! duplicate; numbers are integers, money in nano-USD; a batch that is refused is halved until the
-//! bad event is alone. <https://openmeter.io/docs/metering/events/usage-events>
+//! duplicate; numbers are integers, money in nano-USD; a batch is taken or refused as a whole.
+//! <https://openmeter.io/docs/metering/events/usage-events>
 
 pub mod query;
 
@@ -140,27 +140,8 @@ impl Exporter for OpenMeter {
     const SINK: &'static str = crate::config::OPENMETER;
     const CALLS_MAX: usize = 4;
 
-    /// Halves batches that are refused; a batch of a hundred is at most two hundred calls.
     async fn send(&self, parcels: &[Outgoing]) -> Vec<Verdict> {
-        let mut verdicts = Vec::with_capacity(parcels.len());
-        let mut waiting = vec![parcels];
-        while let Some(batch) = waiting.pop() {
-            let answer = self.post(batch).await;
-            match verdict(answer, SystemTime::now()) {
-                Verdict::Rejected(_) if batch.len() > 1 => {
-                    let (first, second) = batch.split_at(batch.len() / 2);
-                    waiting.push(second);
-                    waiting.push(first);
-                }
-                later @ Verdict::Later(_) => {
-                    // The rest would fare no better.
-                    verdicts.resize(parcels.len(), later);
-                    break;
-                }
-                verdict => verdicts.extend(vec![verdict; batch.len()]),
-            }
-        }
-        verdicts
+        vec![verdict(self.post(parcels).await, SystemTime::now()); parcels.len()]
     }
 }
 
@@ -179,7 +160,7 @@ fn verdict(answer: Result<Answer, Silence>, now: SystemTime) -> Verdict {
     match status {
         StatusCode::BAD_REQUEST
         | StatusCode::PAYLOAD_TOO_LARGE
-        | StatusCode::UNPROCESSABLE_ENTITY => Verdict::Rejected(reason),
+        | StatusCode::UNPROCESSABLE_ENTITY => Verdict::Together(reason),
         // The token, the address or OpenMeter itself: nothing is wrong with the events.
         _ => Verdict::Later(Trouble::of_sink(reason, retry_after(&answer.headers, now))),
     }

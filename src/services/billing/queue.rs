@@ -82,7 +82,7 @@ impl Ended {
                 reason: Some(why.clone()),
                 is_answer: true,
             },
-            Verdict::Untouched => waiting(now, reason.cloned(), false),
+            Verdict::Together(_) | Verdict::Untouched => waiting(now, reason.cloned(), false),
             Verdict::Missing => waiting(now, None, false),
         }
     }
@@ -238,7 +238,7 @@ fn first_sent(export: &Export, verdict: &Verdict) -> Option<FirstSent> {
     let is_unsent = match verdict {
         // What was taken just before may not be summed yet: its identifier is known for a day.
         Verdict::Missing => return Some(FirstSent::At(Timestamp::now())),
-        Verdict::Untouched | Verdict::Rejected(_) => true,
+        Verdict::Untouched | Verdict::Together(_) | Verdict::Rejected(_) => true,
         Verdict::Later(trouble) => !trouble.may_have_arrived,
         Verdict::Delivered => false,
     };

@@ -132,18 +132,25 @@ where
         first_error.map_or(Ok(count), Err)
     }
 
-    /// A lane's calls, one after the other; after the first trouble the rest goes back.
+    /// A lane's calls, one after the other; after the first trouble the rest goes back. What is
+    /// refused together is halved until a bad parcel is alone, as long as the lease allows: a batch
+    /// of a hundred is at most two hundred calls.
     async fn send(&self, lane: Lane<Q::Parcel>, round: &Round<'_>) -> Done<Q::Parcel> {
         let mut done = Vec::new();
         let mut is_well = true;
-        for parcels in lane {
+        let mut waiting: Vec<Vec<Q::Parcel>> = lane.into_iter().rev().collect();
+        while let Some(parcels) = waiting.pop() {
             let verdicts = if is_well && round.may_send() {
                 self.call(&parcels, round).await
             } else {
                 vec![Verdict::Untouched; parcels.len()]
             };
             is_well &= !verdicts.iter().any(|verdict| matches!(verdict, Verdict::Later(_)));
-            done.extend(parcels.into_iter().zip(verdicts));
+            let ended = parcels.into_iter().zip(verdicts);
+            let is_together = |(_, it): &(_, Verdict)| matches!(it, Verdict::Together(_));
+            let (refused, told): (Done<Q::Parcel>, Done<Q::Parcel>) = ended.partition(is_together);
+            done.extend(told);
+            halve(refused, &mut done, &mut waiting);
         }
         done
     }
@@ -155,7 +162,7 @@ where
                 Verdict::Delivered => drop(delivered.inc()),
                 Verdict::Later(_) => drop(later.inc()),
                 Verdict::Rejected(_) => drop(rejected.inc()),
-                Verdict::Untouched | Verdict::Missing => {}
+                Verdict::Together(_) | Verdict::Untouched | Verdict::Missing => {}
             }
         }
     }
@@ -211,6 +218,17 @@ impl Standing {
 
 fn lock(standing: &Mutex<Standing>) -> MutexGuard<'_, Standing> {
     standing.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts what was refused together before what waits; what was refused alone is done with.
+fn halve<P>(mut refused: Done<P>, done: &mut Done<P>, waiting: &mut Vec<Vec<P>>) {
+    if refused.len() > 1 {
+        let second = refused.split_off(refused.len() / 2);
+        let halves = [second, refused].into_iter();
+        waiting.extend(halves.map(|half| half.into_iter().map(|(parcel, _)| parcel).collect()));
+    } else {
+        done.extend(refused.into_iter().map(|(parcel, verdict)| (parcel, verdict.alone())));
+    }
 }
 
 /// A sink that refuses usage is money that does not arrive: said aloud, once for a batch.

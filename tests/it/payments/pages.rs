@@ -1,6 +1,8 @@
 //! The pages at Stripe where people pay: who may ask for one, what it sells, and where it leads
 //! back to.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -178,7 +180,8 @@ async fn slow_steps_of_stripe_are_a_502_together(store: Store) {
     let app = setup.env("TOLLGATE_EXPORT_SECONDS", "20").start().await;
     let owner = owner(&app).await;
     for (path, body) in [(CHECKOUT, json!({"amount_cents": 500})), (PORTAL, json!({}))] {
-        stripe.faults.queue([Fault::None, Fault::LateAfter(7), Fault::LateAfter(10)]);
+        let slow = [7, 10].map(|seconds| Fault::Paced(Duration::from_secs(seconds)));
+        stripe.faults.queue([Fault::None].into_iter().chain(slow));
         app.books.tamper("UPDATE accounts SET stripe_customer_id = NULL").await;
         let got = ask(&app, &owner, path, body).await;
         assert_refused(&got, path, 502, "payment_provider_unavailable", "");

@@ -66,6 +66,11 @@ impl OpenMeter {
         self.books.0.lock().expect("no panic").wrong.clone()
     }
 
+    /// Events that it was sent once more.
+    pub fn duplicates(&self) -> usize {
+        self.books.0.lock().expect("no panic").duplicates
+    }
+
     pub fn refuse(&self, id: &str) {
         self.books.0.lock().expect("no panic").bad.push(id.to_string());
     }

@@ -27,10 +27,10 @@ pub enum Fault {
     CutAfter,
     FailAfter(u16),
     HangAfter,
-    /// It takes so many.
-    LateAfter(u64),
     /// It is answered when the gate of the faults opens.
     GatedAfter,
+    /// Nothing goes wrong, but the answer takes so long.
+    Paced(Duration),
 }
 
 pub struct Reply {
@@ -221,8 +221,8 @@ async fn serve<H: Handler>(stream: TcpStream, handler: &H, faults: &Faults) {
             Fault::CutAfter => return,
             // Longer than any deadline of a test.
             Fault::HangAfter => tokio::time::sleep(Duration::from_secs(60)).await,
-            Fault::LateAfter(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
             Fault::GatedAfter => faults.gate.passed().await,
+            Fault::Paced(pause) => tokio::time::sleep(pause).await,
             _ => {}
         }
         let mut head =

@@ -16,7 +16,6 @@ use crate::store::Store;
 use axum::http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
@@ -159,30 +158,11 @@ impl StripeStream {
         verdicts
     }
 
-    /// Sends, and halves what is refused until a bad event is alone.
-    async fn deliver(&self, exports: &[&Export]) -> Vec<Verdict> {
-        let mut verdicts = Vec::with_capacity(exports.len());
-        let mut waiting = VecDeque::from([exports]);
-        while let Some(batch) = waiting.pop_front() {
-            let verdict = match self.post(batch).await {
-                Ok(answer) => verdict(&answer, SystemTime::now()),
-                Err(trouble) => Verdict::Later(trouble),
-            };
-            match verdict {
-                Verdict::Rejected(_) if batch.len() > 1 => {
-                    let (first, second) = batch.split_at(batch.len() / 2);
-                    waiting.push_front(second);
-                    waiting.push_front(first);
-                }
-                later @ Verdict::Later(_) => {
-                    // The rest would fare no better.
-                    verdicts.resize(exports.len(), later);
-                    break;
-                }
-                verdict => verdicts.extend(vec![verdict; batch.len()]),
-            }
+    async fn deliver(&self, exports: &[&Export]) -> Verdict {
+        match self.post(exports).await {
+            Ok(answer) => verdict(&answer, SystemTime::now()),
+            Err(trouble) => Verdict::Later(trouble),
         }
-        verdicts
     }
 }
 
@@ -203,10 +183,8 @@ impl Exporter for StripeStream {
         }
         let open = parcels.iter().zip(&checked).filter(|(_, verdict)| verdict.is_none());
         let open: Vec<&Export> = open.map(|(export, _)| export).collect();
-        let sent = if open.is_empty() { vec![] } else { self.deliver(&open).await };
-        let mut sent = sent.into_iter();
-        let next = |verdict: Option<Verdict>| verdict.or_else(|| sent.next());
-        checked.into_iter().map(next).map(|v| v.unwrap_or(Verdict::Untouched)).collect()
+        let sent = if open.is_empty() { Verdict::Untouched } else { self.deliver(&open).await };
+        checked.into_iter().map(|checked| checked.unwrap_or_else(|| sent.clone())).collect()
     }
 }
 
@@ -236,7 +214,7 @@ fn verdict(answer: &Answer, now: SystemTime) -> Verdict {
         | StatusCode::UNPROCESSABLE_ENTITY
             if !is_session_over(answer) =>
         {
-            Verdict::Rejected(reason(answer))
+            Verdict::Together(reason(answer))
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
             Verdict::Later(later().not_taken())
@@ -265,7 +243,7 @@ mod tests {
         let of = |status, body: &str| verdict(&answer(status, body), SystemTime::UNIX_EPOCH);
         assert_eq!(of(200, "{}"), Verdict::Delivered);
         let invalid = r#"{"error":{"code":"invalid_fields","message":"no event_name"}}"#;
-        assert!(matches!(of(400, invalid), Verdict::Rejected(_)));
+        assert!(matches!(of(400, invalid), Verdict::Together(_)));
         let over = r#"{"error":{"type":"temporary_session_expired","message":"over"}}"#;
         for (status, body) in [(400, over), (401, ""), (403, ""), (404, ""), (429, ""), (500, "")] {
             let trouble = of(status, body);
