@@ -186,7 +186,7 @@ impl Books {
         account.roll_period(now);
         let mut budget = key.and_then(|key| self.budgets.get(&key)).cloned();
         if let Some(budget) = &mut budget {
-            // Its account's month may have begun by a clock that is ahead: what is spent is dated so.
+            // The account's month may have begun by a clock that is ahead: spending is dated so.
             budget.roll(now.max(account.period_start));
         }
         Some(Payer { account, budget })
