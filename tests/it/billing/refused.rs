@@ -1,5 +1,4 @@
-//! Batches that a sink refuses, answer by answer, when finding the bad ones takes longer than a call
-//! may.
+//! Batches that a sink refuses, when finding the bad events in them takes longer than a call may.
 
 use std::time::Duration;
 
