@@ -1,10 +1,10 @@
 //! Merged events: planned from what waits, written down, then sent, one customer at a time.
 //!
-//! Invariants: an event is a member of one group for ever, unless the sink refused the group and
-//! nothing of it arrived; an identifier that the sink has taken never stands for what it does not
-//! count; `carried = sum of amounts - sum of values × unit` of the exports that are
-//! not void, and it is less than a unit. What decides is pure: both stores load, let it decide, and
-//! write.
+//! Invariants: an event is a member of one group for ever, unless the sink refused the group,
+//! nothing of it arrived, and none of its members is in an archive; an identifier that the sink has
+//! taken never stands for what it does not count; `carried = sum of amounts - sum of values × unit`
+//! of the exports that are not void, and it is less than a unit. What decides is pure: both stores
+//! load, let it decide, and write.
 
 pub mod corrected;
 pub mod groups;
@@ -300,9 +300,7 @@ pub fn renew(lane: &mut Lane, group: &mut [Export], now: Timestamp) -> Result<Re
     // Planned anew, what was dismissed would be sent with the rest.
     let stays = |export: &Export| has_arrived(export) || is_waiting(export) || is_dismissed(export);
     if group.iter().any(stays) {
-        let again = resend(lane, group, now)?;
-        lane.wake(now);
-        return Ok(Renewed::Resent(again));
+        return resend(lane, group, now);
     }
     for export in group.iter_mut() {
         make_void(lane, export)?;
@@ -367,11 +365,14 @@ fn is_dropped(export: &Export) -> bool {
 
 /// What is parked of a group waits again. The sink may still know the identifier of what it dropped
 /// after it had taken it, and would take another try for done: that has another one.
-fn resend(
+///
+/// # Errors
+/// As [`renew`].
+pub fn resend(
     lane: &mut Lane,
     group: &mut [Export],
     now: Timestamp,
-) -> Result<Vec<Export>, OutOfRange> {
+) -> Result<Renewed, OutOfRange> {
     let mut again = Vec::new();
     for export in group.iter_mut().filter(|export| export.state == DeliveryState::Parked) {
         if !is_dropped(export) {
@@ -381,7 +382,8 @@ fn resend(
         }
         again.push(replaced(lane, export, now)?);
     }
-    Ok(again)
+    lane.wake(now);
+    Ok(Renewed::Resent(again))
 }
 
 /// Makes an export void; what is sent in its place.

@@ -4,16 +4,21 @@
 //! Invariant: a group that cannot be changed as a whole, for a sum out of its range, stays as it
 //! is, and so does what its lane carries. Pure: both stores load, let it decide, and write.
 
-use super::{Renewed, dismiss, renew};
+use super::{Renewed, dismiss, renew, resend};
 use crate::models::billing::{Export, Lane};
 use crate::models::money::OutOfRange;
 use crate::models::timestamp::Timestamp;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub struct Groups {
     lanes: BTreeMap<(String, String), Lane>,
     groups: HashMap<String, Vec<Export>>,
+    partial: BTreeSet<String>,
 }
+
+/// Which exports `t` have members that are not there, but in an archive. Either dialect.
+pub const WITHOUT_SOME: &str = "t.members <> (SELECT COUNT(*) FROM billing_events b \
+     WHERE b.export_group = t.event_group)";
 
 /// What has become of groups.
 #[derive(Debug, Default)]
@@ -28,25 +33,31 @@ pub struct Changed {
 
 impl Groups {
     /// `exports`: all of these groups that are [`undecided`](super::undecided); `lanes` has those
-    /// of their customers.
+    /// of their customers; `partial` are those groups that are [`WITHOUT_SOME`] of their members.
     #[must_use]
-    pub fn new(lanes: Vec<Lane>, exports: Vec<Export>) -> Self {
+    pub fn new(lanes: Vec<Lane>, exports: Vec<Export>, partial: Vec<String>) -> Self {
         let lanes = lanes.into_iter();
         let lanes = lanes.map(|lane| ((lane.sink.clone(), lane.customer.clone()), lane)).collect();
         let mut groups: HashMap<String, Vec<Export>> = HashMap::new();
         for export in exports {
             groups.entry(export.event_group.clone()).or_default().push(export);
         }
-        Self { lanes, groups }
+        Self { lanes, groups, partial: partial.into_iter().collect() }
     }
 
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
         self.lanes.values()
     }
 
-    /// They are planned anew, or sent again where something of them may have arrived.
+    /// They are planned anew, or sent again where something of them may have arrived. What is in an
+    /// archive cannot be planned anew, and would never be sent: that goes as it was.
     pub fn renew(&mut self, now: Timestamp) -> Changed {
-        self.change(|lane, group| renew(lane, group, now).map(Some))
+        let partial = std::mem::take(&mut self.partial);
+        self.change(|lane, group| {
+            let is_partial = group.iter().any(|export| partial.contains(&export.event_group));
+            let how = if is_partial { resend } else { renew };
+            how(lane, group, now).map(Some)
+        })
     }
 
     /// Nothing more of them goes to the sink, where that can be said.

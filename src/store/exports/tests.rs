@@ -175,6 +175,14 @@ fn what_may_have_arrived_keeps_its_identifier() {
     assert_eq!(again.event_group, group[0].event_group);
     assert_eq!(lane.carried_nusd, 500, "one for the other");
 
+    // A member is in an archive: planned anew, its share would be left out.
+    let dropped = parked("stripe meter_event_customer_not_found: gone");
+    let mut groups =
+        Groups::new(vec![lane.clone()], vec![dropped.clone()], vec![dropped.event_group]);
+    let changed = groups.renew(now());
+    assert_eq!((changed.replanned.len(), changed.kept.len()), (0, 1));
+    assert_eq!((changed.made[0].value, changed.made[0].state), (1, DeliveryState::Waiting));
+
     let mut group = [parked("resource_missing")];
     assert_eq!(renew(&mut lane, &mut group, now()), Ok(Renewed::Replanned));
     assert_eq!((group[0].state, lane.carried_nusd), (DeliveryState::Void, 0));
@@ -235,7 +243,7 @@ proptest! {
                 let exports = std::mem::take(&mut made.exports).into_iter();
                 let parked = |export| Export { state: DeliveryState::Parked, ..export };
                 let lanes = made.lanes.values().cloned().collect();
-                let mut groups = Groups::new(lanes, exports.map(parked).collect());
+                let mut groups = Groups::new(lanes, exports.map(parked).collect(), vec![]);
                 let changed = if fate == 1 { groups.dismiss(now()) } else { groups.renew(now()) };
                 let is_void = |export: &Export| export.state == DeliveryState::Void;
                 prop_assert!(changed.written.iter().all(is_void) && changed.made.is_empty());

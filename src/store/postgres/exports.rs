@@ -3,7 +3,7 @@
 use crate::models::billing::{BillingEvent, DeliveryState, Export, Lane, Meter, Outgoing};
 use crate::models::ids::AccountId;
 use crate::models::timestamp::Timestamp;
-use crate::store::exports::corrected::{TellExport, WITH_MEMBERS, Word, correct, members_follow};
+use crate::store::exports::corrected::{TellExport, Word, correct, members_follow, tellable};
 use crate::store::exports::{
     ExportDone, ExportFilter, ExportStore, LaneClaim, Planned, of_an_attempt, plan,
 };
@@ -209,7 +209,7 @@ impl ExportStore for PostgresStore {
     ) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
         let mut lanes = lock_lanes_of(&mut tx, "id", ids.to_vec()).await?;
-        let named = format!("WHERE t.id = ANY($1) AND {WITH_MEMBERS}");
+        let named = format!("WHERE t.id = ANY($1) AND {}", tellable());
         let exports = select(&mut tx, &sql::select(&EXPORTS, &named).into(), ids.to_vec()).await?;
         let corrected = correct(word, &mut lanes, exports, now);
         write_exports(&mut tx, corrected.written(), &corrected.made, lanes.iter()).await?;

@@ -6,7 +6,7 @@ use crate::models::billing::{
 use crate::models::ids::RequestId;
 use crate::models::timestamp::Timestamp;
 use crate::store::exports::corrected::members_follow;
-use crate::store::exports::groups::Groups;
+use crate::store::exports::groups::{Groups, WITHOUT_SOME};
 use crate::store::exports::undecided;
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
@@ -324,7 +324,13 @@ async fn load_groups(
     let lanes = lock_lanes_of(conn, "event_group", groups.clone()).await?;
     let undecided = undecided();
     let statement = sql::select(&EXPORTS, &format!("WHERE event_group = ANY($1) AND {undecided}"));
-    Ok(Groups::new(lanes, select(conn, &statement.into(), groups).await?))
+    let exports = select(conn, &statement.into(), groups.clone()).await?;
+    let partial = format!(
+        "SELECT t.event_group FROM exports t WHERE t.event_group = ANY($1) AND {WITHOUT_SOME}"
+    );
+    let partial = sqlx::query_scalar(AssertSqlSafe(partial));
+    let partial = partial.bind(groups).fetch_all(conn).await.map_err(classify)?;
+    Ok(Groups::new(lanes, exports, partial))
 }
 
 /// Parked groups: planned anew, or sent again where something of them may have arrived.

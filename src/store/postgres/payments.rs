@@ -8,6 +8,7 @@ use crate::models::audit::AuditEntry;
 use crate::models::ids::AccountId;
 use crate::models::payment::{Payment, PaymentEvent, Reversal, Subscription, subscribed};
 use crate::models::timestamp::Timestamp;
+use crate::store::exports::corrected::{alone, say_alone};
 use crate::store::payments::{
     ACTOR, EVENT_OUTCOME, Handled, News, PAYMENT_EVENTS, PAYMENTS, PaymentStore, REVERSAL_STATE,
     REVERSALS, Rejected, SUBSCRIPTION_STATE, SUBSCRIPTIONS, Subscribed, enter,
@@ -22,7 +23,7 @@ use crate::store::{Outcome, PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::BTreeSet;
 
 /// What was handled so long ago does not come again.
@@ -170,11 +171,14 @@ impl PostgresStore {
              AND t.export_group = e.event_group AND t.state IN ('exported', 'waiting') \
              RETURNING t.id",
         )
-        .bind(ids)
+        .bind(&ids)
         .fetch_all(&mut **tx)
         .await
         .map_err(classify)?;
-        self.write_notices(tx, parked, now).await
+        self.write_notices(tx, parked, now).await?;
+        let alone = sqlx::query_scalar(AssertSqlSafe(alone("= ANY($1)"))).bind(ids);
+        say_alone(&alone.fetch_all(&mut **tx).await.map_err(classify)?);
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use crate::models::billing::{
 };
 use crate::models::timestamp::Timestamp;
 use crate::store::exports::corrected::members_follow;
-use crate::store::exports::groups::Groups;
+use crate::store::exports::groups::{Groups, WITHOUT_SOME};
 use crate::store::exports::undecided;
 use crate::store::outbox::{
     CHANGED_EVENTS_MAX, Claim, EventDone, EventFilter, OutboxStore, TellEvent, WEBHOOK, Wanted,
@@ -325,7 +325,13 @@ async fn load_groups(
     for (sink, customer) in customers {
         lanes.extend(load_lanes(conn, &sink, &[customer]).await?);
     }
-    Ok(Groups::new(lanes, exports))
+    let partial = format!("SELECT t.event_group FROM exports t WHERE {listed} AND {WITHOUT_SOME}");
+    let partial = sqlx::query_scalar(AssertSqlSafe(partial))
+        .bind(serde_json::to_string(groups)?)
+        .fetch_all(conn)
+        .await
+        .map_err(classify)?;
+    Ok(Groups::new(lanes, exports, partial))
 }
 
 /// Parked groups: planned anew, or sent again where something of them may have arrived.

@@ -6,11 +6,13 @@ use crate::models::audit::AuditEntry;
 use crate::models::ids::AccountId;
 use crate::models::payment::{Payment, PaymentEvent, Reversal, Subscription, subscribed};
 use crate::models::timestamp::Timestamp;
+use crate::store::exports::corrected::{alone, say_alone};
 use crate::store::payments::{
     ACTOR, EVENT_OUTCOME, Handled, News, PAYMENT_EVENTS, PAYMENTS, PaymentStore, REVERSAL_STATE,
     REVERSALS, Rejected, SUBSCRIPTION_STATE, SUBSCRIPTIONS, Subscribed, enter,
 };
 use crate::store::sqlite::directory::{ACCOUNT_NAME, change, first, log, write};
+use crate::store::sqlite::native::LISTED;
 use crate::store::sqlite::rows::{classify, select};
 use crate::store::sqlite::{SqliteStore, text};
 use crate::store::table::{ACCOUNT_SETTINGS, ACCOUNTS, EXPORTS, differing, sqlite as sql};
@@ -18,7 +20,7 @@ use crate::store::{Outcome, PAGE_ROWS_MAX, StoreError};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::SqliteConnection;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 use std::collections::BTreeSet;
 
 /// What was handled so long ago does not come again.
@@ -164,7 +166,14 @@ impl SqliteStore {
         .await
         .map_err(classify)?;
         let parked: Vec<&str> = parked.iter().map(String::as_str).collect();
-        self.write_notices(tx, &parked, now).await
+        self.write_notices(tx, &parked, now).await?;
+        let alone: Vec<String> = sqlx::query_scalar(AssertSqlSafe(alone(LISTED)))
+            .bind(serde_json::to_string(&ids)?)
+            .fetch_all(tx)
+            .await
+            .map_err(classify)?;
+        say_alone(&alone);
+        Ok(())
     }
 }
 

@@ -19,6 +19,8 @@ both_stores!(
     usage_that_is_found_at_fault_is_parked,
     one_of_several_meters_that_is_found_at_fault_counts_in_the_end,
     what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after,
+    what_is_partly_archived_is_sent_again_as_it_was,
+    what_is_wholly_archived_is_told_of_and_sent_again,
 );
 
 /// As Stripe's second API has it.
@@ -145,6 +147,70 @@ async fn what_is_found_at_fault_stays_so_when_its_own_call_is_written_down_after
     all(&app, "exported").await;
     assert_stripe_agrees(&app, &stripe, "cus_test").await;
     assert_eq!(stripe.sums("llm_input")["cus_test"], 12);
+    app.finish().await;
+}
+
+/// Two calls of one minute, merged into one export, which Stripe drops when events of it are in an
+/// archive; gives the export's id.
+async fn dropped_late(store: Store, stripe: &Stripe, archived: &str) -> (TestApp, String) {
+    let app = with_stripe(setup(store), stripe).start().await;
+    for tokens in [100, 70] {
+        one(&app, tokens).await;
+    }
+    app.records(2).await;
+    all(&app, "parked").await;
+    let same =
+        "UPDATE billing_events SET created_at = (SELECT MIN(created_at) FROM billing_events)";
+    app.books.tamper(same).await;
+    known_to_stripe(&app).await;
+    all(&app, "exported").await;
+    // As if their rows were in files.
+    app.books.tamper(&format!("UPDATE billing_events SET export_group = 'x' {archived}")).await;
+    let dropped = stripe.reject("cus_test");
+    let mut event = thin("evt_late");
+    event["data"] = report(&dropped);
+    deliver(&app, &event).await;
+    (app, dropped)
+}
+
+/// And is back, for whoever looks at the books.
+async fn put_back(app: &TestApp) {
+    let group = "(SELECT MIN(event_group) FROM exports)";
+    let group = format!("UPDATE billing_events SET export_group = {group} WHERE sink = 'stripe'");
+    app.books.tamper(&group).await;
+}
+
+async fn what_is_partly_archived_is_sent_again_as_it_was(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    let one = "WHERE id = (SELECT MIN(id) FROM billing_events)";
+    let (app, dropped) = dropped_late(store, &stripe, one).await;
+    let states: Vec<String> =
+        events_of(&app, "stripe").await.into_iter().map(|(state, _)| state).collect();
+    assert_eq!(states, ["exported", "parked"]);
+    assert_eq!(app.cli(&["events", "retry", "--parked"]).await, "1");
+    all(&app, "exported").await;
+    assert_ne!(stripe.taken()[0].identifier, dropped);
+    assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    put_back(&app).await;
+    app.finish().await;
+}
+
+async fn what_is_wholly_archived_is_told_of_and_sent_again(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    let (app, dropped) = dropped_late(store, &stripe, "").await;
+    assert_eq!(app.cli(&["events", "retry", "--parked"]).await, "0", "none stands for it");
+    let said = async || app.process.stderr().contains(&dropped).then_some(());
+    eventually("it is said", said).await;
+    assert_eq!(app.cli(&["exports", "missing", &dropped]).await, "1");
+    eventually("it is sent again", async || (stripe.taken().len() == 1).then_some(())).await;
+    assert_ne!(stripe.taken()[0].identifier, dropped);
+    assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    let exported = "SELECT * FROM exports WHERE state = 'exported'";
+    let exported = async || (app.books.rows(exported).await.len() == 1).then_some(());
+    eventually("that is written down", exported).await;
+    let again = app.try_cli(&["exports", "missing", &dropped]).await;
+    assert!(!again.status.success(), "once: {again:?}");
+    put_back(&app).await;
     app.finish().await;
 }
 
