@@ -32,5 +32,9 @@ pub async fn run(command: Archive, config: &Config, store: &dyn Store) -> anyhow
         let (month, records) = (archive.month, archive.records);
         writeln!(std::io::stdout(), "{month}: {records} usage records, {}", archive.manifest_hash)
     };
-    Ok(archive::run(store, before, &command.to, &mut tell).await?)
+    if let Some(month) = archive::run(store, before, &command.to, &mut tell).await? {
+        let late = "that came when later ones were archived stay: see `tollgate verify`";
+        writeln!(std::io::stderr(), "usage records of {month} {late}")?;
+    }
+    Ok(())
 }

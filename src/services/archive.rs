@@ -37,8 +37,6 @@ pub enum ArchiveError {
     Unfinished { month: Month, open: Unfinished },
     #[error("{0} is not over: what begins at its end is settled up to two days later")]
     NotOver(Month),
-    #[error("{0} was archived, and there are usage records of it: run `tollgate verify`")]
-    Again(Month),
 }
 
 /// A month's sums while it is written.
@@ -57,7 +55,8 @@ const REMOVAL_TRIES: u32 = 10;
 const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Archives the months before `before`, and tells of each when it is done. One that was interrupted
-/// is gone on with.
+/// is gone on with. What came to a month when it was archived already stays, and hinders no other:
+/// gives the first such month.
 ///
 /// # Errors
 /// [`ArchiveError`]; months that were told of are done.
@@ -66,7 +65,7 @@ pub async fn run(
     before: Month,
     to: &Path,
     tell: &mut (dyn FnMut(&Archive) -> io::Result<()> + Send),
-) -> Result<(), ArchiveError> {
+) -> Result<Option<Month>, ArchiveError> {
     let archives = Archives::new(store.archives().await?);
     for archive in archives.all().filter(|archive| archive.state == ArchiveState::Removing) {
         // What came after the files were written, from a journal, is not yet told to everybody.
@@ -77,20 +76,21 @@ pub async fn run(
         remove(store, month).await?;
         tell(archive)?;
     }
-    let mut done: Option<Month> = None;
-    loop {
-        let oldest = store.usage_after(None).await?.first().map(|record| record.id);
-        let Some(month) = oldest.map(Month::of_request).filter(|month| *month < before) else {
-            return Ok(());
-        };
-        if archives.get(month).is_some() || done == Some(month) {
-            return Err(ArchiveError::Again(month));
-        }
+    let mut next = archives.all().last().map(|archive| archive.month.next());
+    let late = oldest(store, None).await?.filter(|month| Some(*month) < next);
+    while let Some(month) = oldest(store, next).await?.filter(|month| *month < before) {
         let archive = write(store, month, to, Timestamp::now()).await?;
         remove(store, month).await?;
         tell(&archive)?;
-        done = Some(month);
+        next = Some(month.next());
     }
+    Ok(late)
+}
+
+/// The month of the first usage record, of those that are of this month or a later one.
+async fn oldest(store: &dyn Store, from: Option<Month>) -> Result<Option<Month>, StoreError> {
+    let page = store.usage_after(from.map(|month| month.ids().0)).await?;
+    Ok(page.first().map(|record| Month::of_request(record.id)))
 }
 
 /// Writes the files, and the month's sums into the database.
@@ -129,7 +129,8 @@ async fn write(
         difference_nusd: difference,
         manifest_hash,
         state: ArchiveState::Removing,
-        archived_at: now,
+        // What is entered from now on is in none of the files.
+        archived_at: Timestamp::now(),
     };
     let spending: Vec<_> = keys
         .into_iter()

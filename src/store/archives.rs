@@ -2,7 +2,8 @@
 //!
 //! Invariants: rows go only when the month's row in `archives` is committed, and that is written
 //! only while nothing of the month is unfinished and its rows are those that were counted. An
-//! archive that was interrupted is gone on with. Ledger entries never go.
+//! archive that was interrupted is gone on with, and leaves what came to the month meanwhile, which
+//! is in no file. Ledger entries never go.
 
 use crate::models::archive::{Archive, ArchivedSpending, Month, Unfinished};
 use crate::store::StoreError;
@@ -58,6 +59,23 @@ pub(super) fn counted(from: &str, until: &str) -> String {
         of("COUNT(*)", "usage_corrections", "request_id"),
         of("COALESCE(SUM(difference_nusd), 0)", "usage_corrections", "request_id"),
     )
+}
+
+/// Whether a row of one of a month's tables came when the month was archived already, as from the
+/// journal of an outage: by when it was entered in the ledger. `month`, in either dialect.
+pub(super) fn is_late(table: &str, month: &str) -> String {
+    let archived = format!("(SELECT archived_at FROM archives WHERE month = {month})");
+    let is_charged_late = |id: &str| {
+        format!(
+            "EXISTS (SELECT 1 FROM ledger_entries l WHERE l.kind = 'charge' \
+             AND l.request_id = {table}.{id} AND l.created_at > {archived})"
+        )
+    };
+    match table {
+        "usage_records" => is_charged_late("id"),
+        "usage_corrections" => format!("{table}.created_at > {archived}"),
+        _ => format!("({table}.created_at > {archived} OR {})", is_charged_late("request_id")),
+    }
 }
 
 /// Whether what there is, is what was written to the files.

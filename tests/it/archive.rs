@@ -14,9 +14,11 @@ use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
 
 mod corrections;
+mod late;
 mod reconciled;
 
 use corrections::{corrections_go_with_their_records, what_ended_weeks_later_is_no_difference};
+use late::{what_came_late_hinders_no_later_month, what_came_late_is_not_removed};
 use reconciled::archived_days_are_not_compared;
 
 both_stores!(
@@ -27,6 +29,8 @@ both_stores!(
     corrections_go_with_their_records,
     what_ended_weeks_later_is_no_difference,
     archived_days_are_not_compared,
+    what_came_late_hinders_no_later_month,
+    what_came_late_is_not_removed,
 );
 
 const MONTHS: [&str; 3] = ["2026-07", "2026-08", "2026-09"];

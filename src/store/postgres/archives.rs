@@ -2,7 +2,7 @@
 
 use crate::models::archive::{Archive, ArchivedSpending, Month, Unfinished};
 use crate::store::StoreError;
-use crate::store::archives::{ArchiveStore, Counted, check, counted, unfinished};
+use crate::store::archives::{ArchiveStore, Counted, check, counted, is_late, unfinished};
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::rows::{classify, select, write_rows};
 use crate::store::table::{ARCHIVED_SPENDING, ARCHIVES, postgres as sql};
@@ -53,7 +53,7 @@ impl ArchiveStore for PostgresStore {
         self.delete("billing_events", "request_id", month).await?;
         self.delete("usage_corrections", "request_id", month).await?;
         self.drop_partition(month).await?;
-        // What was written while there was no partition.
+        // What was written while there was no partition, or is beside something that came late.
         self.delete("usage_records", "id", month).await?;
         sqlx::query("UPDATE archives SET state = 'removed' WHERE month = $1")
             .bind(month.to_string())
@@ -67,10 +67,14 @@ impl ArchiveStore for PostgresStore {
 impl PostgresStore {
     async fn delete(&self, table: &str, id: &str, month: Month) -> Result<(), StoreError> {
         let (from, until) = month.ids();
-        let statement = format!("DELETE FROM {table} WHERE {id} >= $1 AND {id} < $2");
+        let statement = format!(
+            "DELETE FROM {table} WHERE {id} >= $1 AND {id} < $2 AND NOT {}",
+            is_late(table, "$3")
+        );
         sqlx::query(AssertSqlSafe(statement))
             .bind(from.0)
             .bind(until.0)
+            .bind(month.to_string())
             .execute(&mut *self.lend().await?)
             .await
             .map_err(classify)?;
@@ -88,17 +92,31 @@ impl PostgresStore {
             return Ok(());
         }
         let mut tx = self.begin_with("BEGIN").await?;
-        for statement in [
-            // It needs the whole table for a moment, and whoever comes meanwhile waits behind it:
-            // rather not now than long.
-            "SET LOCAL lock_timeout = '2s'".to_owned(),
-            format!("ALTER TABLE usage_records DETACH PARTITION {name}"),
-            format!("DROP TABLE {name}"),
-        ] {
-            sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(classify)?;
+        // The month's own rows first: while they are looked at, none comes to them.
+        run(&mut tx, "SET LOCAL lock_timeout = '2s'".to_owned()).await?;
+        run(&mut tx, format!("LOCK TABLE {name} IN SHARE MODE")).await?;
+        let has_late: bool = sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT EXISTS (SELECT 1 FROM {name} AS usage_records WHERE {})",
+            is_late("usage_records", "$1")
+        )))
+        .bind(month.to_string())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(classify)?;
+        if has_late {
+            return Ok(());
         }
+        // It needs the whole table for a moment, and whoever comes meanwhile waits behind it:
+        // rather not now than long.
+        run(&mut tx, format!("ALTER TABLE usage_records DETACH PARTITION {name}")).await?;
+        run(&mut tx, format!("DROP TABLE {name}")).await?;
         tx.commit().await
     }
+}
+
+async fn run(conn: &mut PgConnection, statement: String) -> Result<(), StoreError> {
+    sqlx::query(AssertSqlSafe(statement)).execute(conn).await.map_err(classify)?;
+    Ok(())
 }
 
 async fn open(conn: &mut PgConnection, month: Month) -> Result<Unfinished, StoreError> {

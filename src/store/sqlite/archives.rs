@@ -3,7 +3,7 @@
 
 use crate::models::archive::{Archive, ArchivedSpending, Month, Unfinished};
 use crate::store::StoreError;
-use crate::store::archives::{ArchiveStore, Counted, check, counted, unfinished};
+use crate::store::archives::{ArchiveStore, Counted, check, counted, is_late, unfinished};
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::rows::{classify, select, write_rows};
 use crate::store::table::{ARCHIVED_SPENDING, ARCHIVES, sqlite as sql};
@@ -61,11 +61,13 @@ impl ArchiveStore for SqliteStore {
         for (table, id) in TABLES {
             let statement = format!(
                 "DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} \
-                 WHERE {id} >= ?1 AND {id} < ?2 LIMIT {BATCH_ROWS})"
+                 WHERE {id} >= ?1 AND {id} < ?2 AND NOT {} LIMIT {BATCH_ROWS})",
+                is_late(table, "?3")
             );
             let done = sqlx::query(AssertSqlSafe(statement))
                 .bind(from.to_string())
                 .bind(until.to_string())
+                .bind(month.to_string())
                 .execute(&mut *self.writer.acquire().await?)
                 .await
                 .map_err(classify)?;
