@@ -96,8 +96,7 @@ impl Doubts {
                 Found::Unclear => return Err(Verdict::Rejected(reasons::IN_DOUBT.to_owned())),
             }
         }
-        // Not younger than planned: a day of the 35 is left.
-        if export.used_at < now.minus(OLDEST) {
+        if is_too_old(export, now) {
             return Err(Verdict::Rejected(reasons::TOO_OLD.to_owned()));
         }
         Ok(())
@@ -111,7 +110,7 @@ impl Doubts {
         let exports = self.store.exports_used(of, from, to).await;
         let exports =
             exports.map_err(|error| Verdict::Later(Trouble::of_parcel(error.to_string(), None)))?;
-        let meter = self.meter_id(&export.meter).await?;
+        let meter = self.meter_id(export).await?;
         let summed = self.api.summed(&meter, &export.customer, from, to).await;
         let summed = summed.map_err(|error| self.unread(export, &error))?;
         let others = exports.iter().filter(|other| other.id != export.id);
@@ -151,10 +150,11 @@ impl Doubts {
             self.meters.lock().unwrap_or_else(PoisonError::into_inner).remove(&export.meter);
             return Verdict::Rejected(reasons::IN_DOUBT.to_owned());
         }
-        Verdict::Later(Trouble::of_sink(format!("{}: {error}", reasons::IN_DOUBT), None))
+        untold(export, format!("{}: {error}", reasons::IN_DOUBT))
     }
 
-    async fn meter_id(&self, event_name: &str) -> Result<String, Verdict> {
+    async fn meter_id(&self, export: &Export) -> Result<String, Verdict> {
+        let event_name = &export.meter;
         let known = |meters: &Mutex<HashMap<String, String>>| {
             meters.lock().unwrap_or_else(PoisonError::into_inner).get(event_name).cloned()
         };
@@ -162,7 +162,7 @@ impl Doubts {
             return Ok(id);
         }
         let found = self.api.meters().await;
-        let found = found.map_err(|error| Verdict::Later(Trouble::of_sink(error, None)))?;
+        let found = found.map_err(|error| untold(export, error))?;
         *self.meters.lock().unwrap_or_else(PoisonError::into_inner) = found;
         known(&self.meters).ok_or_else(|| Verdict::Rejected(reasons::IN_DOUBT.to_owned()))
     }
@@ -182,6 +182,21 @@ impl Exporter for Stripe {
         }
         verdicts
     }
+}
+
+/// Stripe was asked and did not tell. Of what it would not take any more it need not be asked for
+/// ever: a person may know, or have it asked once more.
+fn untold(export: &Export, why: String) -> Verdict {
+    if is_too_old(export, Timestamp::now()) {
+        tracing::warn!(export.id = export.id, "Stripe tells nothing, and takes it no more: {why}");
+        return Verdict::Rejected(reasons::IN_DOUBT.to_owned());
+    }
+    Verdict::Later(Trouble::of_sink(why, None))
+}
+
+/// Not younger than planned: a day of the 35 is left.
+fn is_too_old(export: &Export, now: Timestamp) -> bool {
+    export.used_at < now.minus(OLDEST)
 }
 
 /// It may have arrived so long ago that its identifier is forgotten.

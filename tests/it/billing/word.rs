@@ -16,6 +16,7 @@ both_stores!(
     what_is_in_doubt_and_missing_is_sent_again,
     what_is_in_doubt_and_counted_is_done,
     a_doubt_that_stripe_does_not_answer_is_for_a_person,
+    a_doubt_that_is_too_old_does_not_wait_for_an_answer,
     what_was_not_sent_is_not_in_doubt,
     what_may_have_arrived_keeps_its_identifier,
     what_was_refused_only_is_planned_anew,
@@ -137,6 +138,27 @@ async fn a_doubt_that_stripe_does_not_answer_is_for_a_person(store: Store) {
     assert_eq!(app.books.events().await[0].reason.as_deref(), Some("in_doubt"));
     let said = app.process.stderr();
     assert!(!said.contains("left alone"), "nothing is wrong with the others: {said}");
+    app.finish().await;
+}
+
+async fn a_doubt_that_is_too_old_does_not_wait_for_an_answer(store: Store) {
+    let stripe = Stripe::start(&["cus_test"]).await;
+    let setup = with_stripe(Setup::new(store), &stripe);
+    let mut app = in_doubt_with(setup, &stripe, Fault::CutAfter).await;
+    // Five weeks later the key was revoked.
+    back(&app, "exports", "used_at", 35 * 24).await;
+    let key = app.environment.insert("STRIPE_SECRET_KEY".into(), "sk_test_revoked".into());
+    app.restart().await;
+    all(&app, "parked").await;
+    assert_eq!(app.books.events().await[0].reason.as_deref(), Some("in_doubt"));
+    // A new one is there: Stripe is asked once more, and tells.
+    app.kill9();
+    app.environment.extend(key.map(|key| ("STRIPE_SECRET_KEY".into(), key)));
+    stripe.tamper(|taken| taken[0].timestamp -= 35 * 24 * 3_600);
+    app.restart().await;
+    app.cli(&["events", "retry", "--parked"]).await;
+    all(&app, "exported").await;
+    assert_eq!(stripe.taken().len(), 1, "it was there");
     app.finish().await;
 }
 
