@@ -77,7 +77,7 @@ impl Watch {
 
     /// Holds of this process: as many are open as it has placed and not closed.
     async fn look_at_holds(&self) -> Result<(), StoreError> {
-        let quiet = self.ledger.measured().busy().await;
+        let quiet = self.ledger.measured().quiet().await;
         let open = within(QUIET_WAIT, self.store.open_holds(self.instance)).await;
         let expected = self.metrics.books.holds.expected_open();
         drop(quiet);

@@ -1,7 +1,7 @@
 //! What committing is measured by: each operation once, when it is decided for good.
 //!
 //! Invariant: while [`Measured::busy`] is held by nobody, all that this process has committed is
-//! counted, so that whoever waits for it can hold the counts against the books.
+//! counted, so that whoever waits for [`Measured::quiet`] can hold the counts against the books.
 
 use super::{Failed, committer::Decided};
 use crate::models::ids::RequestId;
@@ -15,7 +15,10 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 #[derive(Clone)]
 pub struct Measured {
     pub metrics: Arc<Metrics>,
-    quiet: Arc<Mutex<()>>,
+    own: Arc<Mutex<()>>,
+    /// Another, for a journal that another process has left may wait for the database long: as long
+    /// the own writer would not see that it is away.
+    others: Arc<Mutex<()>>,
     /// What was settled and not looked at since.
     settled: Arc<sync::Mutex<Vec<RequestId>>>,
     /// The holds are this process's, and not those of one that died.
@@ -27,8 +30,8 @@ const SETTLED_MAX: usize = 10_000;
 
 impl Measured {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        let (quiet, settled) = (Arc::default(), Arc::default());
-        Self { metrics, quiet, settled, is_own: true }
+        let (own, others, settled) = (Arc::default(), Arc::default(), Arc::default());
+        Self { metrics, own, others, settled, is_own: true }
     }
 
     /// For what a process that died has left behind.
@@ -37,9 +40,17 @@ impl Measured {
         Self { is_own: false, ..self.clone() }
     }
 
-    /// Held while something is committed and counted, or while nothing is to be.
+    /// Held while something is committed and counted.
     pub async fn busy(&self) -> OwnedMutexGuard<()> {
-        self.quiet.clone().lock_owned().await
+        let lock = if self.is_own { &self.own } else { &self.others };
+        lock.clone().lock_owned().await
+    }
+
+    /// Held while nothing is to be. What may be waited for long comes first, so that meanwhile
+    /// nobody waits for this.
+    pub async fn quiet(&self) -> [OwnedMutexGuard<()>; 2] {
+        let others = self.others.clone().lock_owned().await;
+        [others, self.own.clone().lock_owned().await]
     }
 
     pub fn batch(&self, sent: impl ExactSizeIterator<Item = Instant>, began: Instant) {
@@ -84,5 +95,27 @@ impl Measured {
     #[must_use]
     pub fn take_settled(&self) -> Vec<RequestId> {
         std::mem::take(&mut *self.settled.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn the_own_writer_does_not_wait_for_what_others_have_left() {
+        let own = Measured::new(Arc::default());
+        let others = own.of_others();
+        let busy = others.busy().now_or_never();
+        assert!(busy.is_some() && others.busy().now_or_never().is_none());
+        assert!(own.quiet().now_or_never().is_none(), "nothing is to be committed then");
+        let writing = own.busy().now_or_never();
+        assert!(writing.is_some(), "though somebody waits for quiet");
+        drop(busy);
+        assert!(own.quiet().now_or_never().is_none());
+        drop(writing);
+        let quiet = own.quiet().now_or_never();
+        assert!(quiet.is_some() && own.busy().now_or_never().is_none());
     }
 }
