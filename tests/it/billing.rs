@@ -455,6 +455,16 @@ async fn optional_meters_count_tokens(store: Store) {
     assert_eq!(stripe.sums("llm_input")["cus_test"], 3 * 7);
     assert_eq!(stripe.sums("llm_reasoning")["cus_test"], 3 * 4);
     assert_stripe_agrees(&app, &stripe, "cus_test").await;
+    // What else was sent than they sum to is named.
+    let differs = async |set: &str, back: &str, words: &str| {
+        app.books.tamper(&format!("UPDATE exports SET {set} WHERE unit = 1")).await;
+        let said = app.try_cli(&["verify"]).await;
+        assert!(!said.status.success() && said.stdout.contains(words), "{set}: {said:?}");
+        app.books.tamper(&format!("UPDATE exports SET {back} WHERE unit = 1")).await;
+    };
+    differs("value = value + 1", "value = value - 1", "is sent of").await;
+    let both = |by: &str| format!("value = value {by}, amount = amount {by}");
+    differs(&both("+ 1000"), &both("- 1000"), "is no sum of its members").await;
     app.finish().await;
 }
 

@@ -10,6 +10,7 @@ use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Outline, UsageCorrection};
 use crate::store::exports::ExportFilter;
 use crate::store::outbox::EventFilter;
+use crate::store::verify::GroupSum;
 use crate::store::{Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -169,7 +170,7 @@ fn check_event(event: &BillingEvent, rows: &Rows, report: &mut Report) {
 }
 
 /// Per customer: `amounts = values × unit + carried`; and each amount is that of its members, where
-/// none of them can be in an archive.
+/// none of them can be in an archive. What is not a charge is one of their sums.
 pub async fn check_exports(
     store: &dyn Store,
     archived: &Archived,
@@ -182,14 +183,18 @@ pub async fn check_exports(
         let Some(last) = exports.last() else { break };
         after.clone_from(&last.id);
         let groups: HashSet<String> = exports.iter().map(|e| e.event_group.clone()).collect();
-        let charges = store.group_charges(&groups.into_iter().collect::<Vec<_>>()).await?;
-        let charges: HashMap<String, i64> =
-            charges.into_iter().map(|group| (group.event_group, group.charge_nusd.0)).collect();
-        let counts = |export: &&Export| export.unit != 1 && export.state != DeliveryState::Void;
-        for export in exports.iter().filter(counts) {
-            let members = charges.get(&export.event_group).copied().unwrap_or_default();
+        let sums = store.group_sums(&groups.into_iter().collect::<Vec<_>>()).await?;
+        let sums: HashMap<&str, &GroupSum> =
+            sums.iter().map(|sum| (sum.event_group.as_str(), sum)).collect();
+        for export in exports.iter().filter(|export| export.state != DeliveryState::Void) {
             // Its members are of one minute; it has the time of the newest.
             let is_told = !archived.reach(export.used_at.minute_start());
+            let members = sums.get(export.event_group.as_str()).copied();
+            if export.unit == 1 {
+                check_counted(export, members.filter(|_| is_told), report);
+                continue;
+            }
+            let members = members.map_or(0, |sum| sum.charge_nusd.0);
             report.check(!is_told || members == export.amount, || {
                 format!("export {}: {} but its members sum to {members}", export.id, export.amount)
             });
@@ -197,6 +202,15 @@ pub async fn check_exports(
         }
     }
     carried.check(store, report).await
+}
+
+/// What is counted in ones is sent as it is. Which measure its meter had then, no row says: the
+/// configuration may be another one today.
+fn check_counted(export: &Export, members: Option<&GroupSum>, report: &mut Report) {
+    let Export { id, amount, value, .. } = export;
+    report.check(amount == value, || format!("export {id}: {value} is sent of {amount}"));
+    let is_sum = members.is_none_or(|sum| sum.counted.values().any(|counted| counted == amount));
+    report.check(is_sum, || format!("export {id}: {amount} is no sum of its members"));
 }
 
 /// What each customer's lane says that it carries, and what its exports leave. The lanes are read

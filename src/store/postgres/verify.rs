@@ -10,7 +10,7 @@ use crate::store::postgres::rows::{ids, select};
 use crate::store::table::{
     BILLING_EVENTS, Table, USAGE_CORRECTIONS, USAGE_RECORDS, postgres as sql,
 };
-use crate::store::verify::{GroupCharge, OUTLINES, VerifyStore, group_charges};
+use crate::store::verify::{GroupSum, OUTLINES, VerifyStore, group_sums};
 use async_trait::async_trait;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -65,9 +65,8 @@ impl VerifyStore for PostgresStore {
         select(&mut conn, &statement.into(), ids.to_vec()).await
     }
 
-    async fn group_charges(&self, groups: &[String]) -> Result<Vec<GroupCharge>, StoreError> {
-        let statement =
-            format!("SELECT row_to_json(r)::text FROM ({}) r", group_charges("= ANY($1)"));
+    async fn group_sums(&self, groups: &[String]) -> Result<Vec<GroupSum>, StoreError> {
+        let statement = format!("SELECT row_to_json(r)::text FROM ({}) r", group_sums("= ANY($1)"));
         let mut conn = self.begin().await?;
         select(&mut conn, &statement.into(), groups.to_vec()).await
     }

@@ -10,7 +10,7 @@ use crate::store::sqlite::reports::object;
 use crate::store::sqlite::rows::{classify, ids, select};
 use crate::store::sqlite::{SqliteStore, native};
 use crate::store::table::{BILLING_EVENTS, Table, USAGE_CORRECTIONS, USAGE_RECORDS};
-use crate::store::verify::{GROUP_CHARGE, GroupCharge, OUTLINES, VerifyStore, group_charges};
+use crate::store::verify::{GROUP_SUM, GroupSum, OUTLINES, VerifyStore, group_sums};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -56,9 +56,9 @@ impl VerifyStore for SqliteStore {
         self.listed(&BILLING_EVENTS, "id", ids).await
     }
 
-    async fn group_charges(&self, groups: &[String]) -> Result<Vec<GroupCharge>, StoreError> {
-        let names = object(GROUP_CHARGE.into_iter());
-        let statement = format!("SELECT {names} FROM ({}) r", group_charges(LISTED));
+    async fn group_sums(&self, groups: &[String]) -> Result<Vec<GroupSum>, StoreError> {
+        let names = object(GROUP_SUM.into_iter());
+        let statement = format!("SELECT {names} FROM ({}) r", group_sums(LISTED));
         let mut conn = self.readers.acquire().await.map_err(classify)?;
         select(&mut conn, &statement.into(), serde_json::to_string(groups)?).await
     }
