@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub struct Groups {
     lanes: BTreeMap<(String, String), Lane>,
-    groups: HashMap<String, Vec<Export>>,
+    exports: HashMap<String, Vec<Export>>,
+    /// Of which members are in an archive.
     partial: BTreeSet<String>,
 }
 
@@ -42,7 +43,7 @@ impl Groups {
         for export in exports {
             groups.entry(export.event_group.clone()).or_default().push(export);
         }
-        Self { lanes, groups, partial: partial.into_iter().collect() }
+        Self { lanes, exports: groups, partial: partial.into_iter().collect() }
     }
 
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
@@ -73,7 +74,7 @@ impl Groups {
         how: impl Fn(&mut Lane, &mut [Export]) -> Result<Option<Renewed>, OutOfRange>,
     ) -> Changed {
         let mut changed = Changed::default();
-        for (name, mut group) in std::mem::take(&mut self.groups) {
+        for (name, mut group) in std::mem::take(&mut self.exports) {
             let Some(first) = group.first() else { continue };
             let of = (first.sink.clone(), first.customer.clone());
             let Some(mut lane) = self.lanes.get(&of).cloned() else { continue };
