@@ -224,12 +224,24 @@ async fn a_change_of_price_changes_no_past_record(store: Store) {
 
 /// A stream that was broken off, counted because the upstream did not know it yet, and then known.
 pub async fn corrected(app: &TestApp) -> UsageRecord {
+    let (record, answer) = counted(app).await;
+    learn(app, &record, &answer).await;
+    record
+}
+
+/// The first half of it.
+pub async fn counted(app: &TestApp) -> (UsageRecord, Answer) {
     let answer = Answer::openrouter().no_usage();
     app.upstream.script(answer.stream());
     let got = app.chat(&streamed(MODEL)).await;
     got.ok();
     let record = app.record_of(&got).await;
     assert_eq!(record.source, "counted", "{record:#?}");
+    (record, answer)
+}
+
+/// And the second.
+pub async fn learn(app: &TestApp, record: &UsageRecord, answer: &Answer) {
     app.upstream.generation(0, answer.generation(12, 5, 0.000_001));
     // Not to be waited for: five minutes.
     let past = if matches!(app.books.pool, Pool::Sqlite(_)) {
@@ -243,7 +255,6 @@ pub async fn corrected(app: &TestApp) -> UsageRecord {
         rows.into_iter().find(|row| row["request_id"] == json!(record.id))
     })
     .await;
-    record
 }
 
 async fn a_late_truth_becomes_one_correction(store: Store) {

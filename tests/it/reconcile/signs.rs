@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Said;
 use crate::app::{Setup, Store, TestApp, eventually};
 use crate::billing::{known_to_stripe, with_openmeter, with_stripe};
-use crate::promises::corrected;
+use crate::promises::{counted, learn};
 use crate::sinks::openmeter::OpenMeter;
 use crate::sinks::stripe::Stripe;
 
@@ -13,14 +13,22 @@ use crate::sinks::stripe::Stripe;
 async fn told(setup: Setup) -> TestApp {
     let mut app = setup.env("TOLLGATE_SLOW_LOOKUP_EVERY_SECONDS", "1").start().await;
     known_to_stripe(&app).await;
-    corrected(&app).await;
-    eventually("both are told", async || {
-        let events = app.books.events().await;
-        (events.len() == 2 && events.iter().all(|event| event.state == "exported")).then_some(())
-    })
-    .await;
+    // One after the other, so that they are not merged.
+    let (record, answer) = counted(&app).await;
+    exported(&app, 1).await;
+    learn(&app, &record, &answer).await;
+    exported(&app, 2).await;
     app.kill9();
     app
+}
+
+async fn exported(app: &TestApp, events: usize) {
+    eventually("they are told", async || {
+        let told = app.books.events().await;
+        let all = told.len() == events && told.iter().all(|event| event.state == "exported");
+        all.then_some(())
+    })
+    .await;
 }
 
 /// Of the day of the first event.
