@@ -4,7 +4,7 @@
 //!
 //! `cargo bench --bench ledger`; a database that `BENCH_DATABASE_URL` names, of either kind and with
 //! whatever is in it, is measured beside a new SQLite file. An element is one request, placed and
-//! settled; «row by row» is the batch of one.
+//! settled; "row by row" is the batch of one.
 
 #![expect(clippy::expect_used, reason = "a bench fails loudly")]
 

@@ -40,7 +40,7 @@ pub enum Account {
         account: String,
         #[arg(long)]
         name: Option<String>,
-        /// A plan of the operator's table; «none» takes it away.
+        /// A plan of the operator's table; "none" takes it away.
         #[arg(long)]
         plan: Option<String>,
         /// Most to spend in a calendar month, in USD; for postpaid accounts.
@@ -94,7 +94,7 @@ pub async fn run_account(
             let (kind, limit_nusd) = match &plan {
                 Some(name) => {
                     let plan = table.plan(name);
-                    let plan = plan.with_context(|| format!("there is no plan «{name}»"))?;
+                    let plan = plan.with_context(|| format!("there is no plan '{name}'"))?;
                     (plan.kind, plan.limit_nusd)
                 }
                 None if postpaid => (AccountKind::Postpaid, limit),
@@ -111,7 +111,7 @@ pub async fn run_account(
         Account::Update { account, name, plan, limit, suspend, resume, stripe_customer } => {
             let plan = match plan.as_deref() {
                 Some("none") => Some(None),
-                Some(name) if table.plan(name).is_none() => bail!("there is no plan «{name}»"),
+                Some(name) if table.plan(name).is_none() => bail!("there is no plan '{name}'"),
                 other => other.map(|name| Some(name.to_owned())),
             };
             let patch = AccountPatch {
@@ -162,7 +162,7 @@ pub async fn find(store: &dyn Store, name_or_id: &str) -> anyhow::Result<account
         (None, Ok(id)) => store.account(id).await?,
         (found, _) => found,
     };
-    found.with_context(|| format!("there is no account «{name_or_id}»"))
+    found.with_context(|| format!("there is no account '{name_or_id}'"))
 }
 
 async fn list(store: &dyn Store, output: Output) -> anyhow::Result<()> {

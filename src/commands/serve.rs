@@ -94,7 +94,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     start_background(&app, &mut background);
     let (reloaded, mut hangups) = (app.clone(), hangups);
     background.run_until_stop(async move { reload::follow(&reloaded, &mut hangups).await });
-    let exports = start_exports(&app, &background.stop).await?;
+    let exports = start_exports(&app, &mut background).await?;
     serve(app, background, writer, leave_signals).await?;
     // A call under way is finished, or its lease ends.
     if tokio::time::timeout(EXPORT_WAIT, exports.wait()).await.is_err() {
@@ -145,7 +145,7 @@ async fn start_demo(config: &mut Config) -> anyhow::Result<()> {
         return Ok(());
     }
     tracing::warn!(
-        "no upstream is configured: a built-in DEMO answers as model «{}»; \
+        "no upstream is configured: a built-in DEMO answers as model '{}'; \
          set OPENROUTER_API_KEY or UPSTREAM_BASE_URL for a real one",
         demo::MODEL
     );
@@ -237,7 +237,7 @@ fn signup_terms(config: &SignupConfig, table: &OperatorTable) -> anyhow::Result<
         credit: *credit,
     };
     let Some(name) = plan else { return Ok(terms) };
-    let unknown = || format!("TOLLGATE_SIGNUP_PLAN: there is no plan «{name}»");
+    let unknown = || format!("TOLLGATE_SIGNUP_PLAN: there is no plan '{name}'");
     Ok(terms.by(table.plan(name).with_context(unknown)?))
 }
 
@@ -323,19 +323,24 @@ async fn register_sinks_later(store: &dyn Store, stop: &CancellationToken) {
 }
 
 /// The workers of the billing sinks.
-async fn start_exports(app: &App, background: &CancellationToken) -> anyhow::Result<TaskTracker> {
-    let tasks = TaskTracker::new();
+async fn start_exports(app: &App, background: &mut Background) -> anyhow::Result<TaskTracker> {
+    let (tasks, stop) = (TaskTracker::new(), background.stop.clone());
     match app.store.register_sinks(Timestamp::now()).await {
         Err(error) if error.is_transient() => {
-            let (store, stop) = (app.store.clone(), background.clone());
-            tasks.spawn(async move { register_sinks_later(store.as_ref(), &stop).await });
+            let (store, stop) = (app.store.clone(), stop.clone());
+            let registering = async move { register_sinks_later(store.as_ref(), &stop).await };
+            background.watch(tasks.spawn(registering));
         }
         registered => registered?,
     }
     let api = app.payments.api();
-    billing::start(&app.config.billing, &app.store, &app.metrics.sinks, api, &tasks, background)?;
-    let (customers, stop) = (app.payments.clone(), background.clone());
-    tasks.spawn(async move { customers.run_customers(stop).await });
+    let sinks = &app.metrics.sinks;
+    let workers = billing::start(&app.config.billing, &app.store, sinks, api, &tasks, &stop)?;
+    for worker in workers {
+        background.watch(worker);
+    }
+    let customers = app.payments.clone();
+    background.watch(tasks.spawn(async move { customers.run_customers(stop).await }));
     tasks.close();
     Ok(tasks)
 }
@@ -375,13 +380,13 @@ async fn serve(
     let bounds = Bounds::of(&app.config.server);
     let serving = server::serve(listener, router, signals.clone(), connections.clone(), bounds);
     let serving = tokio::spawn(serving);
-    tokio::select! {
-        () = leave_signals.wait() => {}
+    let failed = tokio::select! {
+        () = leave_signals.wait() => None,
         // Without it nothing can be charged: better no server than one that serves for nothing.
         _ = &mut writer => bail!("the ledger writer has ended"),
         error = unfit(app.store.as_ref()) => return Err(error.into()),
-        error = background.panicked() => return Err(error),
-    }
+        error = background.panicked() => Some(error),
+    };
     leave(&app, signals, connections).await;
     background.stop.cancel();
     serving.await?;
@@ -395,9 +400,10 @@ async fn serve(
     drop(app);
     // The last ways into the ledger are gone: the writer ends when all is written.
     match tokio::time::timeout(LEDGER_WAIT, writer).await {
-        Ok(ended) => ended.context("the ledger writer"),
+        Ok(ended) => ended.context("the ledger writer")?,
         Err(_) => bail!("the ledger could not be written out in time; recovery will settle it"),
     }
+    failed.map_or(Ok(()), Err)
 }
 
 /// SIGTERM and SIGINT, caught from when this is made.

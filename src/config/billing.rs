@@ -203,7 +203,7 @@ fn alerts(env: &mut Reader) -> Result<AlertTerms, ConfigError> {
         amount.ok_or_else(|| ConfigError(wanted.into()))
     });
     let budget_percents = self::percents(&percents).ok_or_else(|| {
-        let wanted = "TOLLGATE_BUDGET_ALERTS is neither «off» nor up to ten whole percentages \
+        let wanted = "TOLLGATE_BUDGET_ALERTS is neither 'off' nor up to ten whole percentages \
                       from 1 to 100, separated by commas";
         ConfigError(wanted.into())
     })?;
@@ -233,7 +233,7 @@ fn meters(charge: &str, others: &str) -> Result<Vec<Meter>, ConfigError> {
         let Some((_, measure)) = measure else {
             let known: Vec<&str> = Measure::OPTIONAL.iter().map(|(known, _)| *known).collect();
             let known = known.join(", ");
-            return Err(ConfigError(format!("STRIPE_METERS: «{class}» is not one of {known}")));
+            return Err(ConfigError(format!("STRIPE_METERS: '{class}' is not one of {known}")));
         };
         meters.push(Meter { event_name: name.to_owned(), measure: *measure });
     }

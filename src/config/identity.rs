@@ -171,7 +171,7 @@ fn trusted_proxies(env: &mut Reader) -> Result<Vec<IpNet>, ConfigError> {
 fn network(text: &str) -> Result<IpNet, ConfigError> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
     text.parse().or_else(|_| address()).map_err(|_| {
-        let message = format!("TOLLGATE_TRUSTED_PROXIES: «{text}» is no network like 10.0.0.0/8");
+        let message = format!("TOLLGATE_TRUSTED_PROXIES: '{text}' is no network like 10.0.0.0/8");
         ConfigError(message)
     })
 }

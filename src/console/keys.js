@@ -42,7 +42,7 @@ async function listed(again) {
 
 function end(key, again) {
   if (key.revoked_at) return "";
-  const click = () => ask(`End «${key.name}»?`,
+  const click = () => ask(`End '${key.name}'?`,
     el("p", {}, "Programs that use this key are refused from now on. This cannot be undone."),
     "End this key", async () => {
       await call(`/v1/keys/${key.id}`, { method: "DELETE" });
@@ -93,7 +93,7 @@ function show(key) {
       say("The key is selected: copy it with the keyboard.");
     }
   };
-  ask(`The key «${key.name}»`, [
+  ask(`The key '${key.name}'`, [
     el("p", {}, "Copy it now: it is not kept, and cannot be shown again."),
     el("p", { class: "field" }, secret),
     el("p", {}, el("button", { type: "button", click: copy }, "Copy")),

@@ -161,7 +161,7 @@ impl FromRequest<Arc<App>> for JsonBody {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
         check_type(request.headers())?;
-        // Whoever calls was asked for first.
+        // The principal was extracted first: it leaves the account here.
         let account = request.extensions().get().copied().ok_or(Error::MissingKey)?;
         let (max, room) = (app.config.server.body_bytes_max, app.bodies.room(account));
         collect_large(request, max, room).await.map(Self)

@@ -136,7 +136,7 @@ impl Serialize for UsdOfPico {
 
 impl PicoUsd {
     /// A price as decimal dollars per unit, rounded up to the next pico-USD. Negative prices mean
-    /// «unknown» (OpenRouter's router models) and are `None`.
+    /// "unknown" (OpenRouter's router models) and are `None`.
     #[must_use]
     pub fn parse_usd(text: &str) -> Option<Self> {
         let pico = parse_decimal(text, PICO_PER_USD_DIGITS, Rest::Up)?;

@@ -129,7 +129,7 @@ fn is_same(one: Timestamp, other: Timestamp) -> bool {
     one.floor(SLOT) == other.floor(SLOT)
 }
 
-// === as a column: «microseconds since the slot before, requests, tokens;» for each slot ===
+// === as a column: "microseconds since the slot before, requests, tokens;" for each slot ===
 
 impl Serialize for Slots {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -80,7 +80,7 @@ struct Size {
     limits: LimitsInForce,
 }
 
-/// «Comfortable»: the account has this many times the hold …
+/// "Comfortable": the account has this many times the hold …
 const COMFORTABLE_HOLDS: i64 = 16;
 /// … and had it this recently.
 const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);

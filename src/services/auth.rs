@@ -60,7 +60,7 @@ pub struct Auth {
     users: Option<Users>,
     /// What was told lately, also that there is nobody. By the hash of key or token.
     known: future::Cache<String, Option<Known>>,
-    /// Who was there when the store was last asked: for when it cannot be.
+    /// Valid callers of late: they go on when the store cannot be asked.
     last: sync::Cache<String, Known>,
     failures: Failures,
     uses: Uses,
@@ -150,7 +150,7 @@ impl Auth {
             self.measured.remembered.inc();
             return known.principal();
         }
-        // Who was there a while ago is nobody who guesses: others may share the address.
+        // A caller who was valid recently is not guessing: others may share the address.
         if !self.last.contains_key(&hash) {
             self.failures.check(from)?;
         }

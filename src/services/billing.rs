@@ -26,6 +26,7 @@ use std::time::Duration;
 use stripe::Stripe;
 use stripe::api::StripeApi;
 use stripe::stream::{self, StripeStream};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use webhook::Webhook;
@@ -45,7 +46,8 @@ pub fn start(
     api: Option<&Arc<StripeApi>>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-) -> Result<(), Error> {
+) -> Result<Vec<JoinHandle<()>>, Error> {
+    let mut workers = Vec::new();
     let terms =
         |sink| Terms { wait: config.wait, lease: config.lease, measured: metrics.sender(sink) };
     if let Some((stripe, api)) = config.stripe.as_ref().filter(|stripe| stripe.is_sink).zip(api) {
@@ -54,32 +56,38 @@ pub fn start(
             let exporter =
                 StripeStream::new(stripe, stream, store.clone(), api.clone(), config.wait);
             let queue = ExportQueue::new(store.clone(), meters, stream::EVENTS_PER_CALL);
-            run(queue, exporter, terms(STRIPE), tasks, stop);
+            workers.push(run(queue, exporter, terms(STRIPE), tasks, stop));
         } else {
             let exporter = Stripe::new(stripe, store.clone(), api.clone());
             let queue = ExportQueue::new(store.clone(), meters, 1);
-            run(queue, exporter, terms(STRIPE), tasks, stop);
+            workers.push(run(queue, exporter, terms(STRIPE), tasks, stop));
         }
     }
     if let Some(openmeter) = &config.openmeter {
         let exporter = OpenMeter::new(openmeter, config.wait)?;
         let queue = EventQueue::new(store.clone(), OpenMeter::SINK, openmeter::EVENTS_PER_CALL);
-        run(queue, exporter, terms(OpenMeter::SINK), tasks, stop);
+        workers.push(run(queue, exporter, terms(OpenMeter::SINK), tasks, stop));
     }
     if let Some(webhook) = &config.webhook {
         let exporter = Webhook::new(webhook, config.wait)?;
         let queue = EventQueue::new(store.clone(), Webhook::SINK, 1);
-        run(queue, exporter, terms(Webhook::SINK), tasks, stop);
+        workers.push(run(queue, exporter, terms(Webhook::SINK), tasks, stop));
     }
-    Ok(())
+    Ok(workers)
 }
 
-fn run<Q, E>(queue: Q, exporter: E, terms: Terms, tasks: &TaskTracker, stop: &CancellationToken)
+fn run<Q, E>(
+    queue: Q,
+    exporter: E,
+    terms: Terms,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> JoinHandle<()>
 where
     Q: Queue + 'static,
     E: Exporter<Parcel = Q::Parcel> + 'static,
 {
     let worker = Worker { queue, exporter, terms };
     let stop = stop.clone();
-    tasks.spawn(async move { worker.run(stop).await });
+    tasks.spawn(async move { worker.run(stop).await })
 }

@@ -148,7 +148,8 @@ impl Exchange {
         self.live.as_deref().is_some_and(|live| live.is_streamed)
     }
 
-    /// What the hold of a plain answer was to be: that cannot be ended where its money does.
+    /// The whole hold that a plain answer needs, because it cannot be cut off where the money ends.
+    /// `None` for a stream.
     #[must_use]
     pub fn needs(&self) -> Option<NanoUsd> {
         let plain = self.live.as_deref().filter(|live| !live.is_streamed);
@@ -438,9 +439,13 @@ impl Live {
     }
 
     async fn next_frame(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
-        if let Some(frame) = self.peeked.take() {
-            return Ok(Some(frame));
+        match self.peeked.take() {
+            Some(frame) => Ok(Some(frame)),
+            None => self.body_frame(idle).await,
         }
+    }
+
+    async fn body_frame(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
         let Leg::Reading(body) = &mut self.leg else {
             return Ok(None);
         };

@@ -1,7 +1,7 @@
 //! Late truths: a request that was settled by an estimate is asked after for a day.
 //!
 //! Invariant: the usage record stays as it was; the charge is put right by one correcting ledger
-//! entry. A 404 means «not yet». Also does the store's housekeeping.
+//! entry. A 404 means "not yet". Also does the store's housekeeping.
 
 use crate::models::hold::PendingLookup;
 use crate::models::money::NanoUsd;

@@ -143,7 +143,7 @@ async fn look_up(settler: &Settler, hold: &Hold) -> Option<Found> {
     let id = hold.generation_id.as_deref()?;
     let Some(upstream) = settler.upstreams.get(&hold.upstream) else {
         let name = &hold.upstream;
-        tracing::warn!(request.id = %hold.request_id, "there is no upstream «{name}» to be asked");
+        tracing::warn!(request.id = %hold.request_id, "there is no upstream '{name}' to be asked");
         return None;
     };
     upstream.look_up(id, &settler.stop).await

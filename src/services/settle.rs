@@ -59,7 +59,7 @@ pub struct Settler {
 /// A hold of ours, and the one right to close it.
 #[must_use]
 pub struct OpenHold {
-    /// Its upstream and its price are those that follow.
+    /// Its `upstream` and `price_id` name the two fields below.
     pub hold: Hold,
     pub upstream: Arc<Upstream>,
     pub price: Arc<Price>,

@@ -328,7 +328,7 @@ impl Judge {
     }
 
     fn failure(&self) -> Option<Error> {
-        // OpenRouter may only stop for the reason «error».
+        // OpenRouter may only stop for the reason "error".
         let unexplained = || Failure::default().within(&self.operator);
         self.reading.has_failed.then(|| self.failure.clone().unwrap_or_else(unexplained))
     }

@@ -37,7 +37,7 @@ const RECORDS_PER_PAGE: usize = 1_000;
 struct Progress {
     /// Accounts up to this one have been looked at in this pass …
     accounts: Option<AccountId>,
-    /// … and so many of them were different; in the last pass it was so many.
+    /// … of which this many did not fit, in this pass and in the one before.
     different: i64,
     different_before: i64,
     /// Of records that were looked at.

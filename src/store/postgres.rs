@@ -64,7 +64,7 @@ pub struct PostgresStore {
 /// (Supabase's smallest: 15 in all).
 const BOOKS_CONNECTIONS_MAX: u32 = 2;
 const CONNECTIONS_MAX: u32 = 3;
-/// A connection that is not to be had in this time is not to be had.
+/// How long a caller waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a transaction that looks rows up by keys. While the database has no statistics of a table, as
 /// of each month's new one, it would rather read the whole of it, for as long as the plan is kept.

@@ -78,12 +78,14 @@ impl SqliteStore {
         Self::open_or(IfMissing::Make, url, events).await
     }
 
-    /// The file that an address means, by one name however it is spelt.
+    /// The file that an address means, by one name however it is spelt: so it is made when it is
+    /// missing, because only what is there has one.
     ///
     /// # Errors
     /// [`StoreError::Setup`] when the address does not parse.
     pub fn file(url: &str) -> Result<PathBuf, StoreError> {
         let file = options(url)?.get_filename().to_owned();
+        make(&file);
         Ok(std::fs::canonicalize(&file).unwrap_or(file))
     }
 

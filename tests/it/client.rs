@@ -296,7 +296,7 @@ impl Exchange {
         let length = self.answer.header("content-length").and_then(|text| text.parse().ok());
         self.framing = Some(match length {
             Some(length) => Framing::Length(length),
-            // «No content» has no body, and says nothing of one.
+            // "No content" has no body, and says nothing of one.
             None if [204, 304].contains(&self.answer.status) => Framing::Length(0),
             None if self.answer.header("transfer-encoding").is_some() => {
                 Framing::Chunked(Dechunker::default())

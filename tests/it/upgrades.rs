@@ -157,7 +157,7 @@ fn migrations_let_the_version_before_run_beside() {
             }
         }
     }
-    assert!(found.is_empty(), "without «{NOTE} …»:\n{}", found.join("\n"));
+    assert!(found.is_empty(), "without '{NOTE} …':\n{}", found.join("\n"));
 }
 
 /// The statements that need a note and have none.

@@ -1,15 +1,15 @@
 //! What goes on beside requests, until the process is about to end.
 //!
-//! Invariant: a task that panics ends the process. Without it leases would not be renewed, or
-//! orphans not found, and nobody would know.
+//! Invariant: a task that panics ends the process, in good order. Without it leases would not be
+//! renewed, orphans not found or usage not exported, and nobody would know.
 
 use std::future::Future;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub struct Background {
     pub stop: CancellationToken,
-    tasks: JoinSet<()>,
+    tasks: JoinSet<Result<(), JoinError>>,
 }
 
 impl Background {
@@ -22,7 +22,12 @@ impl Background {
     where
         T: Future<Output = ()> + Send + 'static,
     {
-        self.tasks.spawn(task(self.stop.clone()));
+        self.watch(tokio::spawn(task(self.stop.clone())));
+    }
+
+    /// Looks after a task that somebody else waits for.
+    pub fn watch(&mut self, task: JoinHandle<()>) {
+        self.tasks.spawn(task);
     }
 
     /// Runs what may be dropped wherever it is.
@@ -38,7 +43,7 @@ impl Background {
     /// Ends when one of them has panicked. Some have nothing to do, and end at once.
     pub async fn panicked(&mut self) -> anyhow::Error {
         while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
+            if let Err(error) = ended.and_then(|task| task) {
                 return anyhow::Error::new(error).context("a task beside the requests");
             }
         }

@@ -23,7 +23,7 @@ pub async fn print(app: &App, address: SocketAddr) -> anyhow::Result<()> {
     }
 }
 
-/// Where a client on this machine reaches us: nobody can call the address «any».
+/// Where a client on this machine reaches us: nobody can call the address "any".
 fn base(mut address: SocketAddr) -> String {
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());

@@ -89,7 +89,7 @@ fn parse(text: &str, terms: UpstreamTerms, keys: Keys<'_>) -> Result<Vec<Upstrea
     let file: File = toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         let message = error.message();
-        // «invalid type: string "sk-…", expected …»: the value is not for a log.
+        // `invalid type: string "sk-…", expected …`: the value is not for a log.
         let what = if message.contains("invalid type") || message.contains("invalid value") {
             message.split_once(", expected").map_or("a value of another type", |(_, rest)| rest)
         } else {
@@ -106,7 +106,7 @@ fn parse(text: &str, terms: UpstreamTerms, keys: Keys<'_>) -> Result<Vec<Upstrea
             return Err(Fault(at, format!("more than {UPSTREAMS_MAX} upstreams")));
         }
         if !names.insert(upstream.name.clone()) {
-            return Err(Fault(at, format!("there are two upstreams «{}»", upstream.name)));
+            return Err(Fault(at, format!("there are two upstreams '{}'", upstream.name)));
         }
         list.push(upstream);
     }
@@ -337,7 +337,7 @@ mod tests {
             ("disconnect = \"maybe\"", 4, "must be one of"),
             ("head_seconds = 0", 4, "one second"),
             ("[upstream.rename]\n\"x\" = \"\"", 5, "empty"),
-            ("[[upstream]]\nname = \"a\"\nkind = \"openrouter\"", 4, "two upstreams «a»"),
+            ("[[upstream]]\nname = \"a\"\nkind = \"openrouter\"", 4, "two upstreams 'a'"),
             ("[[upstream]]\nname = \"b\"\nkind = \"openai\"", 5, "`base_url` is missing"),
             ("[[upstream]]\nname = \"b c\"\nkind = \"openrouter\"", 5, "a name is"),
             ("[[upstream]]\nname = \"b\"\nkind = \"other\"", 6, "`kind` must be one of"),

@@ -31,7 +31,6 @@ const LITELLMS: &[&str] = &[
     "complete_response",
     "context_window_fallback_dict",
     "custom_llm_provider",
-    "drop_params",
     "extra_body",
     "extra_headers",
     "extra_query",
@@ -46,7 +45,6 @@ const LITELLMS: &[&str] = &[
     "model_config",
     "model_info",
     "model_list",
-    "no-log",
     "num_retries",
     "prompt_id",
     "prompt_label",
@@ -70,6 +68,8 @@ const LITELLMS: &[&str] = &[
 /// How the names begin of what LiteLLM sets itself on its way, and of what makes it answer without
 /// a model.
 const BEGINNINGS: &[&str] = &["_", "litellm_", "mock_"];
+/// … but for those by which a client only names its calls.
+const NAMES: &[&str] = &["litellm_session_id", "litellm_trace_id"];
 /// How the other lists of models to turn to end.
 const FALLBACKS: &str = "_fallbacks";
 /// What is in the names of all prices by which LiteLLM says what an answer cost.
@@ -79,7 +79,7 @@ const PRICES: &[&str] = &["cost_per_", "token_cost"];
 #[must_use]
 pub fn is_refused(name: &str) -> bool {
     [OF_OTHERS, CAPS, LITELLMS].iter().any(|names| names.contains(&name))
-        || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+        || BEGINNINGS.iter().any(|it| name.starts_with(it)) && !NAMES.contains(&name)
         || name.ends_with(FALLBACKS)
         || PRICES.iter().any(|part| name.contains(part))
 }
@@ -104,7 +104,9 @@ mod tests {
         }
         for name in [
             "audio",
+            "drop_params",
             "frequency_penalty",
+            "litellm_session_id",
             "logprobs",
             "max_completion_tokens",
             "metadata",

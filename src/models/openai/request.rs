@@ -107,7 +107,7 @@ impl<'a> Members<'a> {
             return Ok(());
         }
         self.has_fees |= WITH_FEES.contains(&lower.as_str()) && value.get() != "null";
-        self.is_steered |= lower == PROVIDER;
+        self.is_steered |= lower == PROVIDER && !["null", "{}"].contains(&value.get());
         let unsupported =
             |name| invalid(&format!("'{name}' in '{lower}' is not supported here."), None);
         match lower.as_str() {
@@ -192,7 +192,7 @@ impl<'a> ChatRequest<'a> {
             include_usage: include_usage(raw.stream_options)?,
             completion_tokens_max: completion_tokens_max(&raw)?,
             choices: choices(raw.n)?,
-            probabilities: probabilities(&raw)?,
+            probabilities: probabilities(&raw),
             body,
             raw,
         })
@@ -372,12 +372,17 @@ fn choices(raw: Option<&RawValue>) -> Result<i64, Invalid> {
     Ok(positive(raw, "n", CHOICES_MAX)?.unwrap_or(1))
 }
 
-/// A token's own, and those of the likeliest in its place.
-fn probabilities(raw: &Members<'_>) -> Result<i64, Invalid> {
-    let own: Option<bool> = optional(raw.logprobs, "logprobs", "a boolean")?;
-    let likeliest: Option<i64> = optional(raw.top_logprobs, "top_logprobs", "an integer")?;
-    let likeliest = likeliest.unwrap_or_default().max(0);
-    Ok(if own == Some(true) { likeliest.saturating_add(1) } else { likeliest })
+/// A token's own, and those of the likeliest in its place. Other types are the upstream's to
+/// refuse.
+fn probabilities(raw: &Members<'_>) -> i64 {
+    let number = |raw: Option<&RawValue>| raw.and_then(|raw| raw.get().parse().ok());
+    let own = match raw.logprobs.map(RawValue::get) {
+        Some("true") => 1,
+        // Together's: how many of the likeliest.
+        _ => number(raw.logprobs).unwrap_or(0_i64),
+    };
+    let likeliest = number(raw.top_logprobs).unwrap_or(0_i64);
+    own.max(0).saturating_add(likeliest.max(0))
 }
 
 fn positive(raw: Option<&RawValue>, param: &'static str, max: i64) -> Result<Option<i64>, Invalid> {

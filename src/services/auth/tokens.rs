@@ -146,7 +146,7 @@ impl Claims {
     }
 }
 
-/// The signature is checked before the claims, so that «expired» is only said of what was good.
+/// The signature is checked before the claims, so that "expired" is only said of what was good.
 fn refusal(fault: &Fault) -> Error {
     Error::WrongToken(match fault.kind() {
         ErrorKind::ExpiredSignature => return Error::ExpiredToken,

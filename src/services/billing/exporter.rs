@@ -1,6 +1,6 @@
 //! What a sink is to the worker: one call with some parcels, and a verdict on each.
 //!
-//! Invariant: a verdict never says «rejected» of what another try could deliver, nor «delivered» of
+//! Invariant: a verdict never says "rejected" of what another try could deliver, nor "delivered" of
 //! what the sink did not say so of.
 
 use crate::services::http::Silence;
@@ -25,6 +25,23 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Of a parcel that was not sent by itself, after it was refused with others where that is so:
+    /// then it waits, so that those that are well do not wait behind it.
+    pub fn unsent(refused: Option<String>) -> Self {
+        match refused {
+            Some(why) => Self::Later(Trouble::of_parcel(why, None).not_taken()),
+            None => Self::Untouched,
+        }
+    }
+
+    /// Why a call was refused as a whole.
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Together(why) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
     /// Of a parcel that nothing else was refused with.
     pub fn alone(self) -> Self {
         match self {

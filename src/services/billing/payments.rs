@@ -200,13 +200,12 @@ impl Payments {
     ) -> Result<Option<Decided>, Error> {
         let known = self.store.subscription(&told.id).await?;
         let status = serde_json::from_value(told.status.clone().into()).ok();
-        let goes_on = known.as_ref().is_some_and(|it| it.status.is_good())
-            && status.is_some_and(SubscriptionStatus::is_good);
+        // When what it names is there, the event may come again.
+        let may_wait = known.is_none() || status.is_some_and(SubscriptionStatus::is_good);
         let is_plan = |name: &String| self.catalog.plan(name).is_some();
         let plan = match told.named_plans.first() {
             Some(name) if is_plan(name) => Some(name.clone()),
-            // Nothing but the plan would be another: when it is there, the event may come again.
-            Some(_) if known.is_none() || goes_on => {
+            Some(_) if may_wait => {
                 return Ok(Some(Decided::refused(told.id, "unknown_plan")));
             }
             Some(_) => None,
@@ -222,8 +221,8 @@ impl Payments {
         };
         let account_id = match (account, &known) {
             (Ok(account_id), _) => account_id,
-            (Err(_), Some(known)) => known.account_id,
-            (Err(why), None) => return Ok(Some(Decided::refused(told.id, why))),
+            (Err(_), Some(known)) if !may_wait || told.account.is_none() => known.account_id,
+            (Err(why), _) => return Ok(Some(Decided::refused(told.id, why))),
         };
         let Some(status) = status else {
             return Ok(Some(Decided::refused(told.id, "unknown_status")));

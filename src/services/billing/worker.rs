@@ -138,12 +138,13 @@ where
     async fn send(&self, lane: Lane<Q::Parcel>, round: &Round<'_>) -> Done<Q::Parcel> {
         let mut done = Vec::new();
         let mut is_well = true;
-        let mut waiting: Vec<Vec<Q::Parcel>> = lane.into_iter().rev().collect();
-        while let Some(parcels) = waiting.pop() {
+        let unsent = |parcels| Call { parcels, refused: None };
+        let mut waiting: Vec<Call<Q::Parcel>> = lane.into_iter().rev().map(unsent).collect();
+        while let Some(Call { parcels, refused }) = waiting.pop() {
             let verdicts = if is_well && round.may_send() {
                 self.call(&parcels, round).await
             } else {
-                vec![Verdict::Untouched; parcels.len()]
+                vec![Verdict::unsent(refused); parcels.len()]
             };
             is_well &= !verdicts.iter().any(|verdict| matches!(verdict, Verdict::Later(_)));
             let ended = parcels.into_iter().zip(verdicts);
@@ -220,12 +221,21 @@ fn lock(standing: &Mutex<Standing>) -> MutexGuard<'_, Standing> {
     standing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A call that is to be made.
+struct Call<P> {
+    parcels: Vec<P>,
+    /// Why the sink refused them, together with others.
+    refused: Option<String>,
+}
+
 /// Puts what was refused together before what waits; what was refused alone is done with.
-fn halve<P>(mut refused: Done<P>, done: &mut Done<P>, waiting: &mut Vec<Vec<P>>) {
+fn halve<P>(mut refused: Done<P>, done: &mut Done<P>, waiting: &mut Vec<Call<P>>) {
     if refused.len() > 1 {
         let second = refused.split_off(refused.len() / 2);
-        let halves = [second, refused].into_iter();
-        waiting.extend(halves.map(|half| half.into_iter().map(|(parcel, _)| parcel).collect()));
+        waiting.extend([second, refused].map(|half| Call {
+            refused: half.first().and_then(|(_, verdict)| verdict.refusal()),
+            parcels: half.into_iter().map(|(parcel, _)| parcel).collect(),
+        }));
     } else {
         done.extend(refused.into_iter().map(|(parcel, verdict)| (parcel, verdict.alone())));
     }

@@ -94,7 +94,7 @@ impl OperatorTable {
         }
         let file = File::parse(text)?;
         if let Some(amount) = file.amounts().find(|text| !is_written_out(text)) {
-            return Err(format!("«{amount}» is not a number that is written out, like 0.15"));
+            return Err(format!("'{amount}' is not a number that is written out, like 0.15"));
         }
         Self::of(&file)
     }
@@ -110,7 +110,7 @@ impl OperatorTable {
     fn of(file: &File) -> Result<Self, String> {
         let table = file.read().map_err(|Unreadable(text)| {
             format!(
-                "«{text}» is neither a decimal number in quotes, nor an RFC 3339 time, nor a rate \
+                "'{text}' is neither a decimal number in quotes, nor an RFC 3339 time, nor a rate \
                  of 1 or more"
             )
         })?;
@@ -125,22 +125,22 @@ impl OperatorTable {
         for plan in &self.plans {
             let name = plan.name.as_str();
             if name.trim().is_empty() || name.chars().any(char::is_control) {
-                return Err(format!("a plan cannot be called «{}»", name.escape_debug()));
+                return Err(format!("a plan cannot be called '{}'", name.escape_debug()));
             }
             if !names.insert(name) {
-                return Err(format!("there are two plans «{name}»"));
+                return Err(format!("there are two plans '{name}'"));
             }
             if plan.kind == AccountKind::Prepaid && plan.limit_nusd.is_some() {
-                return Err(format!("plan «{name}» is prepaid, and only postpaid has a limit"));
+                return Err(format!("plan '{name}' is prepaid, and only postpaid has a limit"));
             }
             if plan.limits().any(|limit| limit < NanoUsd::ZERO) {
-                return Err(format!("plan «{name}» has a limit below zero"));
+                return Err(format!("plan '{name}' has a limit below zero"));
             }
         }
         let prices = self.prices.iter().map(|row| row.plan.as_deref());
         let mut rows = prices.chain(self.markups.iter().map(|row| row.plan.as_deref())).flatten();
         match rows.find(|plan| !names.contains(plan)) {
-            Some(plan) => Err(format!("a row is for the plan «{plan}», which is not in the table")),
+            Some(plan) => Err(format!("a row is for the plan '{plan}', which is not in the table")),
             None => Ok(()),
         }
     }

@@ -5,6 +5,7 @@
 //! first event, a plain one's when it is whole.
 
 use super::{Answer, Form, Leg, Live, not_a_completion};
+use crate::config::UpstreamKind;
 use crate::error::Error;
 use crate::models::attempt::ATTEMPTS_MAX;
 use crate::models::money::Tokens;
@@ -134,20 +135,22 @@ impl Live {
     async fn first_event(&mut self) -> Result<(), Error> {
         let idle = self.open.upstream.terms.idle;
         let until = tokio::time::Instant::now() + FIRST_EVENT_WAIT;
-        let mut read = Bytes::new();
         // Comments and pieces come before it.
-        while first_event(&read, |_| ()).is_none() && read.len() < FIRST_EVENT_BYTES_MAX {
-            let frame = tokio::time::timeout_at(until, self.next_frame(idle)).await;
+        while !self.peeked.as_ref().is_some_and(has_event) {
+            let frame = tokio::time::timeout_at(until, self.body_frame(idle)).await;
             let Ok(frame) = frame else { break };
             let frame = frame?.ok_or(Error::UpstreamTruncated)?;
-            read = if read.is_empty() { frame } else { [read, frame].concat().into() };
+            // Kept where a drain finds it, should the client leave now.
+            self.peeked = Some(match self.peeked.take() {
+                Some(read) => [read, frame].concat().into(),
+                None => frame,
+            });
         }
+        let Some(read) = self.peeked.take() else { return Ok(()) };
         if begins_with_failure(&read) {
             return Err(not_a_completion("an error in the first event"));
         }
-        if !read.is_empty() {
-            self.peek(read);
-        }
+        self.peek(read);
         Ok(())
     }
 
@@ -189,8 +192,9 @@ impl Live {
         let id = id.filter(|_| self.open.upstream.kind.has_lookup());
         self.open.end_attempt(failure(error), status, id);
         let upstream = &self.open.upstream;
-        // It has the provider that its client named to blame, or whoever named it.
-        let is_news = !self.is_steered || !is_of_model(error);
+        // The provider that its client asked for is to blame, or the client.
+        let is_steered = self.is_steered && upstream.kind == UpstreamKind::OpenRouter;
+        let is_news = !is_steered || !is_of_model(error);
         if is_news && upstream.health.has_failed(&self.open.hold.model, error, Instant::now()) {
             tracing::error!(upstream = upstream.name, "an upstream is left alone: {error}");
         }
@@ -233,6 +237,11 @@ impl Live {
         // So that recovery knows where to ask, should there be something to ask for.
         self.open.note(None, Tokens(0));
     }
+}
+
+/// Whether there is a whole event with data in it, or too much for there to come one.
+fn has_event(read: &Bytes) -> bool {
+    first_event(read, |_| ()).is_some() || read.len() >= FIRST_EVENT_BYTES_MAX
 }
 
 /// Whether the first event in a frame that has data says that the upstream failed, in a way that

@@ -243,7 +243,7 @@ impl Committer {
     ) -> Result<Vec<(LedgerOp, Decided)>, Failed> {
         let deadline = Deadline::after(Some(COMMIT_TIMEOUT));
         if ops.is_empty() {
-            // Asks by the way that commits go, not by that of readers, who may hang.
+            // Asks on the connection that commits: a reader's may hang.
             let asked = within(deadline.left(), self.store.commit(&[], Timestamp::now())).await;
             return asked.map(|_| Vec::new()).map_err(|_| Failed::Away);
         }

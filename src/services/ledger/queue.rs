@@ -18,7 +18,7 @@ const COMPANY_WAIT: Duration = Duration::from_millis(10);
 /// as long as a commit takes, for a process that dies meanwhile has called an upstream without a
 /// hold.
 const AHEAD_WAIT: Duration = Duration::from_millis(2);
-/// Who waits is not kept waiting longer for others.
+/// An operation that somebody waits for is not held back longer for the company of others.
 const GATHER_MAX: Duration = Duration::from_millis(5);
 
 pub struct Queue {
@@ -131,7 +131,7 @@ impl Queue {
         }
     }
 
-    /// Who may be about to write, with who does: each has a place reserved for its settlement.
+    /// Requests that may still write: each has a place reserved for its settlement.
     fn company(&self) -> usize {
         let in_flight = self.receiver.max_capacity() - self.receiver.capacity();
         if self.last.awaited > 1 { in_flight } else { 0 }

@@ -1,4 +1,4 @@
-//! How callers are told: remembered, or asked of the store or the auth server.
+//! Where callers' identities come from: remembered, or asked of the store or the auth server.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

@@ -95,7 +95,7 @@ fn priced(text: &str, charge: Option<NanoUsd>) -> Option<Edits> {
     Some(edits)
 }
 
-/// Whether there can be a member with «cost» in its name, which may be spelt with escapes.
+/// Whether there can be a member with "cost" in its name, which may be spelt with escapes.
 fn names_cost(text: &str) -> bool {
     text.contains("cost") || text.contains("\\u00")
 }

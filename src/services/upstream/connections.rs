@@ -106,8 +106,8 @@ impl Connections {
                         home,
                     }));
                 }
-                // The server had closed it before it took anything. The next is another idle one,
-                // of which there is an end, or a new one.
+                // The server had closed it before it took anything. The next is another idle one
+                // or, when they are used up, a new one.
                 Err(mut unsent) if line.is_used && unsent.message().is_some() => {
                     request = unsent.take_message().ok_or_else(gone)?;
                 }

@@ -1,4 +1,4 @@
-//! How an upstream has been of late, as its answers to clients tell: nobody is asked for it.
+//! How an upstream has been doing, by its answers to clients: there are no probes.
 //!
 //! Invariants: what is known decides the order in which upstreams are tried, and never keeps a call
 //! from being made; a failure that a model's provider may be the cause of counts against that model

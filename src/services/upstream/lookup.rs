@@ -1,6 +1,6 @@
 //! Asks OpenRouter afterwards what a generation used and cost: `GET /generation?id=`.
 //!
-//! A 404 means «not yet»: the row appears some time after the answer's end, later for interrupted
+//! A 404 means "not yet": the row appears some time after the answer's end, later for interrupted
 //! streams. So it is asked again with doubling pauses until the configured time is over.
 
 use super::Upstream;

@@ -48,7 +48,7 @@ fn after_text(answer: &Answer, rest: &str) -> Script {
     script
 }
 
-/// As OpenRouter sends them: beside a choice that stops for the reason «error».
+/// As OpenRouter sends them: beside a choice that stops for the reason "error".
 fn error_event(answer: &Answer, error: &str) -> String {
     let chunk = answer.choice_event(0, r#"{"content":""}"#, r#""error""#);
     let members = format!(r#"{{"error":{error},"user_id":"{}","#, secrets());
@@ -87,8 +87,8 @@ fn errors() -> Vec<Fault> {
         stream("an error", "within a choice", move |it| after_text(it, &inside(it))),
         stream("an error", "twice", move |it| after_text(it, &(bare() + &bare()))),
         stream("an error with usage on it", "", move |it| after_text(it, &usage(it))),
-        stream("finish_reason «error» and no error", "", move |it| after_text(it, &reason(it))),
-        stream("finish_reason «error», no error, then `[DONE]`", "", move |it| {
+        stream("finish_reason 'error' and no error", "", move |it| after_text(it, &reason(it))),
+        stream("finish_reason 'error', no error, then `[DONE]`", "", move |it| {
             after_text(it, &(reason(it) + DONE))
         }),
         stream("an error as first event", "", move |it| {

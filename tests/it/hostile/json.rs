@@ -132,16 +132,19 @@ async fn more_probabilities_than_can_be_read_are_refused() {
     }
     app.assert_untouched().await;
     let taken = [
+        // Together's, and what clients of LiteLLM say of their calls.
+        body(false, r#""max_tokens":9"#).replace("true,", "5,"),
+        body(false, r#""drop_params":true,"litellm_session_id":"cline-1""#),
         body(false, r#""top_logprobs":20"#),
         body(false, r#""top_logprobs":20,"n":8,"max_tokens":100"#),
         body(true, r#""top_logprobs":20,"n":8"#),
     ];
-    for (body, streams) in taken.iter().zip([false, false, true]) {
+    for (body, streams) in taken.iter().zip([false, false, false, false, true]) {
         let answer = Answer::openrouter();
         app.upstream.script(if streams { answer.stream() } else { answer.plain() });
         app.ask(&Ask::post_json(CHAT, body).bearer(&app.key)).await.ok();
     }
-    app.records(3).await;
+    app.records(5).await;
     app.finish().await;
 }
 

@@ -83,7 +83,7 @@ pub struct Stripe {
     pub faults: Arc<Faults>,
 }
 
-/// How long identifiers and idempotency keys are known: it says «at least» so long.
+/// How long identifiers and idempotency keys are known: it says "at least" so long.
 const KEPT_SECONDS: i64 = 86_400;
 
 impl Stripe {

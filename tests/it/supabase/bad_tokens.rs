@@ -81,8 +81,8 @@ impl Forger {
             let header = json!({"alg": name, "typ": "JWT"});
             let text = self.claims().to_string();
             let bare = format!("{}.{}.", encoded(&header.to_string()), encoded(&text));
-            cases.push((format!("alg «{name}» without a signature"), bare));
-            cases.push((format!("alg «{name}» with a good signature"), self.headed(&header)));
+            cases.push((format!("alg '{name}' without a signature"), bare));
+            cases.push((format!("alg '{name}' with a good signature"), self.headed(&header)));
         }
         let mut add = |name: &str, token| cases.push((name.to_string(), token));
         add("no alg", self.headed(&json!({"kid": self.key.id})));

@@ -54,7 +54,7 @@ async fn a_fault_is_told_with_its_line() {
     for (text, words) in [
         (format!("{ONE}api_key = \"sk-secret\""), "line 5: a key does not stand in the file"),
         (format!("{ONE}waight = 2"), "line 5: unknown field `waight`"),
-        (format!("{ONE}\n{ONE}"), "two upstreams «a»"),
+        (format!("{ONE}\n{ONE}"), "two upstreams 'a'"),
         (String::new(), "no [[upstream]]"),
     ] {
         let ended = config(&text, &[]).await;

@@ -85,7 +85,7 @@ fn every_amount_is_written_out_but_in_a_table_that_was_taken_before() {
         for odd in ["1e1", "1.", "-0"] {
             let file = file.replace('#', odd);
             let fault = OperatorTable::parse(&file).unwrap_err();
-            assert!(fault.contains(&format!("«{odd}»")), "{file}: {fault}");
+            assert!(fault.contains(&format!("'{odd}'")), "{file}: {fault}");
             assert!(OperatorTable::stored(&file).is_ok(), "{file}");
         }
     }
