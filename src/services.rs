@@ -6,7 +6,7 @@
 
 // === leaves: `pricing`, `sse` and `tokens` do no I/O ===
 
-/// Room for the bodies of requests while they are read.
+/// Room for bodies in memory.
 pub mod bodies;
 
 /// Who is in trouble is left alone for a while.
@@ -105,6 +105,9 @@ pub mod recovery;
 
 /// Estimates are asked after for a day.
 pub mod late;
+
+/// What nobody will ask for any more goes.
+pub mod housekeeping;
 
 /// What the books say to those who pay.
 pub mod reports;

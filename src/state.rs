@@ -22,7 +22,7 @@ pub struct App {
     pub config: Config,
     pub store: Arc<dyn Store>,
     pub auth: Auth,
-    pub bodies: Bodies,
+    pub bodies: Arc<Bodies>,
     pub pulse: Pulse,
     pub catalog: Arc<Catalog>,
     pub admission: Admission,

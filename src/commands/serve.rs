@@ -23,6 +23,8 @@ use crate::services::billing::payments::Payments;
 use crate::services::bodies::Bodies;
 use crate::services::catalog::{Catalog, OperatorTable};
 use crate::services::directory::SignupTerms;
+use crate::services::exchange::DOCUMENT_BYTES_MAX;
+use crate::services::housekeeping;
 use crate::services::late::LateTruths;
 use crate::services::ledger::{self, Journal, Ledger, Leftovers, OutageTerms, Writer};
 use crate::services::metrics::Metrics;
@@ -173,6 +175,7 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
         settler: Arc::new(settler),
         vocabularies,
         instance,
+        answers: Arc::new(Bodies::new(DOCUMENT_BYTES_MAX)),
         terms: HoldTerms::of(&config),
     };
     let signup = first_signup_terms(&config, store.as_ref()).await?;
@@ -183,7 +186,7 @@ async fn build(config: Config, store: Arc<dyn Store>) -> anyhow::Result<(Arc<App
     let reports = Reports::new(store.clone());
     let payments = Arc::new(Payments::new(&config, store.clone(), catalog.clone())?);
     let tracer = Tracer::new(&config.trace)?;
-    let bodies = Bodies::new(config.server.body_bytes_max);
+    let bodies = Arc::new(Bodies::new(config.server.body_bytes_max));
     let app = App {
         config,
         store,
@@ -285,6 +288,8 @@ fn start_background(app: &Arc<App>, background: &mut Background) {
     }
     let late = LateTruths { store: store.clone(), settler };
     background.run(|stop| async move { late.run(stop).await });
+    let swept = store.clone();
+    background.run_until_stop(async move { housekeeping::run(swept.as_ref()).await });
     let watch = Watch {
         store,
         ledger: app.admission.ledger.clone(),

@@ -6,6 +6,7 @@ use crate::models::ids::RequestId;
 use crate::models::openai::request::ChatRequest;
 use crate::services::admission::Caller;
 use crate::services::auth::Principal;
+use crate::services::bodies::Kept;
 use crate::services::exchange::{Answer, Exchange};
 use crate::services::forwarding::Begun;
 use crate::services::meter::Meter;
@@ -54,10 +55,15 @@ pub async fn create(
 const COMPLETION_CAP: HeaderName = HeaderName::from_static("x-tollgate-completion-tokens-max");
 
 fn whole(mut exchange: Exchange, document: Bytes) -> Response {
+    let room = exchange.take_room();
     if let Err(error) = exchange.complete() {
         error.log("an answer failed in part");
     }
-    ([(CONTENT_TYPE, "application/json")], document).into_response()
+    let body = match room {
+        Some(room) => Body::new(Kept::new(document, room)),
+        None => Body::from(document),
+    };
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 fn events(body: impl HttpBody<Data = Bytes, Error = Infallible> + Send + 'static) -> Response {

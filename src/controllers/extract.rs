@@ -191,7 +191,7 @@ async fn collect(request: Request, max: usize, wait: Duration) -> Result<Bytes, 
 }
 
 /// As [`collect`], for as long as there is room.
-async fn collect_large(request: Request, max: usize, mut room: Room<'_>) -> Result<Bytes, Error> {
+async fn collect_large(request: Request, max: usize, mut room: Room) -> Result<Bytes, Error> {
     check_length(request.headers(), max)?;
     let mut body = Limited::new(request.into_body(), max);
     let read = async {

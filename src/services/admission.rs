@@ -9,12 +9,13 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::models::attempt::Attempts;
 use crate::models::hold::Hold;
-use crate::models::ids::{InstanceId, RequestId};
+use crate::models::ids::{AccountId, InstanceId, RequestId};
 use crate::models::limits::{Counted, LimitsInForce, Room};
 use crate::models::money::{NanoUsd, Tokens};
 use crate::models::openai::request::{ChatRequest, Invalid};
 use crate::models::timestamp::Timestamp;
 use crate::services::auth::Principal;
+use crate::services::bodies::{self, Bodies};
 use crate::services::catalog::{Catalog, Model};
 use crate::services::choice::{self, Candidate};
 use crate::services::commit::{Commit, Placed};
@@ -29,7 +30,6 @@ use crate::store::{Demand, LedgerOp, Placement};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use tracing::Span;
 
 pub struct Admission {
     pub catalog: Arc<Catalog>,
@@ -37,6 +37,8 @@ pub struct Admission {
     pub settler: Arc<Settler>,
     pub vocabularies: Vocabularies,
     pub instance: InstanceId,
+    /// For large answers.
+    pub answers: Arc<Bodies>,
     pub terms: HoldTerms,
 }
 
@@ -84,8 +86,11 @@ struct Size {
 const COMFORTABLE_HOLDS: i64 = 16;
 /// … and had it this recently.
 const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
-/// A token, its logarithm and its bytes, as JSON.
+/// A token of a plain answer, and its probability with its own text and bytes, as JSON.
+const TOKEN_BYTES: i64 = 8;
 const PROBABILITY_BYTES: i64 = 128;
+/// Plain answers that can be no longer need no room: nearly all, without a cap of their own too.
+const ORDINARY_BYTES_MAX: usize = 1 << 20;
 /// Bodies shorter than this are copied where they are kept.
 const COPIED_MAX: usize = 4 << 10;
 /// An answer of fewer tokens is of no use: the account is refused instead.
@@ -119,7 +124,7 @@ impl Admission {
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
         let has_key_limits = caller.principal.has_key_limits;
         let size = self.size(caller.principal, request, &model, &candidates);
-        size.check_length(request)?;
+        let kept_for_answer = self.room(caller.principal.account_id, &size, request)?;
         let worst = size.worst_case(first, others, request);
         let trace = caller.trace.clone();
         let placement = self.placement(caller, request, &size, &model, first, &worst)?;
@@ -135,27 +140,11 @@ impl Admission {
         };
         let placed = placed.map_err(|_| Error::Overloaded)?;
         let (user, amount) = (hold.account_id.to_string(), hold.amount_nusd);
-        let open = OpenHold {
-            hold,
-            upstream: first.upstream.clone(),
-            price: first.price.clone(),
-            tokenizer: self.vocabularies.for_model(&request.model),
-            request: kept(body),
-            upstream_status: None,
-            attempts: 0,
-            tried: Attempts::default(),
-            attempt_began: None,
-            has_moved: false,
-            cost_header: None,
-            first_byte_at: None,
-            slot: Some(slot),
-            settler: self.settler.clone(),
-            span: Span::current(),
-            trace,
-            call_trace: None,
-        };
+        let tokenizer = self.vocabularies.for_model(&request.model);
+        let settler = self.settler.clone();
+        let open = OpenHold::new(hold, first, tokenizer, kept(body), slot, settler, trace);
         let wait = self.terms.database_wait;
-        let mut exchange = Exchange::new(open, request, size.prompt_paid_for);
+        let mut exchange = Exchange::new(open, request, size.prompt_paid_for, kept_for_answer);
         let hurry = self.ledger.hurry().clone();
         let limit = model.smallest_limit();
         let mut commit = Commit::Waiting { answer: placed, wait, model, hurry };
@@ -170,6 +159,25 @@ impl Admission {
         }
         let trip = Trip::new(first, others.iter().cloned(), request, user, cap.sent);
         Ok(Admitted { exchange, commit, trip, lowered_cap: cap.lowered, room })
+    }
+
+    /// Room in memory for a plain answer that may be large.
+    fn room(
+        &self,
+        account: AccountId,
+        size: &Size,
+        request: &ChatRequest<'_>,
+    ) -> Result<Option<bodies::Room>, Error> {
+        match size.document_bytes(request) {
+            ..=ORDINARY_BYTES_MAX => Ok(None),
+            // What is too long to be read could not be charged.
+            bytes if bytes > DOCUMENT_BYTES_MAX => Err(too_long(request).into()),
+            bytes => {
+                let mut room = self.answers.room(account);
+                room.take(bytes)?;
+                Ok(Some(room))
+            }
+        }
     }
 
     /// Who serves the model at a known price, in the order in which they are to be tried.
@@ -342,17 +350,15 @@ impl Size {
         dearest.with_searches(request.has_fees).with_images(self.images.unwrap_or_default())
     }
 
-    /// A plain answer that is too long to be read could not be charged.
-    fn check_length(&self, request: &ChatRequest<'_>) -> Result<(), Error> {
-        let token = PROBABILITY_BYTES.saturating_mul(request.probabilities);
-        let tokens = self.completion.0.saturating_mul(request.choices);
-        let bytes = usize::try_from(tokens.saturating_mul(token)).unwrap_or(usize::MAX);
-        if request.stream || bytes <= DOCUMENT_BYTES_MAX {
-            return Ok(());
+    /// Of a plain answer, which is held in memory, at its longest.
+    fn document_bytes(&self, request: &ChatRequest<'_>) -> usize {
+        if request.stream {
+            return 0;
         }
-        let message = "The answer may be too long with so many log probabilities: please stream it, \
-            or ask for fewer tokens, choices or 'top_logprobs'.";
-        Err(Invalid { message: message.to_owned(), param: Some("top_logprobs".into()) }.into())
+        let token = PROBABILITY_BYTES.saturating_mul(request.probabilities);
+        let token = token.saturating_add(TOKEN_BYTES);
+        let tokens = self.completion.0.saturating_mul(request.choices);
+        usize::try_from(tokens.saturating_mul(token)).unwrap_or(usize::MAX)
     }
 
     fn demand(&self, choices: i64) -> Option<Demand> {
@@ -360,6 +366,13 @@ impl Size {
         let tokens = Tokens(self.prompt.0.saturating_add(completion));
         (!self.limits.is_none()).then_some(Demand { tokens, limits: self.limits })
     }
+}
+
+fn too_long(request: &ChatRequest<'_>) -> Invalid {
+    let message = "The answer may be too long: please stream it, or ask for fewer tokens, choices \
+        or 'top_logprobs'.";
+    let param = if request.probabilities > 0 { "top_logprobs" } else { "n" };
+    Invalid { message: message.to_owned(), param: Some(param.into()) }
 }
 
 /// A body for as long as its answer runs. As a slice, a short one would keep the whole buffer (of

@@ -1,15 +1,21 @@
-//! Room for the bodies of requests while they are read: for all together, and in it a share for
-//! each account.
+//! Room for bodies in memory, of requests while they are read and of plain answers until they are
+//! delivered: for all together, and in it a share for each account.
 //!
-//! Invariants: what is taken is given back when its body has been read, given up or refused; small
+//! Invariants: what is taken is given back when its body has gone its way or is given up; small
 //! bodies have a share of their own, so that nobody's large ones keep another's ordinary requests
 //! out, nor one account's many keep out another's. What a request keeps once it is admitted is
 //! bounded by its account's money and limits.
 
 use crate::error::Error;
 use crate::models::ids::AccountId;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 /// Of one account's bodies that have not ended, so many of the largest at once. A caller without
 /// credit can send as much as one that has some.
@@ -43,8 +49,8 @@ struct Held {
 }
 
 /// What one body has taken.
-pub struct Room<'a> {
-    bodies: &'a Bodies,
+pub struct Room {
+    bodies: Arc<Bodies>,
     account: AccountId,
     read: usize,
     held: Held,
@@ -60,8 +66,8 @@ impl Bodies {
 
     /// For a body of this account, of which nothing has been read.
     #[must_use]
-    pub fn room(&self, account: AccountId) -> Room<'_> {
-        Room { bodies: self, account, read: 0, held: Held::default() }
+    pub fn room(self: &Arc<Self>, account: AccountId) -> Room {
+        Room { bodies: self.clone(), account, read: 0, held: Held::default() }
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -69,7 +75,7 @@ impl Bodies {
     }
 }
 
-impl Room<'_> {
+impl Room {
     /// So much more has been read.
     ///
     /// # Errors
@@ -124,9 +130,42 @@ impl Taken {
     }
 }
 
-impl Drop for Room<'_> {
+impl Drop for Room {
     fn drop(&mut self) {
         self.bodies.taken().give_back(self.account, self.held);
+    }
+}
+
+/// A body that keeps its room until it has been delivered, or its client has gone.
+pub struct Kept {
+    body: Full<Bytes>,
+    _room: Room,
+}
+
+impl Kept {
+    #[must_use]
+    pub fn new(body: Bytes, room: Room) -> Self {
+        Self { body: Full::new(body), _room: room }
+    }
+}
+
+impl Body for Kept {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -136,7 +175,7 @@ mod tests {
 
     #[test]
     fn there_is_a_share_for_each_and_room_for_all() {
-        let bodies = Bodies::new(1 << 20);
+        let bodies = Arc::new(Bodies::new(1 << 20));
         let (share, shares) = (bodies.share, bodies.all / bodies.share);
         let [own, other] = [AccountId::generate(), AccountId::generate()];
         let mut first = bodies.room(own);
@@ -159,13 +198,13 @@ mod tests {
         assert!(second.take(1).is_err());
         assert!(bodies.room(other).take(share).is_ok(), "what was refused gave its room back");
         drop((second, others));
-        let taken = bodies.taken.into_inner().unwrap();
+        let taken = bodies.taken();
         assert_eq!((taken.all, taken.by.len()), (0, 0));
     }
 
     #[test]
     fn many_small_ones_of_one_account_keep_out_no_others() {
-        let bodies = Bodies::new(1 << 20);
+        let bodies = Arc::new(Bodies::new(1 << 20));
         let own = AccountId::generate();
         let filled: Vec<_> = (0..SMALL_SHARE / SMALL_BYTES_MAX)
             .map(|_| {
@@ -179,6 +218,6 @@ mod tests {
         assert!(bodies.room(AccountId::generate()).take(1).is_ok());
         drop(filled);
         assert!(bodies.room(own).take(1).is_ok());
-        assert_eq!(bodies.taken.into_inner().unwrap().by.len(), 0);
+        assert_eq!(bodies.taken().by.len(), 0);
     }
 }

@@ -5,6 +5,7 @@
 //! is decided by policy, on a task of its own, because `Drop` only hands over.
 
 mod attempts;
+mod document;
 mod drain;
 
 use crate::config::UpstreamKind;
@@ -14,6 +15,7 @@ use crate::models::openai::request::ChatRequest;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::Ending;
 use crate::services::allowance::Allowance;
+use crate::services::bodies::Room;
 use crate::services::ledger;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
@@ -24,7 +26,7 @@ use crate::store::Extension;
 pub use attempts::Trip;
 use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+pub use document::DOCUMENT_BYTES_MAX;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -56,6 +58,8 @@ struct Live {
     noted_tokens: i64,
     allowance: Allowance,
     noting: Option<Noting>,
+    /// For a plain answer that may be large, until its client has it.
+    room: Option<Room>,
 }
 
 /// The generation's id on its way to the hold.
@@ -83,8 +87,6 @@ enum Form {
     Document,
 }
 
-/// A plain answer larger than this is a fault: it is held in memory to be read.
-pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
 /// The media type of a stream, which ignores case.
 const EVENTS: &[u8] = b"text/event-stream";
 /// How often a long stream's progress is written down.
@@ -92,7 +94,12 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 impl Exchange {
     /// An exchange whose upstream has not been called.
-    pub fn new(open: OpenHold, request: &ChatRequest<'_>, prompt: Tokens) -> Self {
+    pub fn new(
+        open: OpenHold,
+        request: &ChatRequest<'_>,
+        prompt: Tokens,
+        room: Option<Room>,
+    ) -> Self {
         let reading = Reading::new(open.tokenizer.clone());
         let hold = &open.hold;
         let asked = Asked {
@@ -123,6 +130,7 @@ impl Exchange {
             noted_tokens,
             allowance,
             noting,
+            room,
         };
         Self { live: Some(Box::new(live)), noting: None }
     }
@@ -246,6 +254,11 @@ impl Exchange {
     fn live(&mut self) -> Result<&mut Live, Error> {
         let ended = || Error::Internal("the exchange has ended".to_owned());
         self.live.as_deref_mut().ok_or_else(ended)
+    }
+
+    /// What a plain answer keeps until it is delivered.
+    pub fn take_room(&mut self) -> Option<Room> {
+        self.live.as_deref_mut()?.room.take()
     }
 
     /// Whether the books of this exchange are closed.
@@ -417,64 +430,6 @@ impl Live {
         } else {
             self.open.note(id, Tokens(tokens));
         }
-    }
-
-    async fn document(&mut self, idle: Duration) -> Result<Bytes, Error> {
-        let (began, whole) = (Instant::now(), self.open.upstream.terms.whole);
-        while let Some(frame) =
-            self.next_frame(idle.min(whole.saturating_sub(began.elapsed()))).await?
-        {
-            self.document.extend_from_slice(&frame);
-            if self.document.len() > DOCUMENT_BYTES_MAX {
-                return Err(not_a_completion("the answer is too long"));
-            }
-        }
-        self.leg = Leg::Over;
-        let document = self.document.split().freeze();
-        // First: a client that leaves while it waits pays for what it says.
-        let shown = self.read_document(&document)?;
-        std::future::poll_fn(|cx| poll_noted(&mut self.noting, cx)).await;
-        self.open.first_byte_at = Some(Timestamp::now());
-        Ok(shown.unwrap_or(document))
-    }
-
-    async fn next_frame(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
-        match self.peeked.take() {
-            Some(frame) => Ok(Some(frame)),
-            None => self.body_frame(idle).await,
-        }
-    }
-
-    async fn body_frame(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
-        let Leg::Reading(body) = &mut self.leg else {
-            return Ok(None);
-        };
-        loop {
-            let frame = tokio::time::timeout(idle, body.frame())
-                .await
-                .map_err(|_| Error::UpstreamTimeout("reading an answer"))?;
-            match frame {
-                None => return Ok(None),
-                Some(Err(error)) => {
-                    return Err(Error::UpstreamUnavailable(format!("broke off: {error}")));
-                }
-                // Trailers are not for the client.
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes in a completion; the text to show instead of it where its price is rewritten.
-    fn read_document(&mut self, document: &[u8]) -> Result<Option<Bytes>, Error> {
-        let text =
-            std::str::from_utf8(document).map_err(|_| not_a_completion("not valid UTF-8"))?;
-        let judge = &mut self.tap.judge;
-        judge.document(text)?;
-        Ok(judge.shown(text)?.map(Bytes::from))
     }
 
     fn conclude(self, ending: Ending) {

@@ -1,7 +1,7 @@
 //! Late truths: a request that was settled by an estimate is asked after for a day.
 //!
 //! Invariant: the usage record stays as it was; the charge is put right by one correcting ledger
-//! entry. A 404 means "not yet". Also does the store's housekeeping.
+//! entry. A 404 means "not yet".
 
 use crate::models::hold::PendingLookup;
 use crate::models::money::NanoUsd;
@@ -24,25 +24,21 @@ pub struct LateTruths {
 
 /// How often the table is looked at for what is due.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// Look-ups in one round; the next one follows soon.
 const LOOKUPS_MAX: i64 = 20;
 
 impl LateTruths {
-    /// Asks and sweeps until `stop`.
+    /// Asks until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         let mut looks = tokio::time::interval(LOOK_EVERY.min(self.settler.slow_lookup_every));
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut sweeps = tokio::time::interval(SWEEP_EVERY);
         loop {
-            let work = async {
-                tokio::select! {
-                    _ = looks.tick() => self.round().await,
-                    _ = sweeps.tick() => in_time(self.store.sweep(Timestamp::now())).await,
-                }
+            let round = async {
+                looks.tick().await;
+                self.round().await
             };
             let done = tokio::select! {
-                done = work => done,
+                done = round => done,
                 () = stop.cancelled() => return,
             };
             if let Err(error) = done {

@@ -156,6 +156,19 @@ impl Meter {
         Poll::Ready(self.out.take().map(|bytes| Ok(Frame::data(bytes))))
     }
 
+    /// Does what is to be done while nothing comes, of the upstream or of the money for it.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match ready!(self.poll_instead(cx)) {
+            Instead::Quiet => self.out.put(&KEEP_ALIVE),
+            Instead::TooLong if self.is_unpaid => {
+                self.cut_off(&Error::Database(UNPAID.to_owned()));
+            }
+            Instead::TooLong => self.fail(&Error::UpstreamTimeout("between two frames")),
+            Instead::Stop => self.fail(&Error::ShuttingDown),
+        }
+        Poll::Ready(())
+    }
+
     /// What comes while the upstream says nothing.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<Instead> {
         let Self { woken, silence, stop, last_frame_at, quiet_since, ends_at, idle, .. } = self;
@@ -213,11 +226,7 @@ impl Body for Meter {
                     if !std::mem::replace(&mut this.is_unpaid, true) {
                         this.last_frame_at = Instant::now();
                     }
-                    match ready!(this.poll_instead(cx)) {
-                        Instead::Quiet => this.out.put(&KEEP_ALIVE),
-                        Instead::TooLong => this.cut_off(&Error::Database(UNPAID.to_owned())),
-                        Instead::Stop => this.fail(&Error::ShuttingDown),
-                    }
+                    ready!(this.poll_silence(cx));
                     continue;
                 }
             }
@@ -230,13 +239,7 @@ impl Body for Meter {
                 }
                 Poll::Ready(None) => this.end(),
                 Poll::Pending if !this.out.is_empty() => return this.poll_out(cx),
-                Poll::Pending => match ready!(this.poll_instead(cx)) {
-                    Instead::Quiet => this.out.put(&KEEP_ALIVE),
-                    Instead::TooLong => {
-                        this.fail(&Error::UpstreamTimeout("between two frames"));
-                    }
-                    Instead::Stop => this.fail(&Error::ShuttingDown),
-                },
+                Poll::Pending => ready!(this.poll_silence(cx)),
             }
         }
     }

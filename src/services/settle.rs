@@ -16,6 +16,7 @@ use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
 use crate::models::timestamp::Timestamp;
 use crate::models::usage::{Ending, TokenUsage, UsageRecord, UsageSource};
+use crate::services::choice::Candidate;
 use crate::services::ledger::{Answer, Ledger, Slot};
 use crate::services::pricing;
 use crate::services::reading::Reading;
@@ -67,25 +68,24 @@ pub struct OpenHold {
     /// The request as it came: its prompt is counted when nobody else does.
     pub request: Bytes,
     pub upstream_status: Option<StatusCode>,
-    /// Calls so far …
-    pub attempts: u32,
-    /// … those that have ended, and when the one that has not began.
+    /// Calls that have ended.
     pub tried: Attempts,
-    pub attempt_began: Option<Instant>,
+    /// When the one that has not ended began.
+    attempt_began: Option<Instant>,
     /// It is at another upstream than it was placed for.
-    pub has_moved: bool,
+    has_moved: bool,
     /// Decimal dollars, from LiteLLM's header.
     pub cost_header: Option<String>,
     pub first_byte_at: Option<Timestamp>,
     /// `None` when it has been used.
-    pub slot: Option<Slot>,
+    slot: Option<Slot>,
     pub settler: Arc<Settler>,
     /// The request's, for the log: what goes on after it has its id too.
     pub span: Span,
     /// For whoever collects traces: of the call, once it was made, and of the request, which ends
     /// after it.
     pub call_trace: Option<CallTrace>,
-    pub trace: Option<RequestTrace>,
+    trace: Option<RequestTrace>,
 }
 
 /// The numbers of a record.
@@ -112,6 +112,36 @@ impl Settler {
 }
 
 impl OpenHold {
+    /// A hold that is placed for this candidate; nobody has been called.
+    pub fn new(
+        hold: Hold,
+        to: &Candidate,
+        tokenizer: Tokenizer,
+        request: Bytes,
+        slot: Slot,
+        settler: Arc<Settler>,
+        trace: Option<RequestTrace>,
+    ) -> Self {
+        Self {
+            hold,
+            upstream: to.upstream.clone(),
+            price: to.price.clone(),
+            tokenizer,
+            request,
+            upstream_status: None,
+            tried: Attempts::default(),
+            attempt_began: None,
+            has_moved: false,
+            cost_header: None,
+            first_byte_at: None,
+            slot: Some(slot),
+            settler,
+            span: Span::current(),
+            call_trace: None,
+            trace,
+        }
+    }
+
     /// Nothing was used: closes the hold with a charge of zero.
     pub fn void(self, ending: Ending) {
         let numbers = Numbers {
@@ -223,6 +253,7 @@ impl OpenHold {
     fn record(&mut self, numbers: &Numbers, named: Named, ending: Ending) -> UsageRecord {
         let counted = numbers.counted_completion.or(numbers.counted_prompt);
         let tried = self.listed();
+        let attempts = i64::try_from(self.tried.0.len()).unwrap_or(i64::MAX);
         let closed = self.hold.closed(ending, numbers.source, numbers.reported, Timestamp::now());
         let mut record = UsageRecord {
             model_served: named.model,
@@ -234,7 +265,7 @@ impl OpenHold {
             counted_completion_tokens: numbers.counted_completion.map(|count| Tokens(count.tokens)),
             counter: counted.map(|_| self.tokenizer.vocabulary.name().to_owned()),
             counter_exact: self.tokenizer.exact && counted.is_some_and(|count| !count.estimated),
-            attempts: i64::from(self.attempts),
+            attempts,
             first_byte_at: self.first_byte_at,
             tried,
             ..closed

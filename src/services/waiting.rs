@@ -15,7 +15,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::time::{Interval, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::Span;
 
@@ -39,9 +39,12 @@ impl Waiting {
     /// `stop` ends it with an error event because the process ends.
     #[must_use]
     pub fn new(forwarding: Forwarding, stop: CancellationToken) -> Self {
+        let mut quiet = interval(KEEP_ALIVE_EVERY);
+        // To a client that took nothing for a while, one is enough.
+        quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             stage: Stage::Calling(forwarding),
-            quiet: interval(KEEP_ALIVE_EVERY),
+            quiet,
             token: stop.clone(),
             stop: Box::pin(stop.cancelled_owned()),
             span: Span::current(),

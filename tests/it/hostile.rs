@@ -8,6 +8,7 @@
 
 mod framing;
 mod json;
+mod large;
 mod operator;
 mod paths;
 mod slow;

@@ -16,7 +16,6 @@ const LOOK_UP_WAIT: Duration = Duration::from_secs(10);
 impl OpenHold {
     /// A call is made.
     pub fn begin_attempt(&mut self) {
-        self.attempts = self.attempts.saturating_add(1);
         self.trace_call();
         self.attempt_began = Some(Instant::now());
     }
