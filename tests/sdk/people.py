@@ -23,7 +23,8 @@ class Auth(BaseHTTPRequestHandler):
     """As much of Supabase's auth server as a browser asks it for, at an origin of its own."""
 
     users: dict[str, str] = {}
-    lifetime = 3600
+    # The next tokens, so many, are over when they are given.
+    spoilt = 0
 
     def do_OPTIONS(self):
         self.answer(200, {})
@@ -43,10 +44,13 @@ class Auth(BaseHTTPRequestHandler):
             self.answer(400, {"error_code": "invalid_credentials", "msg": "<b>no</b>"})
 
     def token(self, user: str) -> str:
-        now = int(time.time())
+        now, lifetime = int(time.time()), 3600
+        if type(self).spoilt > 0:
+            type(self).spoilt -= 1
+            lifetime = -120
         claims = {"iss": f"http://127.0.0.1:{self.server.server_port}/auth/v1", "sub": user}
         claims |= {"aud": "authenticated", "role": "authenticated", "is_anonymous": False}
-        claims |= {"iat": now, "exp": now + type(self).lifetime}
+        claims |= {"iat": now, "exp": now + lifetime}
         return jwt.encode(claims, JWT_SECRET, "HS256")
 
     def answer(self, status: int, body: dict) -> None:
