@@ -7,8 +7,8 @@
 //! server       accepts the connection
 //! routes       gives the request an id; one table of routes, one stack of layers
 //! controllers  extract: who calls, what body  ·  chat: the table of contents
-//! services     auth -> catalog -> admission (hold placed) -> upstream -> exchange -> meter (tap)
-//!              -> settle -> ledger
+//! services     auth -> catalog -> admission (hold placed) -> forwarding -> exchange -> upstream
+//!              -> meter (tap), after a while by way of waiting -> settle -> ledger
 //! store        the batch becomes one transaction, on SQLite or PostgreSQL
 //! ```
 //!

@@ -35,7 +35,7 @@ pub fn bring_fees(tools: &RawValue) -> Result<bool, String> {
     for tool in objects(tools)? {
         let types = texts(&tool, "type");
         if let Some(name) = types.iter().find(|name| !is_of_clients(name)) {
-            return Err(name.chars().take(NAME_CHARS_SHOWN).collect());
+            return Err(shown(name));
         }
         let is_named = tool.iter().any(|(name, _)| ["function", "name"].contains(&name.as_str()));
         has_others |= types.is_empty() && !is_named;
@@ -52,7 +52,7 @@ fn is_of_clients(name: &str) -> bool {
 pub fn check_plugins(plugins: &RawValue) -> Result<(), String> {
     for plugin in objects(plugins)? {
         if let Some(name) = texts(&plugin, "id").iter().find(|id| !PLUGINS.contains(&id.as_str())) {
-            return Err(name.chars().take(NAME_CHARS_SHOWN).collect());
+            return Err(shown(name));
         }
         let is_beyond = |(name, value): &(String, &RawValue)| {
             let most = MOST.iter().find(|(setting, _)| setting == name);
@@ -65,6 +65,10 @@ pub fn check_plugins(plugins: &RawValue) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(NAME_CHARS_SHOWN).collect()
 }
 
 /// The members of an object, doubles included, their names without case.
