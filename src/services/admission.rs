@@ -131,7 +131,6 @@ impl Admission {
         let hold = placement.hold.clone();
         let is_limited = has_key_limits || !size.limits.is_none();
         let comfort = if is_limited { None } else { self.comfort(&hold) };
-        self.ledger.expect_hold(hold.account_id, hold.amount_nusd);
         let place = LedgerOp::Place(placement);
         let placed = if comfort.is_some() {
             self.ledger.submit_ahead(place)

@@ -49,7 +49,10 @@ pub struct Ledger {
 
 /// A reserved place in the writer's queue.
 #[must_use]
-pub struct Slot(mpsc::OwnedPermit<Queued>);
+pub struct Slot {
+    permit: mpsc::OwnedPermit<Queued>,
+    snapshots: Snapshots,
+}
 
 /// The answer to an operation that was sent for one.
 pub type Answer = oneshot::Receiver<Result<Outcome, Failed>>;
@@ -114,7 +117,8 @@ impl Ledger {
     /// # Errors
     /// [`Full`] when too many requests are in flight.
     pub fn reserve(&self) -> Result<Slot, Full> {
-        self.sender.clone().try_reserve_owned().map(Slot).map_err(|_| Full)
+        let permit = self.sender.clone().try_reserve_owned().map_err(|_| Full)?;
+        Ok(Slot { permit, snapshots: self.snapshots.clone() })
     }
 
     /// Sends an operation and gives the way to its answer.
@@ -142,20 +146,17 @@ impl Ledger {
 
     fn submit_wanted(&self, op: LedgerOp, wanted: Wanted) -> Result<Answer, Full> {
         let (sender, answer) = oneshot::channel();
-        self.sender.try_send(Queued::new(op, Some(sender), wanted)).map_err(|_| Full)?;
+        let coming = self.snapshots.coming(&op);
+        self.sender.try_send(Queued::new(op, Some(sender), wanted, coming)).map_err(|_| Full)?;
         Ok(answer)
     }
 
     /// Sends an operation that may be lost: recovery then knows a little less.
     pub fn note(&self, op: LedgerOp) {
-        let _ = self.sender.try_send(Queued::new(op, None, Wanted::InTime));
+        let _ = self.sender.try_send(Queued::new(op, None, Wanted::InTime, None));
     }
 
-    /// Counts a hold that is on its way, so that a burst does not see the same money many times.
-    pub fn expect_hold(&self, account: AccountId, amount: NanoUsd) {
-        self.snapshots.spend(account, amount);
-    }
-
+    /// What the account has when all that was sent is decided; `None`: it has to be asked for.
     #[must_use]
     pub fn snapshot(&self, account: AccountId) -> Option<Snapshot> {
         self.snapshots.of(account)
@@ -189,7 +190,8 @@ impl Ledger {
 impl Slot {
     /// Sends the operation the place was kept for. Does not wait and cannot fail.
     pub fn send(self, op: LedgerOp) {
-        self.0.send(Queued::new(op, None, Wanted::InTime));
+        let coming = self.snapshots.coming(&op);
+        self.permit.send(Queued::new(op, None, Wanted::InTime, coming));
     }
 }
 

@@ -31,6 +31,7 @@ both_stores!(
     a_stream_that_outgrows_its_hold_is_extended,
     a_stream_that_cannot_be_extended_is_cut_off,
     what_is_thought_unseen_costs_no_more_than_there_is,
+    what_was_thought_a_moment_ago_is_not_spent_again,
     a_stream_is_told_no_cap_that_might_be_refused,
     a_stream_within_its_cap_takes_no_more_than_its_hold,
 );
@@ -387,10 +388,30 @@ async fn what_is_thought_unseen_costs_no_more_than_there_is(store: Store) {
         assert_eq!(record.completion_tokens, cap.min(3_000), "{record:#?}");
         assert!(record.charge_nusd <= funds && record.shortfall_nusd == 0, "{record:#?}");
     }
-    // Told what it had, it does not overspend what it has: its call does not wait for its hold.
-    let got = app.ask(&app.chat_ask(&body(None)).bearer(&comfortable)).await;
-    assert_eq!(end_of(&got), End::Whole);
-    assert_eq!(app.record_of(&got).await.shortfall_nusd, 0);
+    app.finish().await;
+}
+
+/// A call that does not wait for its hold is told what there is, less what is on its way to the
+/// books: its client asks again as soon as it has its answer.
+async fn what_was_thought_a_moment_ago_is_not_spent_again(store: Store) {
+    let manner = Manner { tokens: 3_000, unseen: 2_999, ..Manner::obedient() };
+    let model = Model::start(manner).await;
+    let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url());
+    let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    let account = app.create_account("comfortable", &["--credit", "0.3"]).await;
+    let key = app.create_key(&account, &[]).await;
+    let ask = app.chat_ask(&body(None)).bearer(&key);
+    let answers = [app.ask(&ask).await, app.ask(&ask).await];
+    let mut left = DOLLAR * 3 / 10;
+    for (got, chat) in answers.iter().zip(model.chats()) {
+        assert_eq!(end_of(got), End::Whole);
+        let cap = chat["max_tokens"].as_i64().expect("the upstream is told");
+        assert!((paid_by(left) - 20..=paid_by(left)).contains(&cap), "{cap} of {left}");
+        let record = app.record_of(got).await;
+        assert_eq!(record.completion_tokens, cap.min(3_000), "{record:#?}");
+        assert_eq!(record.shortfall_nusd, 0, "{record:#?}");
+        left -= record.charge_nusd;
+    }
     app.finish().await;
 }
 

@@ -3,6 +3,7 @@
 //! Invariants: operations leave in the order in which they came; every wait for company ends, and
 //! who waits for an answer is not kept for longer than a commit took.
 
+use super::snapshots::Coming;
 use super::{Failed, Hurry};
 use crate::store::{LedgerOp, Outcome};
 use std::pin::pin;
@@ -45,6 +46,8 @@ pub struct Sent {
     pub at: Instant,
     pub answer: Option<oneshot::Sender<Result<Outcome, Failed>>>,
     wanted: Wanted,
+    /// Until it is decided.
+    _coming: Option<Coming>,
 }
 
 /// When an operation is wanted in the books.
@@ -63,8 +66,9 @@ impl Queued {
         op: LedgerOp,
         answer: Option<oneshot::Sender<Result<Outcome, Failed>>>,
         wanted: Wanted,
+        coming: Option<Coming>,
     ) -> Self {
-        Self { op, sent: Sent { at: Instant::now(), answer, wanted } }
+        Self { op, sent: Sent { at: Instant::now(), answer, wanted, _coming: coming } }
     }
 }
 
@@ -151,7 +155,7 @@ mod tests {
     impl Way {
         async fn send(&self, wanted: Wanted) {
             let op = LedgerOp::Abandon(RequestId::generate());
-            assert!(self.sender.send(Queued::new(op, None, wanted)).await.is_ok());
+            assert!(self.sender.send(Queued::new(op, None, wanted, None)).await.is_ok());
         }
     }
 
@@ -215,7 +219,7 @@ mod tests {
         let other = way.sender.clone().reserve_owned().await.unwrap();
         let settlement = async {
             let op = LedgerOp::Abandon(RequestId::generate());
-            other.send(Queued::new(op, None, Wanted::InTime));
+            other.send(Queued::new(op, None, Wanted::InTime, None));
         };
         queue.took(Duration::from_hours(1), 2);
         way.send(Wanted::Now).await;
