@@ -11,7 +11,7 @@ pub use about::About;
 use crate::models::limits::{Limited, Rate, Room, millis_up};
 use crate::models::money::OutOfRange;
 use crate::models::openai::request::Invalid;
-use axum::http::header::{ALLOW, RETRY_AFTER};
+use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use std::borrow::Cow;
@@ -46,7 +46,7 @@ pub enum Error {
     #[error("the caller's role does not allow this")]
     Forbidden,
     #[error("method not allowed")]
-    MethodNotAllowed { allow: &'static str },
+    MethodNotAllowed,
     #[error("the content type is not JSON")]
     NotJson,
     #[error("the body is larger than {max} bytes")]
@@ -160,7 +160,7 @@ impl Error {
             | Self::NotFound(_)
             | Self::UnknownModel { .. }
             | Self::NotConfigured(_) => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ModelNotAllowed { .. } | Self::Suspended | Self::Forbidden | Self::NoAccount => {
@@ -205,7 +205,7 @@ impl Error {
             | Self::NotFound(_)
             | Self::Exists(_)
             | Self::Forbidden
-            | Self::MethodNotAllowed { .. }
+            | Self::MethodNotAllowed
             | Self::NotJson
             | Self::BodyTooLarge { .. }
             | Self::BodyIncomplete
@@ -257,7 +257,7 @@ impl Error {
             Self::NotFound(_) => "not_found",
             Self::Exists(_) => "already_exists",
             Self::Forbidden => "insufficient_permissions",
-            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::MethodNotAllowed => "method_not_allowed",
             Self::NotJson => "unsupported_media_type",
             Self::BodyTooLarge { .. } => "request_too_large",
             Self::BodyIncomplete => "incomplete_body",
@@ -328,8 +328,8 @@ impl Error {
             Self::NotFound(what) | Self::NotConfigured(what) => format!("There is no such {what}."),
             Self::Exists(what) => format!("There is {what} already."),
             Self::Forbidden => "You have insufficient permissions for this operation.".to_owned(),
-            Self::MethodNotAllowed { allow } => {
-                format!("Not allowed to use this method here; allowed: {allow}.")
+            Self::MethodNotAllowed => {
+                "Not allowed to use this method here; the header 'allow' names others.".to_owned()
             }
             Self::NotJson => "Unsupported content type: send 'application/json'.".to_owned(),
             Self::BodyTooLarge { max } => {
@@ -385,9 +385,6 @@ impl Error {
     fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         match self {
-            Self::MethodNotAllowed { allow } => {
-                headers.insert(ALLOW, HeaderValue::from_static(allow));
-            }
             // The SDKs retry a 409 and a 429; no retry brings money or another answer.
             // Nor is an answer that was waited for in vain asked for twice: it may be billed.
             Self::InsufficientQuota

@@ -20,7 +20,6 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{delete, get, post};
-use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer};
@@ -29,22 +28,22 @@ use tracing::Instrument;
 pub fn router(app: Arc<App>) -> Router {
     let router = Router::new()
         // OpenAI's surface
-        .route("/v1/chat/completions", post(chat::create).fallback(only("POST")))
-        .route("/v1/models", get(models::list).fallback(only(GET)))
-        .route("/v1/models/{*id}", get(models::retrieve).fallback(only(GET)))
-        .route("/v1/organization/usage/completions", get(usage::completions).fallback(only(GET)))
-        .route("/v1/organization/costs", get(usage::costs).fallback(only(GET)))
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/v1/organization/usage/completions", get(usage::completions))
+        .route("/v1/organization/costs", get(usage::costs))
         // OpenRouter's
-        .route("/v1/key", get(credits::key).fallback(only(GET)))
-        .route("/v1/credits", get(credits::credits).fallback(only(GET)))
+        .route("/v1/key", get(credits::key))
+        .route("/v1/credits", get(credits::credits))
         // our own
-        .route("/v1/usage.csv", get(export::usage).fallback(only(GET)))
-        .route("/v1/latency", get(latency::latency).fallback(only(GET)))
-        .route("/v1/account", get(account::account).fallback(only(GET)))
-        .route("/v1/holds", get(account::holds).fallback(only(GET)))
+        .route("/v1/usage.csv", get(export::usage))
+        .route("/v1/latency", get(latency::latency))
+        .route("/v1/account", get(account::account))
+        .route("/v1/holds", get(account::holds))
         // for whoever watches this
-        .route("/healthz", get(health::live).fallback(only(GET)))
-        .route("/readyz", get(health::ready).fallback(only(GET)))
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
         .merge(payments())
         .merge(owner())
         .merge(console())
@@ -52,8 +51,7 @@ pub fn router(app: Arc<App>) -> Router {
     // Where they have a listener of their own, they are not here.
     let is_here = app.config.server.metrics_listen.is_none();
     let router = if is_here { router.merge(measured(metrics::show)) } else { router };
-    router
-        .fallback(unknown)
+    answering_all(router)
         .with_state(app.clone())
         // The outer one first: the id is there before anything can fail. Together, because each
         // `layer` costs every request a box.
@@ -62,30 +60,27 @@ pub fn router(app: Arc<App>) -> Router {
 
 /// Of the listener that is for metrics alone: who reaches it may read them.
 pub fn metrics_router(app: Arc<App>) -> Router {
-    measured(metrics::open).fallback(unknown).with_state(app).layer(from_fn(name))
+    answering_all(measured(metrics::open)).with_state(app).layer(from_fn(name))
 }
 
 fn measured<H: Handler<T, Arc<App>>, T: 'static>(tell: H) -> Router<Arc<App>> {
-    Router::new().route("/metrics", get(tell).fallback(only(GET)))
+    Router::new().route("/metrics", get(tell))
 }
 
 /// Stripe and the pages where people pay.
 fn payments() -> Router<Arc<App>> {
     Router::new()
-        .route("/v1/billing/checkout", post(billing::checkout).fallback(only("POST")))
-        .route("/v1/billing/portal", post(billing::portal).fallback(only("POST")))
-        .route("/webhooks/stripe", post(webhooks::stripe).fallback(only("POST")))
+        .route("/v1/billing/checkout", post(billing::checkout))
+        .route("/v1/billing/portal", post(billing::portal))
+        .route("/webhooks/stripe", post(webhooks::stripe))
         .route_layer(from_fn(bounded))
 }
 
 /// An account's own keys.
 fn owner() -> Router<Arc<App>> {
     Router::new()
-        .route(
-            "/v1/keys",
-            get(own_keys::list).post(own_keys::create).fallback(only("GET, HEAD, POST")),
-        )
-        .route("/v1/keys/{id}", delete(own_keys::revoke).fallback(only("DELETE")))
+        .route("/v1/keys", get(own_keys::list).post(own_keys::create))
+        .route("/v1/keys/{id}", delete(own_keys::revoke))
         .route_layer(from_fn(bounded))
 }
 
@@ -94,63 +89,39 @@ fn console() -> Router<Arc<App>> {
     let assets = Arc::new(console::Assets::new());
     let [page, files] = [assets.clone(), assets];
     Router::new()
-        .route("/console", get(console::page(page)).fallback(only(GET)))
-        .route("/console/config.json", get(console::config).fallback(only(GET)))
-        .route("/console/{file}", get(console::file(files)).fallback(only(GET)))
+        .route("/console", get(console::page(page)))
+        .route("/console/config.json", get(console::config))
+        .route("/console/{file}", get(console::file(files)))
 }
 
 /// What whoever runs this does over HTTP.
 fn admin() -> Router<Arc<App>> {
     Router::new()
-        .route(
-            "/admin/v1/accounts",
-            get(accounts::list).post(accounts::create).fallback(only("GET, HEAD, POST")),
-        )
-        .route(
-            "/admin/v1/accounts/{id}",
-            get(accounts::retrieve).patch(accounts::update).fallback(only("GET, HEAD, PATCH")),
-        )
-        .route(
-            "/admin/v1/accounts/{id}/members",
-            get(members::list).post(members::add).fallback(only("GET, HEAD, POST")),
-        )
-        .route(
-            "/admin/v1/accounts/{id}/members/{user}",
-            delete(members::remove).fallback(only("DELETE")),
-        )
-        .route(
-            "/admin/v1/accounts/{id}/keys",
-            get(keys::list).post(keys::create).fallback(only("GET, HEAD, POST")),
-        )
-        .route("/admin/v1/accounts/{id}/credits", post(entries::create).fallback(only("POST")))
-        .route("/admin/v1/accounts/{id}/ledger", get(entries::ledger).fallback(only(GET)))
-        .route("/admin/v1/accounts/{id}/usage", get(records::usage).fallback(only(GET)))
-        .route(
-            "/admin/v1/keys/{id}",
-            get(keys::retrieve)
-                .patch(keys::update)
-                .delete(keys::revoke)
-                .fallback(only("GET, HEAD, PATCH, DELETE")),
-        )
-        .route("/admin/v1/keys/{id}/rotate", post(keys::rotate).fallback(only("POST")))
-        .route("/admin/v1/prices", get(prices::list).fallback(only(GET)))
-        .route("/admin/v1/plans", get(prices::plans).fallback(only(GET)))
-        .route(
-            "/admin/v1/price-table",
-            get(prices::table).put(prices::set_table).fallback(only("GET, HEAD, PUT")),
-        )
-        .route("/admin/v1/events", get(events::list).fallback(only(GET)))
-        .route("/admin/v1/events/{id}/retry", post(events::retry).fallback(only("POST")))
-        .route("/admin/v1/events/{id}/dismiss", post(events::dismiss).fallback(only("POST")))
-        .route("/admin/v1/events/{id}/park", post(events::park).fallback(only("POST")))
-        .route("/admin/v1/exports", get(exports::list).fallback(only(GET)))
-        .route("/admin/v1/exports/{id}/missing", post(exports::missing).fallback(only("POST")))
-        .route("/admin/v1/exports/{id}/counted", post(exports::counted).fallback(only("POST")))
-        .route("/admin/v1/audit", get(records::audit).fallback(only(GET)))
-        .route("/admin/v1/margins", get(overview::margins).fallback(only(GET)))
-        .route("/admin/v1/drift", get(overview::drift).fallback(only(GET)))
-        .route("/admin/v1/sinks", get(overview::sinks).fallback(only(GET)))
-        .route("/admin/v1/health", get(overview::health).fallback(only(GET)))
+        .route("/admin/v1/accounts", get(accounts::list).post(accounts::create))
+        .route("/admin/v1/accounts/{id}", get(accounts::retrieve).patch(accounts::update))
+        .route("/admin/v1/accounts/{id}/members", get(members::list).post(members::add))
+        .route("/admin/v1/accounts/{id}/members/{user}", delete(members::remove))
+        .route("/admin/v1/accounts/{id}/keys", get(keys::list).post(keys::create))
+        .route("/admin/v1/accounts/{id}/credits", post(entries::create))
+        .route("/admin/v1/accounts/{id}/ledger", get(entries::ledger))
+        .route("/admin/v1/accounts/{id}/usage", get(records::usage))
+        .route("/admin/v1/keys/{id}", get(keys::retrieve).patch(keys::update).delete(keys::revoke))
+        .route("/admin/v1/keys/{id}/rotate", post(keys::rotate))
+        .route("/admin/v1/prices", get(prices::list))
+        .route("/admin/v1/plans", get(prices::plans))
+        .route("/admin/v1/price-table", get(prices::table).put(prices::set_table))
+        .route("/admin/v1/events", get(events::list))
+        .route("/admin/v1/events/{id}/retry", post(events::retry))
+        .route("/admin/v1/events/{id}/dismiss", post(events::dismiss))
+        .route("/admin/v1/events/{id}/park", post(events::park))
+        .route("/admin/v1/exports", get(exports::list))
+        .route("/admin/v1/exports/{id}/missing", post(exports::missing))
+        .route("/admin/v1/exports/{id}/counted", post(exports::counted))
+        .route("/admin/v1/audit", get(records::audit))
+        .route("/admin/v1/margins", get(overview::margins))
+        .route("/admin/v1/drift", get(overview::drift))
+        .route("/admin/v1/sinks", get(overview::sinks))
+        .route("/admin/v1/health", get(overview::health))
         .route_layer(from_fn(bounded))
 }
 
@@ -245,13 +216,9 @@ fn cors() -> CorsLayer {
         .max_age(PREFLIGHT_FOR)
 }
 
-const GET: &str = "GET, HEAD";
-
-/// Answers another method.
-fn only(allow: &'static str) -> impl Fn() -> Ready<Error> + Clone {
-    move || ready(Error::MethodNotAllowed { allow })
-}
-
-async fn unknown() -> Error {
-    Error::UnknownUrl
+/// Also what has no route, or not with this method, where the router adds the header `allow`.
+fn answering_all(router: Router<Arc<App>>) -> Router<Arc<App>> {
+    router
+        .fallback(async || Error::UnknownUrl)
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
 }

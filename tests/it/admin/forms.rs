@@ -201,11 +201,11 @@ async fn what_is_no_object_is_refused(store: Store) {
     let plain = patch("{}").without("content-type").header("Content-Type", "text/plain");
     assert_refused(&app.ask(&plain).await, "plain", 415, "unsupported_media_type", "");
     for (method, path, allow) in [
-        ("DELETE", "/admin/v1/accounts", "GET, HEAD, POST"),
-        ("POST", path.as_str(), "GET, HEAD, PATCH"),
+        ("DELETE", "/admin/v1/accounts", "GET,HEAD,POST"),
+        ("POST", path.as_str(), "GET,HEAD,PATCH"),
         ("GET", "/admin/v1/keys/x/rotate", "POST"),
-        ("PATCH", "/admin/v1/audit", "GET, HEAD"),
-        ("DELETE", "/admin/v1/price-table", "GET, HEAD, PUT"),
+        ("PATCH", "/admin/v1/audit", "GET,HEAD"),
+        ("DELETE", "/admin/v1/price-table", "GET,HEAD,PUT"),
     ] {
         let got = app.ask(&Ask::new(method, path).bearer(&admin.key)).await;
         assert_refused(&got, path, 405, "method_not_allowed", "");
