@@ -28,6 +28,7 @@ use failures::Failures;
 use moka::{future, sync};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokens::Tokens;
 use tokio_util::sync::CancellationToken;
@@ -59,7 +60,9 @@ pub struct Auth {
     store: Arc<dyn Store>,
     users: Option<Users>,
     /// What was told lately, also that there is nobody. By the hash of key or token.
-    known: future::Cache<String, Option<Known>>,
+    known: future::Cache<String, Told>,
+    /// Of callers, so far. What was asked for before the last one is not known any more.
+    changes: AtomicU64,
     /// Valid callers of late: they go on when the store cannot be asked.
     last: sync::Cache<String, Known>,
     failures: Failures,
@@ -86,10 +89,21 @@ struct Known {
     until: Option<Timestamp>,
 }
 
+/// What the books said of a key or token.
+#[derive(Clone)]
+struct Told {
+    known: Option<Known>,
+    /// The changes that there had been when it was asked for.
+    as_of: u64,
+}
+
 /// Keys and tokens remembered, unknown ones included.
 const KNOWN_MAX: u64 = 100_000;
 /// A revoked key works no longer than this, should the news of it not arrive.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
+/// Changes come one by one, and most concern others: whoever is told of one while asking asks
+/// again, so often at most.
+const ASKED_MAX: usize = 3;
 
 impl Auth {
     /// # Errors
@@ -115,6 +129,7 @@ impl Auth {
                 .build(),
             failures: Failures::new(config.failures_per_minute),
             uses: Uses::default(),
+            changes: AtomicU64::new(0),
             wait,
             away,
             measured,
@@ -146,7 +161,8 @@ impl Auth {
 
     async fn find(&self, token: &str, from: IpAddr) -> Result<Principal, Error> {
         let hash = sha256_hex(token.as_bytes());
-        if let Some(known) = self.known.get(&hash).await.flatten() {
+        let told = self.known.get(&hash).await.filter(|told| self.is_current(told));
+        if let Some(known) = told.and_then(|told| told.known) {
             self.measured.remembered.inc();
             return known.principal();
         }
@@ -156,14 +172,40 @@ impl Auth {
         }
         let credential = self.credential(token).ok_or(Error::WrongKey)?;
         self.measured.asked.inc();
-        // One look-up at a time for a key; a failed one is not remembered. In a box, because it is
-        // rare and ten times as large as the rest of what a request is made of.
-        let look_up = self.look_up(&hash, &credential);
-        let found = Box::pin(self.known.try_get_with_by_ref(&hash, look_up)).await;
-        match found.map_err(Arc::unwrap_or_clone)? {
+        // In a box, because it is rare and ten times as large as the rest of what a request is made
+        // of.
+        match Box::pin(self.ask(&hash, &credential)).await? {
             Some(known) => known.principal(),
             None => Err(credential.unknown()),
         }
+    }
+
+    /// One look-up at a time for a key; a failed one is not remembered, nor one that a change may
+    /// have overtaken.
+    async fn ask(
+        &self,
+        hash: &String,
+        credential: &Credential<'_>,
+    ) -> Result<Option<Known>, Error> {
+        let mut asked = 0;
+        loop {
+            let look_up = async {
+                let as_of = self.changes.load(Ordering::Acquire);
+                let known = self.look_up(hash, credential).await?;
+                Ok(Told { known, as_of })
+            };
+            let told = self.known.try_get_with_by_ref(hash, look_up).await;
+            let told = told.map_err(Arc::<Error>::unwrap_or_clone)?;
+            asked += 1;
+            if self.is_current(&told) || asked == ASKED_MAX {
+                return Ok(told.known);
+            }
+            self.known.invalidate(hash).await;
+        }
+    }
+
+    fn is_current(&self, told: &Told) -> bool {
+        told.as_of == self.changes.load(Ordering::Acquire)
     }
 
     /// What the text is by its form, where it can be anything.
@@ -277,6 +319,7 @@ impl Auth {
 
     /// Asks again for everybody: another process has changed some.
     pub fn forget(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
         self.known.invalidate_all();
     }
 
@@ -292,6 +335,8 @@ impl Auth {
     }
 
     fn forget_callers(&self, is_meant: impl Fn(&Caller) -> bool + Send + Sync + 'static) {
+        // First: who is being asked for now is asked for again, and put back only if valid.
+        self.changes.fetch_add(1, Ordering::AcqRel);
         let is_meant = move |_: &String, known: &Known| is_meant(&known.principal.caller);
         // It fails in a cache that was not made for it; then it is better to know nobody.
         if self.last.invalidate_entries_if(is_meant).is_err() {

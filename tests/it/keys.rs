@@ -2,10 +2,12 @@
 
 use serde_json::json;
 
-use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
-use crate::client::Answered;
+use crate::admin::Admin;
+use crate::app::{Setup, Store, TestApp, address_of, both_stores, eventually, question, streamed};
+use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{FREE_MODEL, MODEL, OLD_MODEL};
+use crate::upstream::script::Gate;
 
 both_stores!(
     a_key_is_created_used_and_revoked,
@@ -146,5 +148,26 @@ async fn commands_say_what_is_wrong() {
     }
     let credit: i64 = app.books.entries().await.iter().map(|entry| entry.amount_nusd).sum();
     assert_eq!(credit, 10_000_000_000, "a refused command changes nothing");
+    app.finish().await;
+}
+
+/// The books had told that a key is good when it was ended, and their answer came after.
+#[tokio::test]
+async fn a_key_that_ends_while_it_is_asked_for_is_refused() {
+    let app = Setup::new(Store::Postgres).proxied().start().await;
+    let admin = Admin::of(&app).await;
+    let proxy = app.proxy.as_ref().expect("it was asked for");
+    let new = json!({"name": "asked for"});
+    let made = admin.done(201, "POST", &format!("/accounts/{}/keys", app.account), Some(new)).await;
+    let [id, key] = ["id", "secret"].map(|member| made[member].as_str().expect("a text"));
+    let ask = Ask::get("/v1/models").bearer(key);
+    let gate = Gate::new();
+    proxy.keep("asked for", &gate);
+    let begun = Exchange::open(address_of(&app.base_url), &ask.bytes()).await;
+    eventually("it is told of", async || proxy.has_kept().then_some(())).await;
+    admin.done(200, "DELETE", &format!("/keys/{id}"), None).await;
+    gate.open();
+    assert_eq!(begun.finish().await.status, 401, "it was asked for anew");
+    assert_eq!(app.ask(&ask).await.status, 401);
     app.finish().await;
 }

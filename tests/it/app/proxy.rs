@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::upstream::script::Gate;
+
 pub struct Proxy {
     address: SocketAddr,
     wire: Arc<Wire>,
@@ -25,6 +27,8 @@ struct Wire {
     /// Answers to COMMIT that are to be lost.
     to_lose: AtomicUsize,
     lost: AtomicUsize,
+    /// The next answer with this text waits until the gate is open.
+    kept: Mutex<Option<(String, Gate)>>,
     is_cut: watch::Sender<bool>,
     /// Tells those that are open.
     silenced: watch::Sender<()>,
@@ -43,6 +47,7 @@ impl Proxy {
             delay: AtomicU64::new(0),
             to_lose: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
+            kept: Mutex::default(),
             is_cut: watch::Sender::new(false),
             silenced: watch::Sender::new(()),
         });
@@ -81,6 +86,16 @@ impl Proxy {
     pub fn slow(&self, delay: Duration) {
         let delay = u64::try_from(delay.as_millis()).expect("short");
         self.wire.delay.store(delay, Ordering::SeqCst);
+    }
+
+    /// Keeps back the next answer with this text.
+    pub fn keep(&self, text: &str, gate: &Gate) {
+        *self.wire.kept.lock().expect("no panic") = Some((text.to_string(), gate.clone()));
+    }
+
+    /// Such an answer has come.
+    pub fn has_kept(&self) -> bool {
+        self.wire.kept.lock().expect("no panic").is_none()
     }
 
     pub fn mend(&self) {
@@ -143,6 +158,9 @@ async fn relay(client: &mut TcpStream, wire: &Wire) {
                     if delay > 0 {
                         tokio::time::sleep(Duration::from_millis(delay)).await;
                     }
+                    if let Some(gate) = wire.keeps(&told[..read]) {
+                        gate.passed().await;
+                    }
                     client.write_all(&told[..read]).await
                 }
                 _ => return,
@@ -155,6 +173,13 @@ async fn relay(client: &mut TcpStream, wire: &Wire) {
 }
 
 impl Wire {
+    fn keeps(&self, answer: &[u8]) -> Option<Gate> {
+        let mut kept = self.kept.lock().expect("no panic");
+        let (_, gate) =
+            kept.take_if(|(text, _)| memchr::memmem::find(answer, text.as_bytes()).is_some())?;
+        Some(gate)
+    }
+
     fn loses(&self) -> bool {
         let one_less = |left: usize| left.checked_sub(1);
         self.to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
