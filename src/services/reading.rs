@@ -135,32 +135,29 @@ impl Reading {
     }
 
     fn take_delta(&mut self, choice: u32, delta: &Delta<'_>) {
-        let mut push = |field, text: &Option<Cow<'_, str>>| {
+        self.has_unreadable |= delta.has_more();
+        let mut push = |field, text: Option<&str>| {
             if let Some(text) = text {
                 self.is_behind |= !text.is_empty();
                 self.counter.push(Lane { choice, field }, text);
             }
         };
-        push(Field::Content, &delta.content.0);
-        push(Field::Refusal, &delta.refusal.0);
-        // Two names for the same text: a server that sends both does not think twice.
-        let reasoning = if delta.reasoning.0.is_some() {
-            &delta.reasoning.0
-        } else {
-            &delta.reasoning_content.0
-        };
-        push(Field::Reasoning, reasoning);
+        push(Field::Content, delta.content.text.as_deref());
+        push(Field::Refusal, delta.refusal.0.as_deref());
+        push(Field::Reasoning, delta.thought());
         for (place, call) in (0_u32..).zip(&delta.tool_calls.0) {
             let call = &call.value;
             let index = call.index.0.and_then(|index| u32::try_from(index).ok());
             let index = index.unwrap_or(place);
             let (function, custom) = (&call.function.value, &call.custom.value);
-            push(Field::ToolName(index), &function.name.0);
-            push(Field::ToolArguments(index), &function.arguments.0);
-            push(Field::ToolName(index), &custom.name.0);
-            push(Field::ToolArguments(index), &custom.input.0);
+            push(Field::ToolName(index), function.name.0.as_deref());
+            push(Field::ToolArguments(index), function.arguments.0.as_deref());
+            push(Field::ToolName(index), custom.name.0.as_deref());
+            push(Field::ToolArguments(index), custom.input.0.as_deref());
         }
-        push(Field::FunctionArguments, &delta.function_call.value.arguments.0);
+        let function = &delta.function_call.value;
+        push(Field::FunctionName, function.name.0.as_deref());
+        push(Field::FunctionArguments, function.arguments.0.as_deref());
     }
 }
 

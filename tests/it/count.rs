@@ -94,11 +94,22 @@ type DeltaOf = fn(&str) -> Value;
 async fn every_text_of_a_delta_counts() {
     let app = counting_app(Store::Sqlite).await;
     let arguments = r#"{"city":"Zürich","unit":"celsius"}"#;
-    let fields: [(&str, &str, DeltaOf); 8] = [
+    let fields: [(&str, &str, DeltaOf); 11] = [
         ("content", "Ordinary words, in a row.", |text| json!({"content": text})),
         ("refusal", "I cannot help with that.", |text| json!({"refusal": text})),
         ("reasoning", "First think, then answer.", |text| json!({"reasoning": text})),
         ("reasoning_content", "As DeepSeek says it.", |text| json!({"reasoning_content": text})),
+        (
+            "both names, one empty",
+            "The second name has it.",
+            |text| json!({"reasoning": "", "reasoning_content": text}),
+        ),
+        (
+            "both names, the other empty",
+            "The first name has it.",
+            |text| json!({"reasoning": text, "reasoning_content": ""}),
+        ),
+        ("function", "named_in_the_older_form", |text| json!({"function_call": {"name": text}})),
         (
             "arguments",
             arguments,
@@ -154,6 +165,33 @@ async fn every_text_of_a_plain_message_counts() {
     let texts = ["Ordinary words.", "First think.", "weather", "{\"city\":\"Zürich\"}"];
     let expected = texts.map(o200k).iter().sum();
     assert_counted(&app.record().await, expected);
+    app.finish().await;
+}
+
+/// What no string says is counted as it is written, and what is no text makes an estimate.
+#[tokio::test]
+async fn what_is_no_text_is_not_passed_over() {
+    let app = counting_app(Store::Sqlite).await;
+    let arguments = json!({"city": "Zürich", "days": [1, 2, 3]});
+    let picture = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}});
+    let call = json!({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]});
+    for (delta, text, source) in [
+        (call, arguments.to_string(), "counted"),
+        (json!({"content": [part("Look."), picture]}), "Look.".to_owned(), "estimated"),
+        (json!({"content": "Look.", "images": [picture]}), "Look.".to_owned(), "estimated"),
+        (json!({"content": "Look.", "images": []}), "Look.".to_owned(), "counted"),
+        (json!({"content": "Listen.", "audio": {"id": "a"}}), "Listen.".to_owned(), "estimated"),
+    ] {
+        let answer = Answer::openai().no_usage();
+        let event = answer.choice_event(0, &delta.to_string(), "null");
+        let script = answer.head().chunk(event).chunk(answer.finish_event() + DONE);
+        app.upstream.script(script.end());
+        let got = app.chat(&streamed(COUNTED_MODEL)).await;
+        got.ok();
+        let record = app.record_of(&got).await;
+        assert_eq!(record.source, source, "{delta}: {record:#?}");
+        assert_eq!(record.completion_tokens, o200k(&text), "{delta}: {record:#?}");
+    }
     app.finish().await;
 }
 

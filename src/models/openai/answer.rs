@@ -2,7 +2,7 @@
 //!
 //! Nothing here fails over an odd member: what cannot be read is missing (see `lenient`).
 
-use super::lenient::{Content, Flag, Int, List, Object, Text};
+use super::lenient::{Content, Flag, Int, List, Object, Text, Written};
 use super::pairs;
 use crate::models::money::{Tokens, parse_cost_pico};
 use crate::models::usage::TokenUsage;
@@ -65,6 +65,10 @@ pub struct Delta<'a> {
     pub tool_calls: List<Object<ToolCall<'a>>>,
     #[serde(borrow)]
     pub function_call: Object<Function<'a>>,
+    #[serde(borrow)]
+    images: Option<&'a RawValue>,
+    #[serde(borrow)]
+    audio: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -83,8 +87,9 @@ pub struct ToolCall<'a> {
 pub struct Function<'a> {
     #[serde(borrow)]
     pub name: Text<'a>,
+    /// A text by OpenAI's rule; some servers send the object itself.
     #[serde(borrow)]
-    pub arguments: Text<'a>,
+    pub arguments: Written<'a>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -226,8 +231,9 @@ pub struct Reported {
     pub cost_pico: Option<i128>,
 }
 
-/// No real answer comes near; a larger number is a fault, and our own count is used instead.
-const TOKENS_PLAUSIBLE_MAX: i64 = 100_000_000;
+/// The longest prompts are of ten million, and no answer comes near; a larger number is a fault,
+/// and our own count is used instead.
+const TOKENS_PLAUSIBLE_MAX: i64 = 16_777_216;
 /// A thousand dollars for one call is a fault as well.
 const COST_PLAUSIBLE_PICO_MAX: i128 = 1_000_000_000_000_000;
 
@@ -242,13 +248,30 @@ impl<'a> Choice<'a> {
     /// The content of a choice that says nothing else and goes on.
     #[must_use]
     pub fn only_content(&self) -> Option<&str> {
-        let Delta { content, refusal, reasoning, reasoning_content, tool_calls, function_call } =
-            self.said();
+        let said = self.said();
+        let Delta { content, refusal, reasoning, reasoning_content, .. } = said;
         let says_more = [refusal, reasoning, reasoning_content].iter().any(|it| it.0.is_some())
-            || !tool_calls.0.is_empty()
-            || function_call.given
+            || !said.tool_calls.0.is_empty()
+            || said.function_call.given
+            || said.has_more()
             || self.finish_reason.0.is_some();
-        content.0.as_deref().filter(|_| !says_more && !self.usage.given)
+        content.text.as_deref().filter(|_| !says_more && !self.usage.given)
+    }
+}
+
+impl Delta<'_> {
+    /// Two names for the same text: a server that sends both does not think twice.
+    #[must_use]
+    pub fn thought(&self) -> Option<&str> {
+        let names = [&self.reasoning, &self.reasoning_content].into_iter();
+        names.filter_map(|text| text.0.as_deref()).find(|text| !text.is_empty())
+    }
+
+    /// It says something that is no text.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        let mut others = [self.images, self.audio].into_iter().flatten();
+        self.content.has_more || others.any(is_truthy)
     }
 }
 
@@ -447,7 +470,7 @@ mod tests {
     fn a_cut_surrogate_pair_does_not_cost_the_answer() {
         let text = r#"{"id":"a\\\"b","choices":[{"delta":{"content":"x\ud83d\ude00\ud83d"}}]}"#;
         let content = read(text, |answer| {
-            answer.choices.0[0].value.said().content.0.as_deref().map(str::to_owned)
+            answer.choices.0[0].value.said().content.text.as_deref().map(str::to_owned)
         });
         assert_eq!(content.unwrap().unwrap(), "x\u{1f600}\u{fffd}");
         assert_eq!(read("[1]", |_| ()), None);
@@ -461,7 +484,8 @@ mod tests {
             "usage":{"prompt_tokens":1,"completion_tokens":1},"id":"b","error":null,
             "usage":{"prompt_tokens":2,"completion_tokens":3,"cost":1,"cost":0.5}}"#;
         let read = read(text, |answer| {
-            let content = answer.choices.0[0].value.said().content.0.as_deref().map(str::to_owned);
+            let content =
+                answer.choices.0[0].value.said().content.text.as_deref().map(str::to_owned);
             let id = answer.id.0.as_deref().map(str::to_owned);
             (id.unwrap(), content.unwrap(), answer.reported().unwrap(), answer.has_doubles)
         });

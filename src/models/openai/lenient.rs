@@ -5,7 +5,8 @@
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,9 +15,17 @@ use std::marker::PhantomData;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Text<'a>(pub Option<Cow<'a, str>>);
 
+/// A string, or whatever else there is as its JSON text; null is nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Written<'a>(pub Option<Cow<'a, str>>);
+
 /// A string, or the texts of a list of parts one after the other, else nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Content<'a>(pub Option<Cow<'a, str>>);
+pub struct Content<'a> {
+    pub text: Option<Cow<'a, str>>,
+    /// One of the parts was no text.
+    pub has_more: bool,
+}
 
 /// An integer, else nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +104,19 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+// === Written ===
+
+impl<'de: 'a, 'a> Deserialize<'de> for Written<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&'de RawValue>::deserialize(deserializer)?.get();
+        if raw.starts_with('"') {
+            let Text(text) = serde_json::from_str(raw).map_err(D::Error::custom)?;
+            return Ok(Self(text));
+        }
+        Ok(Self((raw != "null").then_some(Cow::Borrowed(raw))))
+    }
+}
+
 // === Content ===
 
 /// A part of a content: a text, or a thought, which may have parts of its own.
@@ -120,20 +142,22 @@ impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
             }
 
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Content<'a>, E> {
-                Ok(Content(Some(Cow::Borrowed(text))))
+                Ok(Content { text: Some(Cow::Borrowed(text)), has_more: false })
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Content<'a>, E> {
-                Ok(Content(Some(Cow::Owned(text.to_owned()))))
+                Ok(Content { text: Some(Cow::Owned(text.to_owned())), has_more: false })
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content<'a>, A::Error> {
-                let mut texts = String::new();
+                let (mut texts, mut has_more) = (String::new(), false);
                 while let Some(part) = seq.next_element::<Object<Part<'de>>>()? {
                     let Part { text, thinking } = part.value;
-                    texts.extend([text.0, thinking.0].into_iter().flatten());
+                    has_more |= thinking.has_more || text.0.is_none() && thinking.text.is_none();
+                    texts.extend([text.0, thinking.text].into_iter().flatten());
                 }
-                Ok(Content((!texts.is_empty()).then(|| texts.into())))
+                let text = (!texts.is_empty()).then(|| texts.into());
+                Ok(Content { text, has_more })
             }
 
             take_as_missing!(visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(Float));
@@ -314,5 +338,27 @@ mod tests {
     fn text_is_borrowed_where_nothing_is_escaped() {
         assert!(matches!(read::<Text<'_>>(r#""plain""#).0, Some(Cow::Borrowed("plain"))));
         assert_eq!(read::<Text<'_>>(r#""a\nb""#).0.unwrap(), "a\nb");
+    }
+
+    #[test]
+    fn what_is_no_string_is_read_as_it_is_written() {
+        assert_eq!(read::<Written<'_>>(r#""a\"b""#).0.unwrap(), "a\"b");
+        assert_eq!(read::<Written<'_>>(r#"{"a": [1]}"#).0.unwrap(), r#"{"a": [1]}"#);
+        assert_eq!(read::<Written<'_>>("null"), Written(None));
+    }
+
+    #[test]
+    fn a_content_says_whether_it_has_more_than_text() {
+        for (text, said, has_more) in [
+            (r#""x""#, Some("x"), false),
+            (r#"[{"type":"text","text":"x"},{"text":"y"}]"#, Some("xy"), false),
+            (r#"[{"text":"x"},{"type":"image_url","image_url":{}}]"#, Some("x"), true),
+            (r#"[{"thinking":[{"text":"x"},{"reference_ids":[1]}]}]"#, Some("x"), true),
+            (r#"[{"type":"text","text":""}]"#, None, false),
+            ("null", None, false),
+        ] {
+            let content = read::<Content<'_>>(text);
+            assert_eq!((content.text.as_deref(), content.has_more), (said, has_more), "{text}");
+        }
     }
 }

@@ -174,8 +174,9 @@ pub fn is_without_text(chunk: &Answer<'_>) -> bool {
     chunk.choices.0.iter().all(|choice| {
         let delta = choice.value.said();
         let Delta { content, refusal, reasoning, reasoning_content, .. } = delta;
-        let texts = [&content.0, &refusal.0, &reasoning.0, &reasoning_content.0];
+        let texts = [&content.text, &refusal.0, &reasoning.0, &reasoning_content.0];
         texts.iter().all(|text| text.as_deref().is_none_or(str::is_empty))
+            && !delta.has_more()
             && delta.tool_calls.0.is_empty()
             && !delta.function_call.given
     })

@@ -47,6 +47,7 @@ pub enum Field {
     Refusal,
     Reasoning,
     ToolArguments(u32),
+    FunctionName,
     FunctionArguments,
     ToolName(u32),
 }
