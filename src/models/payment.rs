@@ -169,9 +169,9 @@ impl SubscriptionStatus {
         matches!(self, Self::Active | Self::Trialing | Self::PastDue)
     }
 
-    /// It pays no more.
+    /// It pays no more. One that ended before it began gave nothing that could be taken.
     fn is_over(self) -> bool {
-        matches!(self, Self::Unpaid | Self::Canceled | Self::IncompleteExpired | Self::Paused)
+        matches!(self, Self::Unpaid | Self::Canceled | Self::Paused)
     }
 
     /// It is so before it is anything else.

@@ -143,14 +143,19 @@ fn a_subscription_gives_its_plan_and_takes_it_back() {
         let good = [subscription("s", status, "team", 1)];
         assert_eq!(after(&prepaid, &good, false), (Active, plan("team")), "{status:?}");
     }
-    for status in [Is::Unpaid, Is::Canceled, Is::IncompleteExpired, Is::Paused] {
+    for status in [Is::Unpaid, Is::Canceled, Is::Paused] {
         let over = [subscription("s", status, "team", 1)];
         let team = account(Prepaid, Active, Some("team"));
         assert_eq!(after(&team, &over, false), (Active, plan("basic")), "{status:?}");
         assert_eq!(after(&postpaid, &over, false), (Suspended, plan("team")), "{status:?}");
     }
-    let begun = [subscription("s", Is::Incomplete, "team", 1)];
-    assert_eq!(after(&prepaid, &begun, false), (Active, None), "not paid for yet");
+    for status in [Is::Incomplete, Is::IncompleteExpired] {
+        let unpaid = [subscription("s", status, "team", 1)];
+        let team = account(Prepaid, Active, Some("team"));
+        assert_eq!(after(&prepaid, &unpaid, false), (Active, None), "{status:?}");
+        assert_eq!(after(&team, &unpaid, false), (Active, plan("team")), "{status:?}");
+        assert_eq!(after(&postpaid, &unpaid, false), (Active, plan("team")), "{status:?}");
+    }
 
     let vip = account(Prepaid, Active, Some("vip"));
     let over = [subscription("s", Is::Canceled, "team", 1)];

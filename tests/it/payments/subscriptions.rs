@@ -12,6 +12,7 @@ both_stores!(
     the_end_of_one_that_is_known_counts,
     one_that_was_another_accounts_takes_its_plan_along,
     a_suspension_ends_where_its_subscription_was_another_accounts,
+    one_that_never_began_takes_nothing,
 );
 
 async fn row_of(app: &TestApp, account: &str) -> Value {
@@ -131,5 +132,23 @@ async fn a_suspension_ends_where_its_subscription_was_another_accounts(store: St
         (status(&first).await, status(&second).await),
         (json!("suspended"), json!("suspended"))
     );
+    app.finish().await;
+}
+
+/// Somebody who leaves the page where the first payment is confirmed.
+async fn one_that_never_began_takes_nothing(store: Store) {
+    let app = setup(store).prices(PLANS).env("TOLLGATE_SIGNUP_PLAN", "basic").start().await;
+    let postpaid = app.create_account("later", &["--postpaid"]).await;
+    app.cli(&["account", "update", "--account", "later", "--plan", "team"]).await;
+    let prepaid = app.create_account("now", &["--plan", "team"]).await;
+    let at = now();
+    for (id, account) in [("1", &postpaid), ("2", &prepaid)] {
+        for (status, after) in [("incomplete", 0), ("incomplete_expired", 82_800)] {
+            let mut event = subscription("updated", id, status, "team", at + after);
+            event["data"]["object"]["metadata"]["tollgate_account_id"] = json!(account);
+            deliver(&app, &event).await;
+            assert_eq!(row_of(&app, account).await, is("active", "team"), "{status}");
+        }
+    }
     app.finish().await;
 }
