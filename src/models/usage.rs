@@ -194,12 +194,12 @@ impl UsageRecord {
             || self.finish_reason.as_deref().is_some_and(tells_of_failure)
     }
 
-    /// Drops what the upstream calls things; the numbers stay.
+    /// Drops what the upstream calls things; the numbers stay, and what they were made by.
     pub fn forget_names(&mut self) {
         self.model_served = None;
         self.provider = None;
         self.generation_id = None;
-        self.finish_reason = None;
+        self.finish_reason = self.finish_reason.take().filter(|reason| tells_of_failure(reason));
     }
 
     #[must_use]

@@ -97,7 +97,8 @@ pub trait ExportStore: Send + Sync {
         done: &[ExportDone],
     ) -> Result<(), StoreError>;
 
-    /// A meter's exports of a customer, used from `from` until before `to`.
+    /// A meter's exports of a customer, used from `from` until before `to`; of so many that they
+    /// are more than a page, some.
     async fn exports_used(
         &self,
         of: (&str, &str),

@@ -17,6 +17,10 @@ const CAPS: &[&str] = &[
     "num_predict",
 ];
 
+/// What makes vLLM's answers longer, or its work, than any usage tells.
+/// <https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#extra-parameters_1>
+const VLLMS: &[&str] = &["best_of", "prompt_logprobs", "return_token_ids", "use_beam_search"];
+
 /// What LiteLLM takes from a client and makes a setting of its call: another model after a failure
 /// that the client can bring about, another upstream, a prompt that nobody has counted, a cap taken
 /// away. From `all_litellm_params` of its 1.109.
@@ -78,7 +82,7 @@ const PRICES: &[&str] = &["cost_per_", "token_cost"];
 /// `name` without its case.
 #[must_use]
 pub fn is_refused(name: &str) -> bool {
-    [OF_OTHERS, CAPS, LITELLMS].iter().any(|names| names.contains(&name))
+    [OF_OTHERS, CAPS, VLLMS, LITELLMS].iter().any(|names| names.contains(&name))
         || BEGINNINGS.iter().any(|it| name.starts_with(it)) && !NAMES.contains(&name)
         || name.ends_with(FALLBACKS)
         || PRICES.iter().any(|part| name.contains(part))
@@ -92,6 +96,7 @@ mod tests {
     fn settings_of_the_call_are_refused_and_openais_members_pass() {
         for name in [
             "models",
+            "prompt_logprobs",
             "content_policy_fallbacks",
             "output_cost_per_token_above_200k_tokens",
             "cache_read_input_token_cost_batches",

@@ -15,8 +15,8 @@ use crate::error::Error;
 use crate::models::billing::{DeliveryState, Export, reasons};
 use crate::models::timestamp::Timestamp;
 use crate::services::http::{Answer, retry_after};
-use crate::store::Store;
 use crate::store::exports::{OLDEST, SUMMARY_LAG};
+use crate::store::{PAGE_ROWS_MAX, Store};
 use api::{StripeApi, StripeError};
 use axum::http::StatusCode;
 use doubt::Found;
@@ -110,6 +110,10 @@ impl Doubts {
         let exports = self.store.exports_used(of, from, to).await;
         let exports =
             exports.map_err(|error| Verdict::Later(Trouble::of_parcel(error.to_string(), None)))?;
+        // There may be more of them than a page has.
+        if i64::try_from(exports.len()).is_ok_and(|count| count >= PAGE_ROWS_MAX) {
+            return Ok(Found::Unclear);
+        }
         let meter = self.meter_id(export).await?;
         let summed = self.api.summed(&meter, &export.customer, from, to).await;
         let summed = summed.map_err(|error| self.unread(export, &error))?;

@@ -221,7 +221,14 @@ pub(super) fn report(op: &LedgerOp, outcome: &Decided) {
         // A voided request that never had its hold: nothing was lost.
         Ok(Outcome::NoHold) if !record.is_billable() => {}
         Ok(other) => {
-            tracing::warn!(request.id = %record.id, "this request was not settled: {other:?}");
+            tracing::warn!(
+                request.id = %record.id,
+                account.id = %record.account_id,
+                prompt_tokens = record.prompt_tokens.0,
+                completion_tokens = record.completion_tokens.0,
+                price_nusd = record.charge_nusd.0,
+                "this request was not settled: {other:?}"
+            );
         }
     }
 }
