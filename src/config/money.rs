@@ -2,7 +2,7 @@
 
 use super::ConfigError;
 use super::reader::Reader;
-use crate::models::money::Markup;
+use crate::models::money::{Markup, Tokens};
 use std::num::NonZeroU32;
 
 #[derive(Clone, Debug)]
@@ -11,7 +11,7 @@ pub struct MoneyConfig {
     /// TOML file of prices.
     pub prices: Option<String>,
     /// Assumed for the hold of a request without a cap of its own.
-    pub completion_tokens_max: i64,
+    pub completion_tokens_max: Tokens,
 }
 
 impl MoneyConfig {
@@ -23,7 +23,7 @@ impl MoneyConfig {
             markup: Markup::parse_typed(&markup)
                 .ok_or_else(|| ConfigError("TOLLGATE_MARKUP is not a factor like 1.20".into()))?,
             prices: env.optional("TOLLGATE_PRICES"),
-            completion_tokens_max: completion_tokens_max.get().into(),
+            completion_tokens_max: Tokens(completion_tokens_max.get().into()),
         })
     }
 }

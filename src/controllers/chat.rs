@@ -3,6 +3,7 @@
 use crate::controllers::extract::{IdempotencyKey, JsonBody, Traced};
 use crate::error::{Error, insert_room};
 use crate::models::ids::RequestId;
+use crate::models::money::Tokens;
 use crate::models::openai::request::ChatRequest;
 use crate::services::admission::Caller;
 use crate::services::auth::Principal;
@@ -44,7 +45,7 @@ pub async fn create(
         Begun::Answered(exchange, Answer::Document(document)) => whole(exchange, document),
         Begun::NotYet(forwarding) => events(Waiting::new(forwarding, app.stop.clone())),
     };
-    if let Some(cap) = cap {
+    if let Some(Tokens(cap)) = cap {
         response.headers_mut().insert(COMPLETION_CAP, HeaderValue::from(cap));
     }
     insert_room(response.headers_mut(), &room);

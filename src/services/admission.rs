@@ -64,7 +64,7 @@ pub struct Admitted {
     exchange: Exchange,
     commit: Commit,
     trip: Trip,
-    lowered_cap: Option<i64>,
+    lowered_cap: Option<Tokens>,
     room: Room,
 }
 
@@ -100,7 +100,7 @@ impl HoldTerms {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         Self {
-            completion_tokens_max: Tokens(config.money.completion_tokens_max),
+            completion_tokens_max: config.money.completion_tokens_max,
             lease: config.database.lease,
             database_wait: config.database.wait,
         }
@@ -122,31 +122,21 @@ impl Admission {
         let (model, candidates) = self.candidates(&caller, request)?;
         let (first, others) = candidates.split_first().ok_or_else(|| not_priced(&model))?;
         let slot = self.ledger.reserve().map_err(|_| Error::Overloaded)?;
-        let has_key_limits = caller.principal.has_key_limits;
         let size = self.size(caller.principal, request, &model, &candidates);
         let kept_for_answer = self.room(caller.principal.account_id, &size, request)?;
         let worst = size.worst_case(first, others, request);
         let trace = caller.trace.clone();
+        let is_limited = caller.principal.has_key_limits || !size.limits.is_none();
         let placement = self.placement(caller, request, &size, &model, first, &worst)?;
         let hold = placement.hold.clone();
-        let is_limited = has_key_limits || !size.limits.is_none();
         let comfort = if is_limited { None } else { self.comfort(&hold) };
-        let place = LedgerOp::Place(placement);
-        let placed = if comfort.is_some() {
-            self.ledger.submit_ahead(place)
-        } else {
-            self.ledger.submit(place)
-        };
-        let placed = placed.map_err(|_| Error::Overloaded)?;
+        let limit = model.smallest_limit();
+        let mut commit = self.place(placement, model, comfort.is_some())?;
         let (user, amount) = (hold.account_id.to_string(), hold.amount_nusd);
         let tokenizer = self.vocabularies.for_model(&request.model);
         let settler = self.settler.clone();
         let open = OpenHold::new(hold, first, tokenizer, kept(body), slot, settler, trace);
-        let wait = self.terms.database_wait;
         let mut exchange = Exchange::new(open, request, size.prompt_paid_for, kept_for_answer);
-        let hurry = self.ledger.hurry().clone();
-        let limit = model.smallest_limit();
-        let mut commit = Commit::Waiting { answer: placed, wait, model, hurry };
         let placed = match comfort {
             Some(funds) => Placed { amount, funds, room: Room::default() },
             None => commit.committed(&mut exchange).await?,
@@ -256,12 +246,27 @@ impl Admission {
         Ok(Placement { hold, floor_nusd, demand, funds, is_granted: false })
     }
 
+    /// Sends the hold on its way to the books; `is_ahead`: nobody waits for it yet.
+    fn place(
+        &self,
+        placement: Placement,
+        model: Arc<Model>,
+        is_ahead: bool,
+    ) -> Result<Commit, Error> {
+        let place = LedgerOp::Place(placement);
+        let sent =
+            if is_ahead { self.ledger.submit_ahead(place) } else { self.ledger.submit(place) };
+        let answer = sent.map_err(|_| Error::Overloaded)?;
+        let hurry = self.ledger.hurry().clone();
+        Ok(Commit::Waiting { answer, wait: self.terms.database_wait, model, hurry })
+    }
+
     /// The smallest of the client's cap, the model's and the operator's. A stream that outgrows it
     /// extends its hold.
     fn completion_max(&self, request: &ChatRequest<'_>, model: &Model) -> Tokens {
         let caps = [request.completion_tokens_max, model.completion_tokens_max];
-        let smallest = caps.into_iter().flatten().min().unwrap_or(i64::MAX);
-        Tokens(smallest.min(self.terms.completion_tokens_max.0))
+        let own = self.terms.completion_tokens_max;
+        caps.into_iter().flatten().fold(own, Tokens::min)
     }
 
     /// What the account has, when it is comfortable. Who has limits never is, nor a request that
@@ -281,8 +286,8 @@ impl Admission {
 /// The cap that the upstream gets, and the one the client is told of.
 #[derive(Default)]
 struct Cap {
-    sent: Option<i64>,
-    lowered: Option<i64>,
+    sent: Option<Tokens>,
+    lowered: Option<Tokens>,
 }
 
 /// The cap that what there is pays for; `limit`: the model's own.
@@ -291,10 +296,10 @@ fn affordable(
     size: &Size,
     worst: &WorstCase,
     placed: &Placed,
-    limit: Option<i64>,
+    limit: Option<Tokens>,
 ) -> Cap {
     let Size { completion: wanted, is_fitted, limits, .. } = size;
-    if let Some(Tokens(paid)) = worst.tokens(placed.amount).filter(|paid| paid < wanted) {
+    if let Some(paid) = worst.tokens(placed.amount).filter(|paid| paid < wanted) {
         return Cap { sent: Some(paid), lowered: Some(paid) };
     }
     // A stream can be ended where its money does, but not where a limit of tokens does, and a plain
@@ -303,12 +308,12 @@ fn affordable(
         let cap = unseen_cap(request, size, worst.tokens(placed.funds), limit);
         return Cap { sent: cap, lowered: cap };
     }
-    let is_open = request.completion_tokens_max.is_none_or(|max| max > wanted.0);
+    let is_open = request.completion_tokens_max.is_none_or(|max| max > *wanted);
     if !is_open {
         return Cap::default();
     }
     let is_less = *is_fitted || request.completion_tokens_max.is_some();
-    Cap { sent: Some(wanted.0), lowered: is_less.then_some(wanted.0) }
+    Cap { sent: Some(*wanted), lowered: is_less.then_some(*wanted) }
 }
 
 /// What a model thinks unseen is known at the end of its answer only, when no stream can be ended
@@ -319,13 +324,13 @@ fn unseen_cap(
     request: &ChatRequest<'_>,
     size: &Size,
     paid: Option<Tokens>,
-    limit: Option<i64>,
-) -> Option<i64> {
-    let Tokens(paid) = paid?;
+    limit: Option<Tokens>,
+) -> Option<Tokens> {
+    let paid = paid?;
     if let Some(own) = request.completion_tokens_max {
         return (paid < own.min(limit.unwrap_or(own))).then_some(paid);
     }
-    (paid.saturating_add(size.prompt.0) < limit?).then_some(paid)
+    (paid.0.saturating_add(size.prompt.0) < limit?.0).then_some(paid)
 }
 
 /// The longest answer to a request without a cap of its own that the limit of tokens has room for;
@@ -388,7 +393,7 @@ fn prompt_estimate(request: &ChatRequest<'_>) -> Tokens {
 impl Admitted {
     /// The completion tokens that the account could pay for, when that is less than was asked.
     #[must_use]
-    pub fn lowered_cap(&self) -> Option<i64> {
+    pub fn lowered_cap(&self) -> Option<Tokens> {
         self.lowered_cap
     }
 

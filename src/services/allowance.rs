@@ -23,13 +23,13 @@ pub struct Allowance {
     has_fees: bool,
     choices: i64,
     /// All that the upstream may say, as it was told. `None`: it was told nothing.
-    cap: Option<i64>,
+    cap: Option<Tokens>,
     /// What is asked for each time: as much as the hold began with.
     step: NanoUsd,
     /// What the hold has come to.
     held: NanoUsd,
     /// Completion tokens that the hold pays for. `None`: as many as come.
-    paid: Option<i64>,
+    paid: Option<Tokens>,
     asked: Option<Answer>,
     lack: Lack,
 }
@@ -71,7 +71,7 @@ impl Allowance {
         self.held = held;
         let worst = WorstCase::new(&self.price, self.prompt, 1);
         let worst = worst.with_searches(self.has_fees).with_images(self.images);
-        self.paid = worst.tokens(held).map(|tokens| tokens.0);
+        self.paid = worst.tokens(held);
     }
 
     /// What the hold has come to.
@@ -87,18 +87,18 @@ impl Allowance {
     }
 
     /// The upstream was told to say so much at most, for each choice.
-    pub fn cap(&mut self, tokens: i64) {
-        self.cap = Some(tokens.saturating_mul(self.choices));
+    pub fn cap(&mut self, Tokens(each): Tokens) {
+        self.cap = Some(Tokens(each.saturating_mul(self.choices)));
     }
 
     /// Whether it is time to ask for more. What covers the cap is enough until the upstream passes
     /// it: more would be taken from the account's other requests.
     #[must_use]
-    pub fn wants_more(&self, used: i64) -> bool {
+    pub fn wants_more(&self, used: Tokens) -> bool {
         let Some(paid) = self.paid else { return false };
         let (part, whole) = ASK_AT;
         let is_enough = self.cap.is_some_and(|cap| cap <= paid);
-        let is_time = if is_enough { used > paid } else { used >= paid / whole * part };
+        let is_time = if is_enough { used > paid } else { used.0 >= paid.0 / whole * part };
         is_time && self.asked.is_none() && !self.is_last()
     }
 
@@ -116,7 +116,7 @@ impl Allowance {
     /// # Errors
     /// [`Error::InsufficientQuota`], [`Error::KeyBudget`] when the hold is used up and there is no
     /// more, [`Error::Database`] when that cannot be told.
-    pub fn poll(&mut self, cx: &mut Context<'_>, used: i64) -> Poll<Result<(), Error>> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, used: Tokens) -> Poll<Result<(), Error>> {
         // At its last token too: what follows may be the end of the stream, which costs nothing.
         let is_paid = self.paid.is_none_or(|paid| used <= paid);
         let Some(asked) = &mut self.asked else {

@@ -5,6 +5,7 @@
 //! upstreams that [`in_order`] reads; knows nothing of what becomes of the calls.
 
 use crate::models::attempt::ATTEMPTS_MAX;
+use crate::models::money::Tokens;
 use crate::models::price::Price;
 use crate::services::breaker::Leave;
 use crate::services::random::Random;
@@ -20,7 +21,7 @@ pub struct Candidate {
     pub model: Option<Arc<str>>,
     pub price: Arc<Price>,
     /// The longest answer that it gives, where it says so.
-    pub completion_tokens_max: Option<i64>,
+    pub completion_tokens_max: Option<Tokens>,
 }
 
 /// What the order is made of.

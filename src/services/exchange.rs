@@ -173,7 +173,7 @@ impl Exchange {
     }
 
     /// The upstream is told this cap.
-    pub fn capped(&mut self, tokens: i64) {
+    pub fn capped(&mut self, tokens: Tokens) {
         if let Some(live) = self.live.as_deref_mut() {
             live.allowance.cap(tokens);
         }
@@ -395,7 +395,7 @@ impl Live {
     }
 
     fn poll_paid(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let used = self.tap.judge.reading.counter.tokens_so_far();
+        let used = Tokens(self.tap.judge.reading.counter.tokens_so_far());
         if self.allowance.wants_more(used) {
             let (hold, held_nusd) = (&self.open.hold, self.allowance.held());
             self.allowance.ask(&self.open.settler.ledger, |add_nusd, floor_nusd| Extension {

@@ -7,6 +7,7 @@ use super::pairs::{Pairs, folded};
 use super::refused::is_refused;
 use super::splice::Edits;
 use super::tools;
+use crate::models::money::Tokens;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -31,7 +32,7 @@ pub struct ChatRequest<'a> {
     /// Whether the client asked for the usage chunk.
     pub include_usage: bool,
     /// The client's cap on the completion.
-    pub completion_tokens_max: Option<i64>,
+    pub completion_tokens_max: Option<Tokens>,
     pub choices: i64,
     /// How many probabilities come with each token of the answer.
     pub probabilities: i64,
@@ -211,7 +212,7 @@ impl<'a> ChatRequest<'a> {
     pub fn forwarded(
         &self,
         user: &str,
-        cap: Option<i64>,
+        cap: Option<Tokens>,
         word: CapWord,
         model: Option<&str>,
     ) -> String {
@@ -239,7 +240,7 @@ impl<'a> ChatRequest<'a> {
 
     fn cap_completion(
         &self,
-        cap: Option<i64>,
+        cap: Option<Tokens>,
         word: CapWord,
         edits: &mut Edits,
         added: &mut Vec<String>,
@@ -253,7 +254,8 @@ impl<'a> ChatRequest<'a> {
         let is_told = |raw: &RawValue| raw.get() != "null";
         let is_unread = is_sole && !read.iter().any(|(_, raw)| is_told(raw));
         // An upstream that reads one of the names only gets what was said by the other.
-        let Some(cap) = cap.or(self.completion_tokens_max.filter(|_| is_unread)) else { return };
+        let cap = cap.or(self.completion_tokens_max.filter(|_| is_unread));
+        let Some(Tokens(cap)) = cap else { return };
         // Both are replaced where both are given: an upstream may obey either.
         for (_, raw) in read.iter().chain(&unread) {
             edits.replace(self.body, raw, cap.to_string());
@@ -349,11 +351,11 @@ fn include_usage(raw: Option<&RawValue>) -> Result<bool, Invalid> {
     Ok(include.unwrap_or(false))
 }
 
-fn completion_tokens_max(raw: &Members<'_>) -> Result<Option<i64>, Invalid> {
+fn completion_tokens_max(raw: &Members<'_>) -> Result<Option<Tokens>, Invalid> {
     let newer = positive(raw.max_completion_tokens, "max_completion_tokens", i64::MAX)?;
     let older = positive(raw.max_tokens, "max_tokens", i64::MAX)?;
     // An upstream may obey either: the larger one is the worst case.
-    Ok(newer.max(older))
+    Ok(newer.max(older).map(Tokens))
 }
 
 fn check_tier(raw: Option<&RawValue>) -> Result<(), Invalid> {

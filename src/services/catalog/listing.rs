@@ -7,7 +7,7 @@
 use super::sources::{Offer, Source};
 use super::table::OperatorTable;
 use crate::error::Error;
-use crate::models::money::Markup;
+use crate::models::money::{Markup, Tokens};
 use crate::models::price::{Price, Rule, Terms};
 use crate::models::timestamp::Timestamp;
 use crate::services::choice::Candidate;
@@ -30,7 +30,7 @@ pub struct Model {
     /// Who serves it, the lowest order first.
     routes: Vec<Route>,
     /// The most that it can answer, when every upstream says so.
-    pub completion_tokens_max: Option<i64>,
+    pub completion_tokens_max: Option<Tokens>,
     /// As `GET /v1/models/{id}` shows it.
     pub json: Bytes,
 }
@@ -40,7 +40,7 @@ struct Route {
     upstream: Arc<Upstream>,
     /// Its name there, where that is another.
     name: Option<Arc<str>>,
-    completion_tokens_max: Option<i64>,
+    completion_tokens_max: Option<Tokens>,
     /// `None`: its price is not known, and it is not called for it.
     price: Option<Arc<Price>>,
     /// For accounts of a plan whose price differs.
@@ -96,7 +96,7 @@ impl Model {
 
     /// Of completion tokens, at whoever allows the fewest; `None` where somebody does not say.
     #[must_use]
-    pub fn smallest_limit(&self) -> Option<i64> {
+    pub fn smallest_limit(&self) -> Option<Tokens> {
         let limits = self.routes.iter().map(|route| route.completion_tokens_max);
         limits.reduce(|one, other| Some(one?.min(other?))).flatten()
     }

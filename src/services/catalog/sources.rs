@@ -7,7 +7,7 @@ mod litellm;
 
 use crate::config::UpstreamKind;
 use crate::error::Error;
-use crate::models::money::PicoUsd;
+use crate::models::money::{PicoUsd, Tokens};
 use crate::models::price::{Override, Rates};
 use crate::services::upstream::Upstream;
 use async_openai::types::models::Model as WireModel;
@@ -31,7 +31,7 @@ pub struct Offer {
     pub id: String,
     created: u32,
     owned_by: String,
-    pub completion_tokens_max: Option<i64>,
+    pub completion_tokens_max: Option<Tokens>,
     /// What the operator pays.
     pub rates: Option<Rates>,
     pub overrides: Vec<Override>,
@@ -210,7 +210,8 @@ impl Listed {
             completion_tokens_max: self
                 .top_provider
                 .and_then(|provider| provider.max_completion_tokens)
-                .filter(|tokens| *tokens > 0),
+                .filter(|tokens| *tokens > 0)
+                .map(Tokens),
             rates,
             overrides,
             id: self.id,

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::models::account::AccountKind;
 use crate::models::key::{KeyLimits, matches_pattern};
 use crate::models::limits::{LimitsInForce, RateLimits};
-use crate::models::money::{Markup, NanoUsd, PicoUsd, is_written_out};
+use crate::models::money::{Markup, NanoUsd, PicoUsd, Tokens, is_written_out};
 use crate::models::price::Rates;
 use crate::models::timestamp::Timestamp;
 use crate::store::Store;
@@ -51,7 +51,7 @@ struct PriceRow {
     plan: Option<String>,
     effective_at: Option<Timestamp>,
     rates: Rates,
-    completion_tokens_max: Option<i64>,
+    completion_tokens_max: Option<Tokens>,
 }
 
 #[derive(Clone, Debug)]
@@ -156,7 +156,7 @@ impl OperatorTable {
     }
 
     /// The most that a model answers, where its upstream does not say.
-    pub fn completion_tokens_max(&self, model: &str) -> Option<i64> {
+    pub fn completion_tokens_max(&self, model: &str) -> Option<Tokens> {
         let fits = |row: &&PriceRow| matches_pattern(&row.model, model);
         self.prices.iter().filter(fits).find_map(|row| row.completion_tokens_max)
     }
@@ -339,7 +339,7 @@ impl FilePrice {
         };
         let effective_at = may(self.effective_at.as_ref(), Timestamp::parse)?;
         let (model, plan) = (self.model.clone(), self.plan.clone());
-        let completion_tokens_max = rate(self.completion_tokens_max)?;
+        let completion_tokens_max = rate(self.completion_tokens_max)?.map(Tokens);
         Ok(PriceRow { model, plan, effective_at, rates, completion_tokens_max })
     }
 }

@@ -28,7 +28,7 @@ pub struct Trip {
     /// For the one that it is at.
     body: Bytes,
     user: String,
-    cap: Option<i64>,
+    cap: Option<Tokens>,
 }
 
 /// How long a stream's first event is waited for before its client is told that there is an answer:
@@ -59,7 +59,7 @@ impl Trip {
         others: impl IntoIterator<Item = Candidate>,
         request: &ChatRequest<'_>,
         user: String,
-        cap: Option<i64>,
+        cap: Option<Tokens>,
     ) -> Self {
         let others = others.into_iter().collect();
         let mut trip = Self { others, body: Bytes::new(), user, cap };

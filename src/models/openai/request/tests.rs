@@ -9,9 +9,9 @@ const EITHER: CapWord = CapWord { member: OLDER, is_sole: false };
 #[test]
 fn a_cap_has_the_name_that_is_read() {
     let sole = CapWord { is_sole: true, ..EITHER };
-    let sent = |cap, members: &str| {
+    let sent = |cap: Option<i64>, members: &str| {
         let body = format!(r#"{{{members}"user":"u","model":"m","messages":[{{}}]}}"#);
-        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", cap, sole, None)
+        ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", cap.map(Tokens), sole, None)
     };
     let rest = r#""user":"u","model":"m","messages":[{}]}"#;
     let newer = r#""max_completion_tokens":9,"#;
@@ -85,7 +85,7 @@ fn the_cap_is_lowered_where_it_stands() {
     let capped = |members: &str| {
         let body = format!(r#"{{{members}"model":"m","user":"","messages":[{{}}]}}"#);
         let request = ChatRequest::parse(body.as_bytes()).unwrap();
-        request.forwarded("u", Some(7), EITHER, None)
+        request.forwarded("u", Some(Tokens(7)), EITHER, None)
     };
     let rest = r#""model":"m","user":"u","messages":[{}]}"#;
     assert_eq!(capped(""), format!(r#"{{"max_tokens":7,{rest}"#));

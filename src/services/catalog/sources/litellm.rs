@@ -6,7 +6,7 @@
 
 use super::{MODELS_MAX, OVERRIDES_MAX};
 use crate::error::Error;
-use crate::models::money::PicoUsd;
+use crate::models::money::{PicoUsd, Tokens};
 use crate::models::price::{Override, Rates};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -78,8 +78,9 @@ impl ModelInfo<'_> {
         rows.collect()
     }
 
-    pub fn completion_tokens_max(&self) -> Option<i64> {
-        self.0.get("max_output_tokens")?.get().parse().ok().filter(|tokens| *tokens > 0)
+    pub fn completion_tokens_max(&self) -> Option<Tokens> {
+        let tokens: i64 = self.0.get("max_output_tokens")?.get().parse().ok()?;
+        (tokens > 0).then_some(Tokens(tokens))
     }
 
     fn over(&self, base: Rates, suffix: &str) -> Rates {
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!(long.rates, Rates { prompt, completion, ..base });
         assert_eq!(longer.min_prompt_tokens, Some(1_000_000));
         assert_eq!(longer.rates, Rates { prompt: PicoUsd(12_000_000), ..long.rates });
-        assert_eq!(info.completion_tokens_max(), Some(64_000));
+        assert_eq!(info.completion_tokens_max(), Some(Tokens(64_000)));
     }
 
     #[test]
