@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::app::books::{Hold, UsageRecord};
-use crate::app::{Kind, Setup, Store, TestApp, both_stores, eventually, question, streamed};
+use crate::app::{
+    Kind, Setup, Store, TestApp, both_stores, eventually, in_its_time, question, streamed,
+};
 use crate::client::{Answered, Exchange};
 use crate::overspend::number_of;
 use crate::random::Random;
@@ -244,7 +246,8 @@ async fn kill_once(app: &mut TestApp, model: &Model, random: &Random) -> Tally {
     let answers: Vec<Answered> = answers.into_iter().flatten().collect();
     let left = app.books.left_holds().await;
     app.restart().await;
-    app.settled().await;
+    in_its_time("every hold is settled", async || app.books.holds().await.is_empty().then_some(()))
+        .await;
     let mut truths = model.generations();
     truths.retain(|id, _| !before.contains(id));
     let mut records = app.books.records().await;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Longer than anything takes that is going to happen at all, on a loaded machine too.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(45);
 /// A program that starts, a command that runs to its end (it may have an hour's books to read), and
 /// what takes many calls, some of which fail.
-const PATIENCE_FOR_PROGRAMS: Duration = Duration::from_secs(60);
+const PATIENCE_FOR_PROGRAMS: Duration = Duration::from_secs(120);
 
 /// Asks until there is an answer, and fails the test when none comes in time.
 pub async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Option<T>) -> T {

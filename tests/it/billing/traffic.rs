@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use futures::future::join_all;
 
-use crate::app::{TestApp, eventually, streamed};
+use crate::app::{TestApp, in_its_time, streamed};
 use crate::client::Exchange;
 use crate::random::Random;
 use crate::upstream::answer::Answer;
@@ -68,7 +68,7 @@ pub async fn drained(app: &TestApp, random: &Random) {
         if before == 0 {
             return;
         }
-        eventually(&format!("fewer than {before} wait ({random})"), async || {
+        in_its_time(&format!("fewer than {before} wait ({random})"), async || {
             (waiting(app).await < before).then_some(())
         })
         .await;

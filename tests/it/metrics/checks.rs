@@ -1,7 +1,7 @@
 //! The books' own checks as metrics: 0 while all is well, and not when somebody tampers.
 
 use super::scrape::{Scrape, scrape, watched};
-use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
+use crate::app::{Setup, Store, TestApp, both_stores, eventually, in_its_time, question, streamed};
 use crate::billing::{with_openmeter, with_stripe};
 use crate::sinks::openmeter::OpenMeter;
 use crate::sinks::server::Fault;
@@ -19,7 +19,7 @@ both_stores!(
 );
 
 async fn until(app: &TestApp, what: &str, reached: impl Fn(&Scrape) -> bool) -> Scrape {
-    eventually(what, async || Some(scrape(app).await).filter(&reached)).await
+    in_its_time(what, async || Some(scrape(app).await).filter(&reached)).await
 }
 
 fn differences(told: &Scrape, check: &str) -> i64 {

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use serde_json::json;
 
 use super::pages::{CHECKOUT, owner, with_pages};
-use crate::app::{Setup, Store, TestApp, both_stores, eventually};
+use crate::app::{Setup, Store, TestApp, both_stores, eventually, in_its_time};
 use crate::billing::{all, assert_stripe_agrees, one, with_stripe};
 use crate::client::Ask;
 use crate::random::Random;
@@ -29,7 +29,7 @@ async fn customers(app: &TestApp) -> BTreeMap<String, String> {
 }
 
 async fn assert_one_each(app: &TestApp, stripe: &Stripe, accounts: usize) {
-    eventually("every account is a customer", async || {
+    in_its_time("every account is a customer", async || {
         (customers(app).await.len() == accounts).then_some(())
     })
     .await;
@@ -83,7 +83,7 @@ async fn processes_that_race_make_one_customer_each() {
     assert!(statuses.iter().all(|status| [200, 502].contains(status)), "{statuses:?}");
     stripe.faults.calm();
     stripe.index();
-    eventually("every account is a customer", async || {
+    in_its_time("every account is a customer", async || {
         // What was answered with an error is repeated for a day; the search knows better.
         stripe.index();
         (customers(&app).await.len() == ACCOUNTS).then_some(())
@@ -96,8 +96,8 @@ async fn processes_that_race_make_one_customer_each() {
 /// It was made at Stripe, the process died, and the key is forgotten: it is found all the same.
 async fn a_customer_is_found_after_a_kill(store: Store) {
     let stripe = Stripe::start(&[]).await;
-    let mut app = automatic(Setup::new(store), &stripe).start().await;
     stripe.faults.queue([Fault::None, Fault::HangAfter]);
+    let mut app = automatic(Setup::new(store), &stripe).start().await;
     eventually("a customer is made", async || (stripe.made("cus_").len() == 1).then_some(())).await;
     app.kill9();
     assert_eq!(customers(&app).await.len(), 0, "nobody was told");
