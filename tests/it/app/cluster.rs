@@ -28,6 +28,7 @@ impl Cluster {
         let mut initdb = as_user(user.as_deref(), &bin.join("initdb"));
         initdb.arg("--pgdata").arg(folder.path().join("data"));
         initdb.args(["--username=tollgate", "--auth=trust", "--encoding=UTF8", "--no-locale"]);
+        initdb.arg("--no-sync");
         run(initdb.current_dir(folder.path()));
         let port = free_port();
         let postmaster = spawn(&bin, folder.path(), port);
@@ -45,7 +46,7 @@ impl Cluster {
         let data = folder.path().join("data");
         let mut copy = as_user(user.as_deref(), &primary.bin.join("pg_basebackup"));
         let source = format!("{}?application_name=standby", primary.url());
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--dbname", &source]);
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &source]);
         run(copy.arg("--pgdata").arg(&data).current_dir(folder.path()));
         // Once it is promoted it waits for nobody.
         std::fs::write(data.join("postgresql.auto.conf"), recovery(&source))
@@ -196,6 +197,8 @@ fn spawn(bin: &Path, folder: &Path, port: u16) -> Child {
     let sockets = format!("unix_socket_directories={}", folder.display());
     command.arg("-D").arg(folder.join("data")).args(["-p", &port.to_string()]);
     command.args(["-c", "listen_addresses=127.0.0.1", "-c", &sockets, "-c", "max_connections=60"]);
+    // It is killed, and no machine crashes under it: what it has written is there, synced or not.
+    command.args(["-c", "fsync=off"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.current_dir(folder).spawn().expect("PostgreSQL starts")
 }
