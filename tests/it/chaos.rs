@@ -98,7 +98,9 @@ async fn whatever_breaks_the_books_are_right_and_callers_are_served() {
     let wrong = differences(&app, &world, &tally).await;
     assert!(wrong.is_empty(), "{random}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
     let all = tally.served.len() + tally.failed.len();
-    assert!(tally.failed.len() * 1_000 <= all, "{random}: {} of {all} failed", tally.failed.len());
+    // Of fewer than a thousand one is too few to be a rate.
+    let failed = tally.failed.len();
+    assert!(failed <= (all / 1_000).max(1), "{random}: {failed} of {all} failed");
     for replica in &world.replicas {
         replica.stop().await;
     }

@@ -157,7 +157,8 @@ pub async fn goes_on(app: &TestApp) {
 async fn a_killed_database_loses_and_doubles_nothing() {
     let random = Random::from_environment();
     let (mut cluster, model) = (Cluster::start().await, Model::start(manner()).await);
-    let app = loaded(Setup::new(Store::Postgres).cluster(&cluster), &model).await;
+    let setup = Setup::new(Store::Postgres).cluster(&cluster);
+    let app = loaded(setup.env("TOLLGATE_DATABASE_SECONDS", "5"), &model).await;
     let load = Load::start(&app);
     for _ in 0..rounds() {
         tokio::time::sleep(milliseconds(100 + random.below(400))).await;
@@ -260,7 +261,7 @@ async fn an_estimate_whose_answer_is_lost_is_not_the_truth() {
 async fn a_silence_longer_than_a_lease_orphans_nothing_that_lives() {
     outlast(async |cluster| {
         cluster.pause();
-        tokio::time::sleep(Duration::from_secs(7)).await;
+        tokio::time::sleep(Duration::from_secs(11)).await;
         cluster.resume();
     })
     .await;
@@ -270,7 +271,7 @@ async fn a_silence_longer_than_a_lease_orphans_nothing_that_lives() {
 async fn an_outage_longer_than_a_lease_orphans_nothing_that_lives() {
     outlast(async |cluster| {
         cluster.kill9().await;
-        tokio::time::sleep(Duration::from_secs(7)).await;
+        tokio::time::sleep(Duration::from_secs(11)).await;
         cluster.start_again().await;
     })
     .await;
@@ -281,14 +282,14 @@ async fn an_outage_longer_than_a_lease_orphans_nothing_that_lives() {
 async fn outlast(outage: impl AsyncFnOnce(&mut Cluster)) {
     // They go on for longer than the outage, and that for longer than two leases.
     let pace = Duration::from_millis(150);
-    let model = Model::start(Manner { tokens: 80, pause: pace, ..Manner::obedient() }).await;
+    let model = Model::start(Manner { tokens: 120, pause: pace, ..Manner::obedient() }).await;
     let mut cluster = Cluster::start().await;
     let setup = Setup::new(Store::Postgres).cluster(&cluster).kind(Kind::OpenAi).prices(
         "[[price]]\nmodel = \"openai/*\"\nprompt_usd_per_mtok = \"30\"\n\
          completion_usd_per_mtok = \"60\"\n",
     );
     let setup = setup.env("UPSTREAM_BASE_URL", &model.url());
-    let app = setup.env("TOLLGATE_LEASE_SECONDS", "3").start().await;
+    let app = setup.env("TOLLGATE_LEASE_SECONDS", "5").start().await;
     let (mut replica, base_url) = app.replica().await;
     let addresses = [app.address(), address_of(&base_url)];
     let calls = (0..10).map(|number| {
@@ -307,7 +308,7 @@ async fn outlast(outage: impl AsyncFnOnce(&mut Cluster)) {
         let record = records.iter().find(|record| record.id == got.request_id());
         let record = record.expect("a record of each");
         assert_eq!((record.ending.as_str(), record.source.as_str()), ("completed", "upstream"));
-        assert_eq!(record.completion_tokens, 80, "{record:#?}");
+        assert_eq!(record.completion_tokens, 120, "{record:#?}");
     }
     replica.kill();
     app.finish().await;

@@ -58,9 +58,9 @@ async fn seen(store: Store, kind: Kind, waits: bool) -> Vec<(usize, Seen)> {
     setup = setup.env("TOLLGATE_LOOKUP_SECONDS", "30");
     if waits {
         for limit in ["UPSTREAM_HEAD", "UPSTREAM_IDLE"] {
-            setup = setup.env(&format!("TOLLGATE_{limit}_SECONDS"), "1");
+            setup = setup.env(&format!("TOLLGATE_{limit}_SECONDS"), "3");
         }
-        setup = setup.env("TOLLGATE_STREAM_SECONDS", "3");
+        setup = setup.env("TOLLGATE_STREAM_SECONDS", "10");
     }
     let app = setup.start().await;
     let mut all = Vec::new();

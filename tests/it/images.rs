@@ -94,7 +94,7 @@ async fn a_killed_process_charges_for_pictures_too(store: Store) {
     let mut app = Setup::new(store)
         .prices(PRICES)
         .env("TOLLGATE_LEASE_SECONDS", "1")
-        .env("TOLLGATE_LOOKUP_FIRST_MS", "20")
+        .env("TOLLGATE_LOOKUP_SECONDS", "20")
         .start()
         .await;
     let answer = Answer::openrouter();

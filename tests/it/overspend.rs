@@ -480,7 +480,7 @@ async fn a_stream_that_waits_for_its_money_has_an_end() {
     let stall = Some((Stall::Tokens(10), gate.clone()));
     let model = Model::start(Manner { tokens: 400, stall, ..Manner::obedient() }).await;
     let setup = Setup::new(Store::Sqlite).env("UPSTREAM_BASE_URL", &model.url());
-    let setup = setup.env("TOLLGATE_STREAM_SECONDS", "3");
+    let setup = setup.env("TOLLGATE_STREAM_SECONDS", "8");
     let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
     let mut exchange = app.begin_chat(&body(None)).await;
     exchange.until("data: ").await;

@@ -149,7 +149,8 @@ async fn kill_and_restart(app: &mut TestApp, answer: &Answer) {
 }
 
 async fn sigkill_is_made_good_by_a_look_up(store: Store) {
-    let mut app = Setup::new(store).env("TOLLGATE_LEASE_SECONDS", "2").start().await;
+    let setup = Setup::new(store).env("TOLLGATE_LEASE_SECONDS", "2");
+    let mut app = setup.env("TOLLGATE_LOOKUP_SECONDS", "20").start().await;
     let answer = Answer::openrouter();
     app.upstream.generation(1, answer.generation(12, 5, 0.0001));
     kill_and_restart(&mut app, &answer).await;
@@ -175,7 +176,8 @@ async fn sigkill_is_made_good_by_an_estimate(store: Store) {
 }
 
 async fn sigkill_with_many_streams(store: Store) {
-    let mut app = Setup::new(store).env("TOLLGATE_LEASE_SECONDS", "2").start().await;
+    let setup = Setup::new(store).env("TOLLGATE_LEASE_SECONDS", "2");
+    let mut app = setup.env("TOLLGATE_LOOKUP_SECONDS", "20").start().await;
     let gate = Gate::new();
     let mut open = Vec::new();
     for _ in 0..8 {

@@ -46,7 +46,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// OpenRouter's kind, ten dollars of credit, and look-ups that give up within a second.
+    /// OpenRouter's kind, ten dollars of credit, look-ups that give up within a second, and time for
+    /// a database whose machine stands still for a while.
     pub fn new(store: Store) -> Self {
         let setup = Self {
             store,
@@ -66,6 +67,7 @@ impl Setup {
             .env("TOLLGATE_UPSTREAM_RETRIES", "0")
             .env("TOLLGATE_LOOKUP_FIRST_MS", "20")
             .env("TOLLGATE_LOOKUP_SECONDS", "1")
+            .env("TOLLGATE_DATABASE_SECONDS", "15")
     }
 
     /// The kind `openai` has no prices of its own, so it comes with the operator's table.

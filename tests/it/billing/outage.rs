@@ -58,7 +58,7 @@ const HOUR: i64 = 3_600;
 /// Less than what is kept back of Stripe's day, so that no call is asked for before and taken after
 /// it: before the clock goes on by more, calls that were under way have had time to arrive.
 const STEP: i64 = 50 * 60;
-const CALL: Duration = Duration::from_millis(150);
+const CALL: Duration = Duration::from_millis(400);
 /// How long Stripe's identifiers are relied on.
 const RELIED_ON: time::Duration = time::Duration::hours(23);
 

@@ -17,15 +17,15 @@ both_stores!(
 );
 
 const CALLS: usize = 40;
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Events that wait for one batch, at a sink whose every answer takes a while: ten of them are as
 /// long as a call may take.
 async fn waiting(store: Store, openmeter: &OpenMeter) -> TestApp {
     openmeter.faults.always(Some(Fault::Status(503, None)));
     let setup = with_openmeter(Setup::new(store), openmeter);
-    let setup = setup.env("TOLLGATE_EXPORT_SECONDS", "1");
-    let mut app = setup.env("TOLLGATE_EXPORT_LEASE_SECONDS", "4").start().await;
+    let setup = setup.env("TOLLGATE_EXPORT_SECONDS", "3");
+    let mut app = setup.env("TOLLGATE_EXPORT_LEASE_SECONDS", "12").start().await;
     let callers: Vec<Caller> = callers(&app, &["cus_one"]).await;
     load(&app, &[app.address()], &callers, CALLS, &Random::from_environment()).await;
     app.kill9();

@@ -134,7 +134,8 @@ fn assert_ending(record: &UsageRecord, moment: Moment) {
 }
 
 async fn gone_clients_are_looked_up(store: Store) {
-    let app = Setup::new(store).policy("lookup").start().await;
+    let setup = Setup::new(store).policy("lookup");
+    let app = setup.env("TOLLGATE_LOOKUP_SECONDS", "20").start().await;
     for (number, moment) in MOMENTS.into_iter().enumerate() {
         let gone = Gone::new(moment);
         // The upstream stopped at five tokens, and says so only at the third time of asking.
@@ -254,7 +255,8 @@ async fn the_default_policy_drains_openai_and_looks_up_openrouter() {
     assert_eq!((record.ending.as_str(), record.source.as_str()), ("client_gone", "upstream"));
     app.finish().await;
 
-    let app = TestApp::start(Store::Sqlite).await;
+    let setup = Setup::new(Store::Sqlite).env("TOLLGATE_LOOKUP_SECONDS", "20");
+    let app = setup.start().await;
     let gone = Gone::new(MidStream);
     app.upstream.generation(0, gone.answer.generation(12, 5, 0.0001));
     gone.play(&app).await;
@@ -332,7 +334,8 @@ async fn a_plain_request_is_settled_after_its_client_has_gone() {
 
 #[tokio::test]
 async fn a_generation_that_is_never_found_is_counted() {
-    let app = Setup::new(Store::Sqlite).policy("lookup").start().await;
+    let setup = Setup::new(Store::Sqlite).policy("lookup");
+    let app = setup.env("TOLLGATE_LOOKUP_SECONDS", "5").start().await;
     let gone = Gone::new(MidStream);
     gone.play(&app).await;
     let record = app.record().await;
@@ -348,7 +351,8 @@ async fn a_generation_that_is_never_found_is_counted() {
 
 #[tokio::test]
 async fn a_completed_answer_without_usage_is_looked_up() {
-    let app = TestApp::start(Store::Sqlite).await;
+    let setup = Setup::new(Store::Sqlite).env("TOLLGATE_LOOKUP_SECONDS", "20");
+    let app = setup.start().await;
     for (streams, cost, charge) in [(true, 0.0002, 240_000), (false, 0.0, 0)] {
         let answer = Answer::openrouter().no_usage();
         app.upstream.generation(1, answer.generation(20, 9, cost));
@@ -366,7 +370,8 @@ async fn a_completed_answer_without_usage_is_looked_up() {
 
 #[tokio::test]
 async fn without_a_head_the_generation_id_is_the_chunks_id() {
-    let app = TestApp::start(Store::Sqlite).await;
+    let setup = Setup::new(Store::Sqlite).env("TOLLGATE_LOOKUP_SECONDS", "20");
+    let app = setup.start().await;
     let answer = Answer::openrouter().no_usage();
     app.upstream.generation(0, answer.generation(20, 9, 0.0002));
     app.upstream.script(Script::stream().chunks(answer.events()).end());

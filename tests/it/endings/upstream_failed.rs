@@ -248,7 +248,8 @@ fn assert_truncated(got: &Answered, sent: &str, what: &str) {
 
 #[tokio::test]
 async fn a_broken_stream_is_looked_up_where_that_is_possible() {
-    let app = TestApp::start(Store::Sqlite).await;
+    let setup = Setup::new(Store::Sqlite).env("TOLLGATE_LOOKUP_SECONDS", "20");
+    let app = setup.start().await;
     // OpenRouter charges nothing for some errors, whatever text had come.
     for (cost, charge) in [(0.0001, 120_000), (0.0, 0)] {
         let answer = Answer::openrouter().no_usage();

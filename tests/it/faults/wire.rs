@@ -176,12 +176,12 @@ fn framings() -> Vec<Fault> {
     ]
 }
 
-/// With a second of patience for a head and between two frames, and three for a stream.
+/// With three seconds of patience for a head and between two frames, and ten for a stream.
 fn waits() -> Vec<Fault> {
     let silent = |_: &Answer| Script::new().wait(&Gate::new());
     let slow = |it: &Answer| {
         let mut script = it.head();
-        for _ in 0..6 {
+        for _ in 0..12 {
             script = script.chunk(": OPENROUTER PROCESSING\n\n").sleep(300);
         }
         script.chunks(it.events()).end()

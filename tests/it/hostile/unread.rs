@@ -134,7 +134,7 @@ async fn a_client_that_drips_what_nobody_reads_is_let_go() {
     let began = Instant::now();
     while socket.write_all(b"x").await.is_ok() {
         assert!(began.elapsed() < BOUND, "it is still read");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     app.finish().await;
 }
@@ -149,7 +149,7 @@ async fn a_short_body_that_nobody_reads_does_not_end_its_connection() {
     let health = HIDDEN.as_bytes();
     let mut exchange = Exchange::open(app.address(), late.as_bytes()).await;
     for _ in 0..2 {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         exchange.write(&long_body()[..SHORT]).await;
         let got = exchange.next().await;
         assert_eq!((got.status, got.header("connection")), (401, None), "{}", got.text());

@@ -11,7 +11,7 @@ use super::events::{deliver, event, now, session};
 use super::{balance, setup};
 use crate::app::{Setup, Store, TestApp, both_stores, eventually};
 use crate::bad_input::assert_refused;
-use crate::billing::{one, with_stripe};
+use crate::billing::{one, patient, with_stripe};
 use crate::client::{Answered, Ask};
 use crate::sinks::server::Fault;
 use crate::sinks::stripe::Stripe;
@@ -105,7 +105,7 @@ async fn a_member_tops_up(store: Store) {
 /// Calls of Stripe take turns: at five a second, sixty at once would be twelve seconds of them.
 async fn whoever_asks_without_end_takes_no_turn_of_others(store: Store) {
     let stripe = Stripe::start(&[]).await;
-    let setup = with_pages(setup(store), &stripe).env("STRIPE_CALLS_PER_SECOND", "5");
+    let setup = patient(with_pages(setup(store), &stripe)).env("STRIPE_CALLS_PER_SECOND", "5");
     let app = setup.env("STRIPE_METERING", "off").start().await;
     let greedy = owner(&app).await;
     app.create_account("other", &[]).await;

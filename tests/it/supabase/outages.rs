@@ -136,7 +136,7 @@ async fn who_is_known_goes_on_without_the_database() {
     let key = Key::es256("one");
     let server = AuthServer::with(&[&key]).await;
     let app = setup(Store::Postgres, &server)
-        .env("TOLLGATE_DATABASE_SECONDS", "1")
+        .env("TOLLGATE_DATABASE_SECONDS", "3")
         .env("TOLLGATE_AUTH_FAILURES_PER_MINUTE", "0")
         .proxied()
         .start()
@@ -182,7 +182,7 @@ async fn who_was_ended_lately_does_not_go_on_without_the_database() {
     let key = Key::es256("one");
     let server = AuthServer::with(&[&key]).await;
     let app = setup(Store::Postgres, &server)
-        .env("TOLLGATE_DATABASE_SECONDS", "1")
+        .env("TOLLGATE_DATABASE_SECONDS", "3")
         .proxied()
         .start()
         .await;
@@ -230,7 +230,7 @@ async fn nobody_goes_on_without_the_database_for_ever() {
     let key = Key::es256("one");
     let server = AuthServer::with(&[&key]).await;
     let app = setup(Store::Postgres, &server)
-        .env("TOLLGATE_DATABASE_SECONDS", "1")
+        .env("TOLLGATE_DATABASE_SECONDS", "3")
         .env("TOLLGATE_STALE_IDENTITY_SECONDS", "2")
         .proxied()
         .start()

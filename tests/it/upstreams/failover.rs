@@ -21,6 +21,11 @@ fn as_is(setup: Setup) -> Setup {
     setup
 }
 
+/// With a look-up that is not given up.
+fn patient(setup: Setup) -> Setup {
+    setup.env("TOLLGATE_LOOKUP_SECONDS", "20")
+}
+
 /// A failure before the first byte, and what the record says of it.
 struct Early {
     script: Script,
@@ -64,7 +69,7 @@ fn early_failures(never: &Gate) -> Vec<Early> {
 }
 
 async fn the_next_one_answers(store: Store) {
-    let two = Two::start(store, "head_seconds = 1", as_is).await;
+    let two = Two::start(store, "head_seconds = 4", as_is).await;
     let (app, never) = (&two.app, Gate::new());
     let mut records = 0;
     for (number, failure) in early_failures(&never).into_iter().enumerate() {
@@ -143,7 +148,7 @@ async fn an_answer_that_has_begun_stays_where_it_is(store: Store) {
 }
 
 async fn a_killed_process_is_looked_up_where_it_was(store: Store) {
-    let hasty = |setup: Setup| setup.env("TOLLGATE_LEASE_SECONDS", "1");
+    let hasty = |setup: Setup| patient(setup).env("TOLLGATE_LEASE_SECONDS", "1");
     let mut two = Two::start(store, "", hasty).await;
     let gate = Gate::new();
     two.app.upstream.script(Script::json(500, "{}"));
@@ -171,7 +176,7 @@ async fn a_killed_process_is_looked_up_where_it_was(store: Store) {
 }
 
 async fn what_a_failed_call_cost_is_the_operators(store: Store) {
-    let two = Two::start(store, "", as_is).await;
+    let two = Two::start(store, "", patient).await;
     let app = &two.app;
     let lost = answer();
     let head = [
