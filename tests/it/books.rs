@@ -248,7 +248,10 @@ async fn a_hold_that_overlaps_with_its_call_stands_before_the_first_byte() {
 
 async fn overlaps(kind: Kind, model: &str) {
     let answer = || if kind == Kind::OpenAi { Answer::openai() } else { Answer::openrouter() };
-    let app = Setup::new(Store::Postgres).kind(kind).proxied().start().await;
+    let setup = Setup::new(Store::Postgres).kind(kind).proxied();
+    let app = setup.env("TOLLGATE_DATABASE_SECONDS", "20").start().await;
+    // Who begins to listen forgets all.
+    app.books.is_listened_to().await;
     // An account's first request never overlaps.
     app.upstream.script(answer().stream());
     app.chat(&streamed(model)).await.ok();
@@ -259,7 +262,7 @@ async fn overlaps(kind: Kind, model: &str) {
     let stream = answer.head().chunk(first).wait(&told).chunks(events).end();
     app.upstream.script(Script::new().wait(&called).then(stream));
     let wire = app.proxy.as_ref().expect("a wire");
-    wire.slow(Duration::from_millis(500));
+    wire.slow(Duration::from_millis(1_500));
     let mut exchange = app.begin_chat(&streamed(model)).await;
     app.upstream.wait_for_chats(2).await;
     assert_eq!(app.books.holds().await.len(), 0, "the call leaves before its hold stands");

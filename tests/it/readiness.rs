@@ -52,6 +52,8 @@ async fn a_database_without_a_free_connection_is_away_until_it_has_one() {
     app.kill9();
     // Else it would be the start that waits.
     app.environment.insert("TOLLGATE_MIGRATE".to_string(), "off".to_string());
+    // What the dead program still has would be free again afterwards.
+    assert!(app.books.left_holds().await.is_empty());
     let taken = take_all(&cluster).await;
     app.restart().await;
     becomes(&app, 503).await;

@@ -97,8 +97,9 @@ async fn upstreams_come_and_go(store: Store) {
     let other = Upstream::start(catalog::openrouter_models()).await;
     let file = entry("one", &one, 1);
     let app = Setup::new(store).upstreams(file.clone()).start_with(one).await;
-    // Three failures: it is left alone for a while, whatever is reloaded meanwhile.
-    for _ in 0..3 {
+    // It is left alone for a while, whatever is reloaded meanwhile: with each failure after the
+    // third for twice as long, at last for longer than a reload and a call take.
+    for _ in 0..6 {
         app.upstream.script(Script::json(500, "{}"));
         assert_eq!(app.chat(&question(MODEL)).await.status, 502);
     }
@@ -106,7 +107,7 @@ async fn upstreams_come_and_go(store: Store) {
     app.reload().await;
     other.script(answer().plain());
     app.chat(&question(MODEL)).await.ok();
-    assert_eq!(app.upstream.chats().len(), 3, "what is known of it stays known");
+    assert_eq!(app.upstream.chats().len(), 6, "what is known of it stays known");
 
     let (under_way, gate) = (answer(), Gate::new());
     let mut events = under_way.events();
@@ -126,7 +127,7 @@ async fn upstreams_come_and_go(store: Store) {
     assert_eq!(got.ok(), under_way.events_without_usage(), "what is under way is finished");
     assert_eq!(other.chats().len(), 2, "who has left is not asked any more");
     let served: Vec<_> =
-        app.records(6).await.into_iter().skip(3).map(|record| record.upstream).collect();
+        app.records(9).await.into_iter().skip(6).map(|record| record.upstream).collect();
     assert_eq!(served, ["other", "other", "one"]);
     // The other's address under the first one's name is another upstream.
     app.rewrite("TOLLGATE_UPSTREAMS", &entry("one", &other, 1));
@@ -134,7 +135,7 @@ async fn upstreams_come_and_go(store: Store) {
     other.script(answer().plain());
     app.chat(&question(MODEL)).await.ok();
     assert_eq!(other.chats().len(), 3);
-    app.records(7).await;
+    app.records(10).await;
     app.finish().await;
 }
 

@@ -211,6 +211,13 @@ impl Books {
         self.holds().await
     }
 
+    /// The program on PostgreSQL hears of what other processes change.
+    pub async fn is_listened_to(&self) {
+        let listening = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() \
+            AND query ~ '^(LISTEN |SELECT ''LISTEN'')'";
+        eventually("it listens", async || self.rows(listening).await.pop()).await;
+    }
+
     pub async fn records(&self) -> Vec<UsageRecord> {
         self.typed("SELECT * FROM usage_records ORDER BY id").await
     }

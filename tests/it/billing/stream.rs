@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::sinks::server::Fault;
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
 
-use super::doubt::in_doubt_with;
+use super::doubt::{back, in_doubt_with};
 use super::traffic::{Caller, callers, load};
 use super::{all, assert_stripe_agrees, known_to_stripe, ledger, one, with_stream};
 
@@ -97,7 +97,7 @@ async fn a_bad_event_is_alone(store: Store) {
     let customers = ["cus_a", "cus_b", "cus_c"];
     let stripe = Stripe::start(&customers).await;
     stripe.faults.always(Some(Fault::Status(503, None)));
-    let app = with_stream(Setup::new(store), &stripe).start().await;
+    let mut app = with_stream(Setup::new(store), &stripe).start().await;
     let random = Random::from_environment();
     let callers = callers(&app, &customers).await;
     load(&app, &[app.address()], &callers, 3, &random).await;
@@ -107,8 +107,18 @@ async fn a_bad_event_is_alone(store: Store) {
     })
     .await;
     assert_eq!(rows[1]["customer"], json!("cus_b"));
+    // Each waits for as long as chance has it, but they are to leave together.
+    app.kill9();
     stripe.refuse(rows[1]["id"].as_str().expect("an id"));
     stripe.faults.calm();
+    for (table, column) in [
+        ("exports", "next_attempt_at"),
+        ("export_lanes", "next_attempt_at"),
+        ("export_lanes", "leased_until"),
+    ] {
+        back(&app, table, column, 1).await;
+    }
+    app.restart().await;
     eventually("none waits", async || {
         let events = app.books.events().await;
         events.iter().all(|event| event.state != "waiting").then_some(())
