@@ -2,13 +2,13 @@
 //! goes wrong between them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::app::process::Process;
 use crate::app::{Setup, Store, TestApp, both_stores, eventually, streamed};
+use crate::metrics::scrape::{address, watched};
 use crate::promises::corrected;
 use crate::sinks::openmeter::{self, OpenMeter};
 use crate::sinks::server::Fault;
@@ -78,13 +78,13 @@ pub fn patient(setup: Setup) -> Setup {
     setup.env("TOLLGATE_EXPORT_SECONDS", "30").env("TOLLGATE_EXPORT_LEASE_SECONDS", "60")
 }
 
-/// SIGTERM, heard: what is under way goes on for five seconds, and nothing else is begun.
+/// SIGTERM, heard: what is under way goes on for five seconds, and nothing else is begun. The
+/// workers are told together with the listener for metrics, which the test must have asked for.
 pub async fn told_to_stop(app: &mut TestApp) {
+    let metrics = address(app).await;
     app.sigterm();
-    let is_closed = async || TcpStream::connect(app.address()).await.err();
-    eventually("nobody listens any more", is_closed).await;
-    // The workers are told right after.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let is_closed = async || TcpStream::connect(metrics).await.err();
+    eventually("nobody listens for metrics any more", is_closed).await;
 }
 
 /// The first account as a customer of Stripe.
@@ -332,7 +332,8 @@ async fn a_sink_in_trouble_holds_up_nobody(store: Store) {
 async fn a_call_under_way_is_finished_at_the_end(store: Store) {
     let openmeter = OpenMeter::start().await;
     openmeter.faults.queue([Fault::GatedAfter]);
-    let mut app = patient(with_openmeter(Setup::new(store), &openmeter)).start().await;
+    let setup = watched(patient(with_openmeter(Setup::new(store), &openmeter)));
+    let mut app = setup.start().await;
     one(&app, 1).await;
     app.records(1).await;
     eventually("the call has arrived", async || (openmeter.calls() == 1).then_some(())).await;

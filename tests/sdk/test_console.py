@@ -286,13 +286,15 @@ def test_an_operator_sees_margins_and_sends_parked_events(console, house):
 
     parked = "SELECT * FROM billing_events WHERE state = 'parked' AND kind = 'usage'"
     wait_for(lambda: len(house.database.rows(parked)) >= len(records))
-    Refusing.wants.set()
+    waits = "SELECT id FROM billing_events WHERE state = 'waiting'"
+    wait_for(lambda: not house.database.rows(waits))
     go(console, "sinks")
     events = house.database.rows("SELECT * FROM billing_events WHERE state = 'parked'")
     ((_, _, waiting, _, count, _),) = rows(console, "#sink-list")
     assert (int(waiting), int(count)) == (0, len(events))
     first = rows(console, "#parked-events")[0]
     assert first[1] == "webhook"
+    Refusing.wants.set()
     console.click_at("document.querySelector('#parked-events tbody button')")
     # By its kind too: a request may have several.
     sent = "SELECT * FROM billing_events WHERE state = 'exported' AND kind = ?"

@@ -8,6 +8,7 @@ use super::{
     all, assert_stripe_agrees, known_to_stripe, ledger, one, patient, told_to_stop, with_stripe,
 };
 use crate::app::{Setup, Store, TestApp, both_stores, eventually};
+use crate::metrics::scrape::watched;
 use crate::sinks::server::Fault;
 use crate::sinks::stripe::{CHARGE_METER, Stripe};
 
@@ -165,7 +166,7 @@ async fn a_doubt_that_is_too_old_does_not_wait_for_an_answer(store: Store) {
 async fn what_was_not_sent_is_not_in_doubt(store: Store) {
     let stripe = Stripe::start(&["cus_test"]).await;
     stripe.add_meter("llm_input");
-    let setup = patient(with_stripe(Setup::new(store), &stripe));
+    let setup = watched(patient(with_stripe(Setup::new(store), &stripe)));
     let mut app = setup.env("STRIPE_METERS", "uncached_prompt_tokens=llm_input").start().await;
     known_to_stripe(&app).await;
     // Both are taken up together, and the process ends while the first is on its way.
