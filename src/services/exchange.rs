@@ -432,7 +432,9 @@ impl Live {
         }
     }
 
-    fn conclude(self, ending: Ending) {
+    fn conclude(mut self, ending: Ending) {
+        // With what it was extended by: that is taken already.
+        self.open.hold.amount_nusd = self.allowance.held();
         let is_whole = ending == Ending::Completed || self.tap.judge.is_done;
         let mut reading = self.tap.judge.reading;
         if !is_whole {

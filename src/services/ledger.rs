@@ -20,7 +20,7 @@ use crate::models::ids::AccountId;
 use crate::models::money::NanoUsd;
 use crate::services::metrics::Metrics;
 use crate::store::{LedgerOp, Outcome, Store};
-use committer::Committer;
+use committer::{Committer, Decided};
 pub use hurry::Hurry;
 pub use journal::Journal;
 pub use leftovers::Leftovers;
@@ -146,14 +146,14 @@ impl Ledger {
 
     fn submit_wanted(&self, op: LedgerOp, wanted: Wanted) -> Result<Answer, Full> {
         let (sender, answer) = oneshot::channel();
-        let coming = self.snapshots.coming(&op);
-        self.sender.try_send(Queued::new(op, Some(sender), wanted, coming)).map_err(|_| Full)?;
+        let queued = self.snapshots.queued(op, Some(sender), wanted);
+        self.sender.try_send(queued).map_err(|_| Full)?;
         Ok(answer)
     }
 
     /// Sends an operation that may be lost: recovery then knows a little less.
     pub fn note(&self, op: LedgerOp) {
-        let _ = self.sender.try_send(Queued::new(op, None, Wanted::InTime, None));
+        let _ = self.sender.try_send(self.snapshots.queued(op, None, Wanted::InTime));
     }
 
     /// What the account has when all that was sent is decided; `None`: it has to be asked for.
@@ -185,13 +185,25 @@ impl Ledger {
     }
 }
 
+impl Snapshots {
+    /// An operation that counts until it is decided.
+    fn queued(
+        &self,
+        op: LedgerOp,
+        answer: Option<oneshot::Sender<Decided>>,
+        wanted: Wanted,
+    ) -> Queued {
+        let coming = self.coming(&op);
+        Queued::new(op, answer, wanted, coming)
+    }
+}
+
 // === impl Slot ===
 
 impl Slot {
     /// Sends the operation the place was kept for. Does not wait and cannot fail.
     pub fn send(self, op: LedgerOp) {
-        let coming = self.snapshots.coming(&op);
-        self.permit.send(Queued::new(op, None, Wanted::InTime, coming));
+        self.permit.send(self.snapshots.queued(op, None, Wanted::InTime));
     }
 }
 

@@ -8,6 +8,7 @@ use crate::models::ids::AccountId;
 use crate::models::money::NanoUsd;
 use crate::store::{LedgerOp, Placement};
 use moka::sync::Cache;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -16,7 +17,13 @@ const SNAPSHOTS_MAX: u64 = 100_000;
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Snapshots(Arc<Cache<AccountId, Shared>>);
+pub struct Snapshots(Arc<State>);
+
+struct State {
+    accounts: Cache<AccountId, Shared>,
+    /// How often all that the books said was forgotten.
+    forgotten: AtomicU64,
+}
 
 /// What an account had when its last operation was committed.
 #[derive(Clone, Copy, Debug)]
@@ -36,32 +43,38 @@ struct Shared(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {
-    /// By the books.
-    said: Option<Snapshot>,
+    /// By the books, and how often that had been forgotten before.
+    said: Option<(u64, Snapshot)>,
     coming: NanoUsd,
 }
 
 impl Snapshots {
     pub fn new() -> Self {
-        Self(Arc::new(Cache::new(SNAPSHOTS_MAX)))
+        let (accounts, forgotten) = (Cache::new(SNAPSHOTS_MAX), AtomicU64::new(0));
+        Self(Arc::new(State { accounts, forgotten }))
     }
 
     /// What there is when all that is on its way has come.
     pub fn of(&self, account: AccountId) -> Option<Snapshot> {
-        let known = self.0.get(&account)?;
+        let known = self.0.accounts.get(&account)?;
         let known = known.lock();
-        let Snapshot { available, taken_at } = known.said?;
+        let (as_of, Snapshot { available, taken_at }) = known.said?;
+        if as_of != self.0.forgotten.load(Ordering::Acquire) {
+            return None;
+        }
         let available = available.minus(known.coming).unwrap_or(NanoUsd::ZERO);
         Some(Snapshot { available, taken_at })
     }
 
     /// What the books say.
     pub fn put(&self, account: AccountId, snapshot: Snapshot) {
-        self.account(account).lock().said = Some(snapshot);
+        let as_of = self.0.forgotten.load(Ordering::Acquire);
+        self.account(account).lock().said = Some((as_of, snapshot));
     }
 
     /// Counts what an operation that is about to be sent may take, so that a burst does not see the
-    /// same money many times, nor a client that asks again at once what its last answer costs.
+    /// same money many times, nor a client that asks again at once what its last answer costs,
+    /// where that is known at its end.
     pub fn coming(&self, op: &LedgerOp) -> Option<Coming> {
         let (account, amount) = taken_by(op)?;
         let account = self.account(account);
@@ -69,14 +82,15 @@ impl Snapshots {
         Some(Coming { account, amount })
     }
 
-    /// What is on its way is forgotten with the rest: what is asked for next is decided after it.
+    /// Forgets what the books have said; what is on its way still counts.
     pub fn forget(&self) {
-        self.0.invalidate_all();
+        self.0.forgotten.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A change in place costs a fraction of an entry that is made anew.
     fn account(&self, account: AccountId) -> Shared {
-        self.0.get(&account).unwrap_or_else(|| self.0.get_with(account, Shared::default))
+        let accounts = &self.0.accounts;
+        accounts.get(&account).unwrap_or_else(|| accounts.get_with(account, Shared::default))
     }
 }
 
@@ -152,12 +166,15 @@ mod tests {
         assert_eq!(available(), Some(20), "what the books say of the first leaves the second");
         drop(second);
         assert_eq!(available(), Some(70));
-        let third = snapshots.coming(&extension(account, 10));
+        let both = [10, 20].map(|add| snapshots.coming(&extension(account, add)));
         snapshots.forget();
         assert_eq!(available(), None);
-        drop(third);
+        let [third, fourth] = both;
         said(NanoUsd(60));
-        assert_eq!(available(), Some(60), "what was forgotten is not given back");
+        drop(third);
+        assert_eq!(available(), Some(40), "what is on its way is not forgotten");
+        drop(fourth);
+        assert_eq!(available(), Some(60));
         assert!(snapshots.coming(&extension(account, 0)).is_none());
     }
 }
