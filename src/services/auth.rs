@@ -59,9 +59,10 @@ pub enum Caller {
 pub struct Auth {
     store: Arc<dyn Store>,
     users: Option<Users>,
-    /// What was told lately, also that there is nobody. By the hash of key or token.
-    known: future::Cache<String, Told>,
-    /// Of callers, so far. What was asked for before the last one is not known any more.
+    /// What was told lately, also that there is nobody. By the hash of key or token, and by the
+    /// changes that there had been when it was asked for.
+    known: future::Cache<(String, u64), Option<Known>>,
+    /// Of callers, so far.
     changes: AtomicU64,
     /// Valid callers of late: they go on when the store cannot be asked.
     last: sync::Cache<String, Known>,
@@ -89,21 +90,13 @@ struct Known {
     until: Option<Timestamp>,
 }
 
-/// What the books said of a key or token.
-#[derive(Clone)]
-struct Told {
-    known: Option<Known>,
-    /// The changes that there had been when it was asked for.
-    as_of: u64,
-}
-
 /// Keys and tokens remembered, unknown ones included.
 const KNOWN_MAX: u64 = 100_000;
 /// A revoked key works no longer than this, should the news of it not arrive.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
-/// Changes come one by one, and most concern others: whoever is told of one while asking asks
-/// again, so often at most.
-const ASKED_MAX: usize = 3;
+/// Who hears of changes while asking asks again, so often at most: of one change here there is news
+/// up to three times, and most concern others.
+const ASKED_MAX: usize = 4;
 
 impl Auth {
     /// # Errors
@@ -160,12 +153,12 @@ impl Auth {
     }
 
     async fn find(&self, token: &str, from: IpAddr) -> Result<Principal, Error> {
-        let hash = sha256_hex(token.as_bytes());
-        let told = self.known.get(&hash).await.filter(|told| self.is_current(told));
-        if let Some(known) = told.and_then(|told| told.known) {
+        let key = (sha256_hex(token.as_bytes()), self.changes());
+        if let Some(known) = self.known.get(&key).await.flatten() {
             self.measured.remembered.inc();
             return known.principal();
         }
+        let (hash, _) = key;
         // A caller who was valid recently is not guessing: others may share the address.
         if !self.last.contains_key(&hash) {
             self.failures.check(from)?;
@@ -174,38 +167,35 @@ impl Auth {
         self.measured.asked.inc();
         // In a box, because it is rare and ten times as large as the rest of what a request is made
         // of.
-        match Box::pin(self.ask(&hash, &credential)).await? {
+        match Box::pin(self.ask(hash, &credential)).await? {
             Some(known) => known.principal(),
             None => Err(credential.unknown()),
         }
     }
 
-    /// One look-up at a time for a key; a failed one is not remembered, nor one that a change may
-    /// have overtaken.
+    /// One look-up at a time for a key; a failed one is not remembered, nor does one count that a
+    /// change may have overtaken.
     async fn ask(
         &self,
-        hash: &String,
+        mut hash: String,
         credential: &Credential<'_>,
     ) -> Result<Option<Known>, Error> {
         let mut asked = 0;
         loop {
-            let look_up = async {
-                let as_of = self.changes.load(Ordering::Acquire);
-                let known = self.look_up(hash, credential).await?;
-                Ok(Told { known, as_of })
-            };
-            let told = self.known.try_get_with_by_ref(hash, look_up).await;
-            let told = told.map_err(Arc::<Error>::unwrap_or_clone)?;
+            let key = (hash, self.changes());
+            let look_up = self.look_up(&key.0, key.1, credential);
+            let found = self.known.try_get_with_by_ref(&key, look_up).await;
+            let found = found.map_err(Arc::unwrap_or_clone)?;
             asked += 1;
-            if self.is_current(&told) || asked == ASKED_MAX {
-                return Ok(told.known);
+            if key.1 == self.changes() || asked == ASKED_MAX {
+                return Ok(found);
             }
-            self.known.invalidate(hash).await;
+            (hash, _) = key;
         }
     }
 
-    fn is_current(&self, told: &Told) -> bool {
-        told.as_of == self.changes.load(Ordering::Acquire)
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// What the text is by its form, where it can be anything.
@@ -221,6 +211,7 @@ impl Auth {
     async fn look_up(
         &self,
         hash: &String,
+        as_of: u64,
         credential: &Credential<'_>,
     ) -> Result<Option<Known>, Error> {
         let wait = self.wait_for(hash);
@@ -231,6 +222,10 @@ impl Auth {
         match asked {
             Ok(Some(known)) => {
                 self.last.insert(hash.clone(), known.clone());
+                // Put in after it was ended, perhaps.
+                if as_of != self.changes() {
+                    self.last.invalidate(hash);
+                }
                 Ok(Some(known))
             }
             Err(Error::Database(reason)) => match self.last.get(hash) {
@@ -335,7 +330,7 @@ impl Auth {
     }
 
     fn forget_callers(&self, is_meant: impl Fn(&Caller) -> bool + Send + Sync + 'static) {
-        // First: who is being asked for now is asked for again, and put back only if valid.
+        // First: who is being asked for now is asked for again, and not put back.
         self.changes.fetch_add(1, Ordering::AcqRel);
         let is_meant = move |_: &String, known: &Known| is_meant(&known.principal.caller);
         // It fails in a cache that was not made for it; then it is better to know nobody.
