@@ -186,6 +186,15 @@ impl SubscriptionStatus {
 }
 
 impl Subscription {
+    /// Whether it is neither what an account lives by nor what it lived by: it has not begun yet,
+    /// or never will. `before`: its state so far.
+    #[must_use]
+    pub fn is_idle(&self, before: Option<&Self>) -> bool {
+        use SubscriptionStatus::{Incomplete, IncompleteExpired};
+        matches!(self.status, Incomplete | IncompleteExpired)
+            && before.is_none_or(|before| before.status.is_first())
+    }
+
     /// Whether this is a newer state than the other of the same subscription. What has ended never
     /// begins again, and `incomplete` is only ever the first; within one second, what comes later
     /// counts. <https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses>

@@ -229,6 +229,9 @@ async fn subscribe(tx: &mut Lent, news: &Subscribed, now: Timestamp) -> Result<(
         return Ok(());
     }
     put(tx, sql::upsert(&SUBSCRIPTIONS, "id", SUBSCRIPTION_STATE), subscription).await?;
+    if subscription.is_idle(known.as_ref()) {
+        return Ok(());
+    }
     for account in &accounts {
         follow(tx, account, known.as_ref(), default_plan.as_deref(), now).await?;
     }

@@ -224,6 +224,9 @@ async fn subscribe(
         return Ok(());
     }
     put(tx, sql::upsert(&SUBSCRIPTIONS, "id", SUBSCRIPTION_STATE), subscription).await?;
+    if subscription.is_idle(known.as_ref()) {
+        return Ok(());
+    }
     for account in &accounts {
         follow(tx, account, known.as_ref(), default_plan.as_deref(), now).await?;
     }

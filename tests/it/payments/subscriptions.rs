@@ -135,20 +135,35 @@ async fn a_suspension_ends_where_its_subscription_was_another_accounts(store: St
     app.finish().await;
 }
 
-/// Somebody who leaves the page where the first payment is confirmed.
+/// Somebody who leaves the page where the first payment is confirmed, also who had another
+/// subscription, whose end the operator has made good by hand.
 async fn one_that_never_began_takes_nothing(store: Store) {
     let app = setup(store).prices(PLANS).env("TOLLGATE_SIGNUP_PLAN", "basic").start().await;
     let postpaid = app.create_account("later", &["--postpaid"]).await;
     app.cli(&["account", "update", "--account", "later", "--plan", "team"]).await;
     let prepaid = app.create_account("now", &["--plan", "team"]).await;
-    let at = now();
-    for (id, account) in [("1", &postpaid), ("2", &prepaid)] {
+    let (before, at) = (now() - 100, now());
+    let tell = async |account: &str, id: &str, status: &str, plan: &str, created: i64| {
+        let mut event = subscription("updated", id, status, plan, created);
+        event["data"]["object"]["metadata"]["tollgate_account_id"] = json!(account);
+        deliver(&app, &event).await;
+    };
+    let leave = async |account: &str, id: &str| {
         for (status, after) in [("incomplete", 0), ("incomplete_expired", 82_800)] {
-            let mut event = subscription("updated", id, status, "team", at + after);
-            event["data"]["object"]["metadata"]["tollgate_account_id"] = json!(account);
-            deliver(&app, &event).await;
+            tell(account, id, status, "team", at + after).await;
             assert_eq!(row_of(&app, account).await, is("active", "team"), "{status}");
         }
+    };
+    leave(&postpaid, "1").await;
+    leave(&prepaid, "2").await;
+    for (account, name, id) in [(&postpaid, "later", "3"), (&prepaid, "now", "4")] {
+        tell(account, id, "active", "pro", before).await;
+        tell(account, id, "canceled", "pro", before + 1).await;
+        let made_good = ["account", "update", "--account", name, "--plan", "team"];
+        app.cli(&made_good).await;
     }
+    app.cli(&["account", "update", "--account", "later", "--resume"]).await;
+    leave(&postpaid, "5").await;
+    leave(&prepaid, "6").await;
     app.finish().await;
 }
