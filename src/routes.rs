@@ -15,7 +15,7 @@ use crate::state::App;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::handler::Handler;
-use axum::http::header::{CONNECTION, TRANSFER_ENCODING};
+use axum::http::header::{ALLOW, CONNECTION, TRANSFER_ENCODING};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
@@ -202,6 +202,7 @@ fn cors() -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([
             X_REQUEST_ID,
+            ALLOW,
             HeaderName::from_static("retry-after"),
             HeaderName::from_static("retry-after-ms"),
             HeaderName::from_static("x-should-retry"),

@@ -66,7 +66,7 @@ const LEDGER_WAIT: Duration = Duration::from_secs(30);
 /// How often it is written down when keys were last used.
 const USES_EVERY: Duration = Duration::from_secs(30);
 /// … and how long the end waits for the last of it: less than a minute is lost.
-const LAST_USES_WAIT: Duration = Duration::from_secs(5);
+const LAST_USES_WAIT: Duration = Duration::from_secs(2);
 /// For calls to billing sinks that are under way.
 const EXPORT_WAIT: Duration = Duration::from_secs(5);
 /// After a listener for changes has failed.

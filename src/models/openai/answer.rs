@@ -249,10 +249,19 @@ impl<'a> Choice<'a> {
     #[must_use]
     pub fn only_content(&self) -> Option<&str> {
         let said = self.said();
-        let Delta { content, refusal, reasoning, reasoning_content, .. } = said;
+        let Delta {
+            content,
+            refusal,
+            reasoning,
+            reasoning_content,
+            tool_calls,
+            function_call,
+            images: _,
+            audio: _,
+        } = said;
         let says_more = [refusal, reasoning, reasoning_content].iter().any(|it| it.0.is_some())
-            || !said.tool_calls.0.is_empty()
-            || said.function_call.given
+            || !tool_calls.0.is_empty()
+            || function_call.given
             || said.has_more()
             || self.finish_reason.0.is_some();
         content.text.as_deref().filter(|_| !says_more && !self.usage.given)
@@ -297,10 +306,10 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Whether a member says that there is an error: servers without one have its place empty, too.
+/// Whether a member says anything: servers without an error have its place empty, too.
 #[must_use]
-pub fn is_truthy(error: &RawValue) -> bool {
-    !matches!(error.get(), "null" | "false" | "0" | "{}" | "[]" | "\"\"")
+pub fn is_truthy(member: &RawValue) -> bool {
+    !matches!(member.get(), "null" | "false" | "0" | "{}" | "[]" | "\"\"")
 }
 
 impl Usage<'_> {
@@ -460,6 +469,7 @@ mod tests {
             r#"{"prompt_tokens":1}"#,
             r#"{"prompt_tokens":-1,"completion_tokens":1}"#,
             r#"{"prompt_tokens":1,"completion_tokens":99999999999}"#,
+            r#"{"prompt_tokens":1,"completion_tokens":99000000}"#,
             r#"{"prompt_tokens":"1","completion_tokens":1}"#,
         ] {
             assert_eq!(reported(usage), None, "{usage}");

@@ -150,19 +150,24 @@ impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content<'a>, A::Error> {
-                let (mut texts, mut has_more) = (String::new(), false);
+                let (mut said, mut has_more) = (None::<String>, false);
                 while let Some(part) = seq.next_element::<Object<Part<'de>>>()? {
                     let Part { text, thinking } = part.value;
                     has_more |= thinking.has_more || text.0.is_none() && thinking.text.is_none();
-                    texts.extend([text.0, thinking.text].into_iter().flatten());
+                    for text in [text.0, thinking.text].into_iter().flatten() {
+                        said.get_or_insert_default().push_str(&text);
+                    }
                 }
-                let text = (!texts.is_empty()).then(|| texts.into());
-                Ok(Content { text, has_more })
+                Ok(Content { text: said.map(Cow::Owned), has_more })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content<'a>, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Content { text: None, has_more: true })
             }
 
             take_as_missing!(visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(Float));
             take_as_missing!(unit);
-            take_as_missing!(map);
         }
 
         deserializer.deserialize_any(ContentVisitor(PhantomData))
@@ -354,7 +359,9 @@ mod tests {
             (r#"[{"type":"text","text":"x"},{"text":"y"}]"#, Some("xy"), false),
             (r#"[{"text":"x"},{"type":"image_url","image_url":{}}]"#, Some("x"), true),
             (r#"[{"thinking":[{"text":"x"},{"reference_ids":[1]}]}]"#, Some("x"), true),
-            (r#"[{"type":"text","text":""}]"#, None, false),
+            (r#"[{"type":"text","text":""}]"#, Some(""), false),
+            (r#"[{"thinking":[{"text":""}]}]"#, Some(""), false),
+            (r#"{"type":"image"}"#, None, true),
             ("null", None, false),
         ] {
             let content = read::<Content<'_>>(text);

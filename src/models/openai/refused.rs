@@ -1,11 +1,12 @@
 //! Members of a request that are refused, whatever they say.
 //!
-//! Invariant: nothing passes that is known to change the model, its price, its cap, whose upstream
-//! is called or what it tells of its usage, behind admission's back.
+//! Invariant: nothing passes that is known to change the model, its price, its cap, an answer's
+//! length, whose upstream is called or what it tells of its usage, behind admission's back.
 
 /// OpenRouter's `models` bills the model that answered; its `debug` shows what its operator sends.
-/// Anthropic's `speed` multiplies the price; xAI's `deferred` gives an answer that has no usage.
-const OF_OTHERS: &[&str] = &["models", "preset", "speed", "debug", "deferred"];
+/// Anthropic's `speed` multiplies the price; xAI's `deferred` gives an answer that has no usage;
+/// vLLM's `prompt_logprobs` makes one that is longer than any estimate.
+const OF_OTHERS: &[&str] = &["models", "preset", "speed", "debug", "deferred", "prompt_logprobs"];
 
 /// Names of the cap that no hold goes by, and that some upstreams obey before its own.
 const CAPS: &[&str] = &[
@@ -16,10 +17,6 @@ const CAPS: &[&str] = &[
     "n_predict",
     "num_predict",
 ];
-
-/// What makes vLLM's answers longer, or its work, than any usage tells.
-/// <https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#extra-parameters_1>
-const VLLMS: &[&str] = &["best_of", "prompt_logprobs", "return_token_ids", "use_beam_search"];
 
 /// What LiteLLM takes from a client and makes a setting of its call: another model after a failure
 /// that the client can bring about, another upstream, a prompt that nobody has counted, a cap taken
@@ -82,7 +79,7 @@ const PRICES: &[&str] = &["cost_per_", "token_cost"];
 /// `name` without its case.
 #[must_use]
 pub fn is_refused(name: &str) -> bool {
-    [OF_OTHERS, CAPS, VLLMS, LITELLMS].iter().any(|names| names.contains(&name))
+    [OF_OTHERS, CAPS, LITELLMS].iter().any(|names| names.contains(&name))
         || BEGINNINGS.iter().any(|it| name.starts_with(it)) && !NAMES.contains(&name)
         || name.ends_with(FALLBACKS)
         || PRICES.iter().any(|part| name.contains(part))

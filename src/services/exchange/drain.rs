@@ -39,7 +39,7 @@ impl Live {
                 let reads = goal != ReadOn::Nowhere;
                 let permit = reads.then(|| settler.drains.clone().try_acquire_owned().ok());
                 let Some(permit) = permit.flatten() else {
-                    // There are too many: its answer goes on, and nobody counts it.
+                    // There are too many: a plain answer goes on, and nobody counts it.
                     self.tap.judge.reading.has_unreadable |= self.is_plain();
                     self.leg = Leg::Over;
                     self.conclude_gone();

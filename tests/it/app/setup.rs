@@ -46,8 +46,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// OpenRouter's kind, ten dollars of credit, look-ups that give up within a second, and time for
-    /// a database whose machine stands still for a while.
+    /// OpenRouter's kind, ten dollars of credit, look-ups that give up within a second, and time
+    /// for a database whose machine stands still for a while.
     pub fn new(store: Store) -> Self {
         let setup = Self {
             store,
