@@ -315,6 +315,7 @@ impl Auth {
     /// Asks again for everybody: another process has changed some.
     pub fn forget(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
+        // What is not found any more makes room.
         self.known.invalidate_all();
     }
 

@@ -365,13 +365,19 @@ fn paid_by(nusd: i64) -> i64 {
     (nusd - retail(PROMPT_TOKENS * PROMPT_NUSD)) / retail(COMPLETION_NUSD)
 }
 
-/// What a model thinks is known when it has ended: no stream can be ended for it, so it is told how
-/// much there is, to an account, to its key, and to an account whose call does not wait.
-async fn what_is_thought_unseen_costs_no_more_than_there_is(store: Store) {
+/// A model that thinks sixty times as much as is held for, and says one word.
+async fn thoughtful(store: Store) -> (Model, TestApp) {
     let manner = Manner { tokens: 3_000, unseen: 2_999, ..Manner::obedient() };
     let model = Model::start(manner).await;
     let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url());
     let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    (model, app)
+}
+
+/// What a model thinks is known when it has ended: no stream can be ended for it, so it is told how
+/// much there is, to an account and to its key.
+async fn what_is_thought_unseen_costs_no_more_than_there_is(store: Store) {
+    let (model, app) = thoughtful(store).await;
     let account = app.create_account("poor", &["--credit", "0.1"]).await;
     let poor = app.create_key(&account, &[]).await;
     let limited = app.create_key("test", &["--budget", "0.1"]).await;
@@ -394,10 +400,7 @@ async fn what_is_thought_unseen_costs_no_more_than_there_is(store: Store) {
 /// A call that does not wait for its hold is told what there is, less what is on its way to the
 /// books: its client asks again as soon as it has its answer.
 async fn what_was_thought_a_moment_ago_is_not_spent_again(store: Store) {
-    let manner = Manner { tokens: 3_000, unseen: 2_999, ..Manner::obedient() };
-    let model = Model::start(manner).await;
-    let setup = Setup::new(store).env("UPSTREAM_BASE_URL", &model.url());
-    let app = setup.env("TOLLGATE_COMPLETION_TOKENS_MAX", "50").start().await;
+    let (model, app) = thoughtful(store).await;
     let account = app.create_account("comfortable", &["--credit", "0.3"]).await;
     let key = app.create_key(&account, &[]).await;
     let ask = app.chat_ask(&body(None)).bearer(&key);
