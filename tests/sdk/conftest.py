@@ -112,9 +112,11 @@ def own_server(name: str, store: str, folder: Path, upstream, more: dict):
     server = Tollgate(f"tollgate-{name}-{store}", BINARY, env, folder)
     try:
         yield server, database, server.wait()
+        # Beside it, what is settled only now would be a difference.
+        assert server.stop() == 0, server.output()
         server.run("verify")
     finally:
-        assert server.stop() == 0, server.output()
+        server.stop()
         database.drop()
 
 

@@ -66,7 +66,8 @@ if [[ ${1:-} == --prepare ]]; then exit; fi
 : "${TOLLGATE_TEST_POSTGRES:?the URL of a PostgreSQL cluster; tests/run.sh starts one}"
 
 root=$(cd ../.. && pwd)
-(cd "$root" && cargo build --locked --quiet)
+# The tests' own build: without them, dependencies would be built again with fewer features.
+(cd "$root" && cargo test --locked --quiet --no-run --test it)
 target=${CARGO_TARGET_DIR:-target}
 [[ $target == /* ]] || target=$root/$target
 export SDK_TESTS_TOLLGATE=$target/debug/tollgate

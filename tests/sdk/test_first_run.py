@@ -48,8 +48,8 @@ def test_the_demo_answers_to_the_printed_lines(tmp_path):
         _, curl, python = first_steps(server)
         assert paste(curl, tmp_path).rstrip().endswith("data: [DONE]")
         assert "demo" in paste(python, tmp_path).lower(), "it says that it is a demo"
-        server.run("verify")
         assert server.stop() == 0
+        server.run("verify")
     finally:
         server.stop()
     records = database.rows("SELECT streamed, ending, source FROM usage_records")

@@ -34,6 +34,8 @@ pub struct Setup {
     store: Store,
     kind: Kind,
     environment: Environment,
+    /// By a clock that the test sets.
+    clocked: bool,
     credit: &'static str,
     prices: Option<&'static str>,
     upstreams: Option<String>,
@@ -53,6 +55,7 @@ impl Setup {
             store,
             kind: Kind::OpenRouter,
             environment: Environment::new(),
+            clocked: false,
             credit: "10",
             prices: None,
             upstreams: None,
@@ -85,6 +88,7 @@ impl Setup {
     /// By a clock that the test sets, as are the operator's commands.
     pub fn clock(mut self, clock: &Clock) -> Self {
         self.environment = clock.of(&self.environment);
+        self.clocked = true;
         self
     }
 
@@ -153,12 +157,23 @@ impl Setup {
         self.start_with(upstream).await
     }
 
+    async fn database(&self) -> Database {
+        let server = self.cluster.as_deref();
+        match self.schema {
+            Some(schema) => {
+                let database = Database::create(self.store, server).await;
+                history::leave(&database, schema).await;
+                database
+            }
+            // Tables of months are made by the clock.
+            None if server.is_none() && !self.clocked => Database::prepared(self.store).await,
+            None => Database::create(self.store, server).await,
+        }
+    }
+
     /// With an upstream that the test has prepared, or whose address it has replaced.
     pub async fn start_with(mut self, upstream: Upstream) -> TestApp {
-        let database = Database::create(self.store, self.cluster.as_deref()).await;
-        if let Some(schema) = self.schema {
-            history::leave(&database, schema).await;
-        }
+        let database = self.database().await;
         let mut url = database.url.clone();
         let mut proxy = None;
         if self.proxied {

@@ -3,7 +3,10 @@
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 use uuid::Uuid;
+
+use super::process::{self, Environment};
 
 /// The variable that `tests/run.sh` sets to the throwaway cluster's URL.
 const CLUSTER_VARIABLE: &str = "TOLLGATE_TEST_POSTGRES";
@@ -47,19 +50,32 @@ pub struct Database {
 }
 
 impl Database {
-    /// On the server of the test command, or on that at `cluster`.
+    /// An empty one, on the server of the test command, or on that at `cluster`.
     pub async fn create(store: Store, cluster: Option<&str>) -> Self {
         let cluster = match (store, cluster) {
             (Store::Sqlite, _) => String::new(),
             (Store::Postgres, Some(cluster)) => cluster.to_string(),
             (Store::Postgres, None) => test_cluster(),
         };
+        Self::copy(store, cluster, "template1").await
+    }
+
+    /// One with today's tables, on the server of the test command: a copy costs less than all the
+    /// migrations do.
+    pub async fn prepared(store: Store) -> Self {
+        match store {
+            Store::Sqlite => Self::create(store, None).await,
+            Store::Postgres => Self::copy(store, test_cluster(), migrated().await).await,
+        }
+    }
+
+    async fn copy(store: Store, cluster: String, template: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let name = format!("tollgate_{}", Uuid::now_v7().simple());
         let url = match store {
             Store::Sqlite => format!("sqlite://{}", folder.path().join("books.db").display()),
             Store::Postgres => {
-                execute(&cluster, &format!("CREATE DATABASE {name}")).await;
+                execute(&cluster, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
                 database_url(&cluster, &name)
             }
         };
@@ -79,6 +95,25 @@ fn test_cluster() -> String {
     std::env::var(CLUSTER_VARIABLE).unwrap_or_else(|_| {
         panic!("{CLUSTER_VARIABLE} is not set: run tests/run.sh, which starts a PostgreSQL")
     })
+}
+
+/// A database that the program has made the tables of, once for all tests of this process. It stays
+/// behind, like that of a failed test.
+async fn migrated() -> &'static str {
+    static MADE: OnceCell<String> = OnceCell::const_new();
+    let make = async || {
+        let database = Database::create(Store::Postgres, None).await;
+        let settings = [
+            ("DATABASE_URL", database.url.as_str()),
+            ("UPSTREAM_BASE_URL", "http://127.0.0.1:1/v1"),
+        ];
+        let environment: Environment =
+            settings.map(|(name, value)| (name.to_string(), value.to_string())).into();
+        let ended = process::run(&["migrate"], &environment, database.folder.path()).await;
+        assert!(ended.status.success(), "{ended:?}");
+        database.name
+    };
+    MADE.get_or_init(make).await
 }
 
 /// Host and port of an address.
