@@ -27,7 +27,9 @@ impl Uses {
     /// # Errors
     /// The store's.
     pub async fn write(&self, store: &dyn Store) -> Result<(), StoreError> {
-        let used: Vec<_> = std::mem::take(&mut *self.seen()).into_iter().collect();
+        let mut used: Vec<_> = std::mem::take(&mut *self.seen()).into_iter().collect();
+        // In one order everywhere: replicas that write the same keys wait for each other at most.
+        used.sort_unstable();
         if used.is_empty() {
             return Ok(());
         }

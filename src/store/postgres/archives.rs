@@ -67,6 +67,9 @@ impl ArchiveStore for PostgresStore {
 impl PostgresStore {
     async fn delete(&self, table: &str, id: &str, month: Month) -> Result<(), StoreError> {
         let (from, until) = month.ids();
+        let mut tx = self.begin_with("BEGIN").await?;
+        // A limit that the database has for everybody must not end it half way, each time anew.
+        run(&mut tx, "SET LOCAL statement_timeout = 0".to_owned()).await?;
         let statement = format!(
             "DELETE FROM {table} WHERE {id} >= $1 AND {id} < $2 AND NOT {}",
             is_late(table, "$3")
@@ -75,10 +78,10 @@ impl PostgresStore {
             .bind(from.0)
             .bind(until.0)
             .bind(month.to_string())
-            .execute(&mut *self.lend().await?)
+            .execute(&mut *tx)
             .await
             .map_err(classify)?;
-        Ok(())
+        tx.commit().await
     }
 
     async fn drop_partition(&self, month: Month) -> Result<(), StoreError> {
@@ -95,15 +98,20 @@ impl PostgresStore {
         // The month's own rows first: while they are looked at, none comes to them.
         run(&mut tx, "SET LOCAL lock_timeout = '2s'".to_owned()).await?;
         run(&mut tx, format!("LOCK TABLE {name} IN SHARE MODE")).await?;
-        let has_late: bool = sqlx::query_scalar(AssertSqlSafe(format!(
-            "SELECT EXISTS (SELECT 1 FROM {name} AS usage_records WHERE {})",
+        // Nor goes a table that has other months' rows, by whatever mistake.
+        let (from, until) = month.ids();
+        let has_others: bool = sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT EXISTS (SELECT 1 FROM {name} AS usage_records \
+             WHERE {} OR id < $2 OR id >= $3)",
             is_late("usage_records", "$1")
         )))
         .bind(month.to_string())
+        .bind(from.0)
+        .bind(until.0)
         .fetch_one(&mut *tx)
         .await
         .map_err(classify)?;
-        if has_late {
+        if has_others {
             return Ok(());
         }
         // It needs the whole table for a moment, and whoever comes meanwhile waits behind it:

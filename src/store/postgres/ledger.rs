@@ -69,9 +69,12 @@ impl LedgerStore for PostgresStore {
         limit: i64,
     ) -> Result<Vec<Hold>, StoreError> {
         let statement = format!(
-            "UPDATE holds t SET owner = $1, lease_expires_at = {IN_TIME} WHERE request_id IN \
-             (SELECT request_id FROM holds WHERE lease_expires_at < now() AND owner <> $3 \
-              ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text"
+            // Materialized: read again for each row, it would be another so many each time.
+            "WITH dead AS MATERIALIZED (SELECT request_id FROM holds \
+              WHERE lease_expires_at < now() AND owner <> $3 \
+              ORDER BY request_id LIMIT $4 FOR UPDATE SKIP LOCKED) \
+             UPDATE holds t SET owner = $1, lease_expires_at = {IN_TIME} \
+             WHERE request_id IN (SELECT request_id FROM dead) RETURNING row_to_json(t)::text"
         );
         let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
             .bind(owner.0)

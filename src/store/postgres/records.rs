@@ -62,10 +62,12 @@ impl RecordStore for PostgresStore {
         limit: i64,
     ) -> Result<Vec<PendingLookup>, StoreError> {
         let rows: Vec<String> = sqlx::query_scalar(
-            "UPDATE lookups t SET attempts = attempts + 1, next_attempt_at = $2::timestamptz \
-             WHERE request_id IN (SELECT request_id FROM lookups \
+            // Materialized: read again for each row, it would be another so many each time.
+            "WITH due AS MATERIALIZED (SELECT request_id FROM lookups \
               WHERE next_attempt_at <= $1::timestamptz ORDER BY next_attempt_at LIMIT $3 \
-              FOR UPDATE SKIP LOCKED) RETURNING row_to_json(t)::text",
+              FOR UPDATE SKIP LOCKED) \
+             UPDATE lookups t SET attempts = attempts + 1, next_attempt_at = $2::timestamptz \
+             WHERE request_id IN (SELECT request_id FROM due) RETURNING row_to_json(t)::text",
         )
         .bind(now.to_string())
         .bind(next.to_string())

@@ -217,8 +217,9 @@ impl ExportStore for SqliteStore {
         let ids = serde_json::to_string(ids)?;
         let lanes = sql::select(
             &EXPORT_LANES,
-            "WHERE EXISTS (SELECT 1 FROM exports e WHERE e.sink = t.sink \
-             AND e.customer = t.customer AND e.id IN (SELECT value FROM json_each(?1)))",
+            // The exports first: asked for by lane, all of theirs would be read.
+            "WHERE (t.sink, t.customer) IN (SELECT e.sink, e.customer FROM exports e \
+             WHERE e.id IN (SELECT value FROM json_each(?1)))",
         );
         let mut lanes: Vec<Lane> = select(&mut tx, &lanes.into(), ids.clone()).await?;
         let named = format!("WHERE t.id IN (SELECT value FROM json_each(?1)) AND {}", tellable());

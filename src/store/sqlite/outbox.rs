@@ -33,8 +33,11 @@ impl OutboxStore for SqliteStore {
         wanted: &EventFilter,
         after: &str,
     ) -> Result<Vec<BillingEvent>, StoreError> {
+        // By the order of the ids, all events would be read for the few that are parked.
+        let is_of_parked = wanted.state == Some(DeliveryState::Parked);
+        let index = if is_of_parked { "INDEXED BY billing_events_parked" } else { "" };
         let condition = format!(
-            "WHERE t.id > ?1 AND (?2 IS NULL OR t.sink = ?2) \
+            "{index} WHERE t.id > ?1 AND (?2 IS NULL OR t.sink = ?2) \
              AND (?3 IS NULL OR t.account_id = ?3) {} \
              ORDER BY t.id LIMIT {PAGE_ROWS_MAX}",
             of_state(wanted.state)

@@ -1,0 +1,1 @@
+-- Time zones of a session are PostgreSQL's: nothing is to be done here.
