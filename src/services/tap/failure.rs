@@ -50,10 +50,13 @@ struct Said<'a> {
     metadata: Object<Metadata<'a>>,
 }
 
-/// What a moderation says. <https://openrouter.ai/docs/api-reference/errors-and-debugging>
+/// OpenRouter's own word for what is wrong, and what a moderation says.
+/// <https://openrouter.ai/docs/api-reference/errors-and-debugging>
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Metadata<'a> {
+    #[serde(borrow)]
+    error_type: Text<'a>,
     #[serde(borrow)]
     reasons: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -76,6 +79,12 @@ const WORDS: [(&str, About); 3] = [
     (MODEL_NOT_FOUND, About::Model),
     ("context_length_exceeded", About::Length),
     ("content_policy_violation", About::Content),
+];
+/// LiteLLM has them as the name of its exception, at the beginning of the message.
+/// <https://docs.litellm.ai/docs/exception_mapping>
+const CLASSES: [(&str, About); 2] = [
+    ("ContextWindowExceededError", About::Length),
+    ("ContentPolicyViolationError", About::Content),
 ];
 
 /// What a moderation quotes may be somebody's secret.
@@ -114,11 +123,13 @@ impl Failure {
     fn of(said: Said<'_>) -> Self {
         let code = said.code.map(|code| code.get().trim_matches('"'));
         let available = said.availability.value.code.0.as_deref();
-        let is_said = |(word, _): &&(&str, About)| [code, available].contains(&Some(word));
-        let Metadata { reasons, flagged_input } = &said.metadata.value;
+        let Metadata { error_type, reasons, flagged_input } = &said.metadata.value;
+        let words = [code, available, error_type.0.as_deref()];
+        let is_said = |(word, _): &&(&str, About)| words.contains(&Some(word));
         let is_flagged = reasons.is_some_and(is_truthy) || flagged_input.0.is_some();
         let word = WORDS.iter().find(is_said).map(|(_, about)| *about);
-        let about = is_flagged.then_some(About::Content).or(word);
+        let named = said.message.0.as_deref().and_then(class);
+        let about = is_flagged.then_some(About::Content).or(word).or(named);
         let owned = |text: Text<'_>| text.0.map(Cow::into_owned).unwrap_or_default();
         Self {
             status: said.code.and_then(status_of).or_else(|| said.http_status.and_then(status_of)),
@@ -185,6 +196,12 @@ impl Failure {
     }
 }
 
+/// What the name of LiteLLM's exception says.
+fn class(message: &str) -> Option<About> {
+    let rest = message.strip_prefix("litellm.")?;
+    CLASSES.iter().find(|(name, _)| rest.starts_with(name)).map(|(_, about)| *about)
+}
+
 /// As a number or as text; words such as `server_error` are none.
 fn status_of(code: &RawValue) -> Option<StatusCode> {
     StatusCode::from_bytes(code.get().trim_matches('"').as_bytes()).ok()
@@ -245,7 +262,14 @@ mod tests {
         let too_long = r#"{"message":"too long","code":"context_length_exceeded"}"#;
         let flagged =
             r#"{"code":403,"message":"x","metadata":{"reasons":["hate"],"flagged_input":"y"}}"#;
+        let of_openrouter =
+            r#"{"code":400,"message":"no","metadata":{"error_type":"context_length_exceeded"}}"#;
+        let of_litellm = r#"{"message":"litellm.ContextWindowExceededError: no","code":"400"}"#;
+        let against_policy = r#"{"code":403,"metadata":{"error_type":"content_policy_violation"}}"#;
         for (text, status, told) in [
+            (of_openrouter, 400, (400, Some("context_length_exceeded"))),
+            (of_litellm, 400, (400, Some("context_length_exceeded"))),
+            (against_policy, 403, (403, Some("content_policy_violation"))),
             (too_long, 400, (400, Some("context_length_exceeded"))),
             (too_long, 403, (502, Some("upstream_refused"))),
             (flagged, 403, (403, Some("content_policy_violation"))),
