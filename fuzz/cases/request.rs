@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use tollgate::models::money::Tokens;
-use tollgate::models::openai::request::{CapWord, ChatRequest, NEWER, OLDER};
+use tollgate::models::openai::request::{ChatRequest, Dialect, NEWER, OLDER};
 
 const CAP: Option<Tokens> = Some(Tokens(7));
 
@@ -11,8 +11,8 @@ const CAP: Option<Tokens> = Some(Tokens(7));
 pub fn case(body: &[u8]) {
     let Ok(request) = ChatRequest::parse(body) else { return };
     for (cap, is_sole) in [(None, false), (CAP, false), (None, true), (CAP, true)] {
-        let word = CapWord { member: OLDER, is_sole };
-        let sent = request.forwarded("the-account", cap, word, None);
+        let dialect = Dialect { cap: OLDER, is_sole, takes_user: true };
+        let sent = request.forwarded("the-account", cap, dialect, None);
         // Halves of surrogate pairs are text to some readers and a fault to others.
         let Ok(value) = serde_json::from_str::<Value>(&sent) else { continue };
         assert_eq!(value["model"], request.model.as_ref());

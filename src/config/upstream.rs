@@ -47,6 +47,8 @@ pub struct UpstreamTerms {
     pub whole: Duration,
     /// The one name by which it reads the cap on a completion. `None`: as is right for the kind.
     pub cap_member: Option<&'static str>,
+    /// It is told whose request it is, in `user`.
+    pub takes_user: bool,
     /// Further attempts when a call fails before its first byte.
     pub retries: u32,
     pub disconnect: Disconnect,
@@ -105,6 +107,7 @@ const POLICIES: [(&str, Disconnect); 4] = [
 ];
 const CAP_MEMBERS: [(&str, Option<&str>); 3] =
     [("auto", None), (OLDER, Some(OLDER)), (NEWER, Some(NEWER))];
+const USERS: [(&str, bool); 2] = [("account", true), ("none", false)];
 const OPENROUTER: &str = "https://openrouter.ai/api/v1";
 
 impl UpstreamsConfig {
@@ -118,6 +121,7 @@ impl UpstreamsConfig {
             idle: env.positive_seconds("TOLLGATE_UPSTREAM_IDLE_SECONDS", "120")?,
             whole: env.positive_seconds("TOLLGATE_STREAM_SECONDS", "3600")?,
             cap_member: env.one_of("TOLLGATE_CAP_MEMBER", "auto", &CAP_MEMBERS)?,
+            takes_user: env.one_of("TOLLGATE_UPSTREAM_USER", "account", &USERS)?,
             retries: env.parsed("TOLLGATE_UPSTREAM_RETRIES", "2")?,
             disconnect: env.one_of("TOLLGATE_DISCONNECT", "auto", &POLICIES)?,
             disconnect_drain: env.seconds("TOLLGATE_DISCONNECT_DRAIN_SECONDS", "120")?,

@@ -14,7 +14,7 @@ pub mod retry;
 use crate::config::{Disconnect, OfferConfig, UpstreamConfig, UpstreamKind, UpstreamTerms};
 use crate::error::Error;
 use crate::models::key::matches_pattern;
-use crate::models::openai::request::{CapWord, NEWER, OLDER};
+use crate::models::openai::request::{Dialect, NEWER, OLDER};
 use crate::models::usage::Ending;
 use crate::services::http::{self, AGENT, HttpClient, JSON};
 use crate::services::metrics::CallMetrics;
@@ -120,16 +120,16 @@ impl Upstream {
         is_to_be && self.kind.has_lookup()
     }
 
-    /// OpenAI's newer models refuse the older name; OpenRouter and LiteLLM read both. Of others the
-    /// operator says which they read.
+    /// OpenAI's newer models refuse the cap's older name; OpenRouter and LiteLLM read both. Of
+    /// others the operator says how they differ.
     #[must_use]
-    pub fn cap_word(&self) -> CapWord {
-        let member = match self.kind {
+    pub fn dialect(&self) -> Dialect {
+        let usual = match self.kind {
             UpstreamKind::OpenAi => NEWER,
             UpstreamKind::OpenRouter | UpstreamKind::LiteLlm => OLDER,
         };
-        let sole = self.terms.cap_member;
-        CapWord { member: sole.unwrap_or(member), is_sole: sole.is_some() }
+        let UpstreamTerms { cap_member: sole, takes_user, .. } = self.terms;
+        Dialect { cap: sole.unwrap_or(usual), is_sole: sole.is_some(), takes_user }
     }
 
     /// The names that clients use for a model of its list; none: it is not served.

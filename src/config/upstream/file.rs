@@ -4,8 +4,8 @@
 //! message repeats what stands where a key might have been put. Each fault names its line.
 
 use super::{
-    CAP_MEMBERS, ConfigError, KINDS, OPENROUTER, OfferConfig, POLICIES, Reader, UpstreamConfig,
-    UpstreamKind, UpstreamTerms,
+    CAP_MEMBERS, ConfigError, KINDS, OPENROUTER, OfferConfig, POLICIES, Reader, USERS,
+    UpstreamConfig, UpstreamKind, UpstreamTerms,
 };
 use crate::config::reader::SECONDS_MAX;
 use hyper::Uri;
@@ -53,6 +53,7 @@ struct Entry {
     head_seconds: Option<Spanned<u64>>,
     idle_seconds: Option<Spanned<u64>>,
     cap_member: Option<Spanned<String>>,
+    user: Option<Spanned<String>>,
     retries: Option<u32>,
 }
 
@@ -147,6 +148,10 @@ impl Entry {
             cap_member: match &self.cap_member {
                 Some(member) => one_of(member, "cap_member", &CAP_MEMBERS)?,
                 None => terms.cap_member,
+            },
+            takes_user: match &self.user {
+                Some(user) => one_of(user, "user", &USERS)?,
+                None => terms.takes_user,
             },
             retries: self.retries.unwrap_or(terms.retries),
             disconnect: match disconnect {
@@ -272,6 +277,7 @@ impl UpstreamConfig {
             ("head_seconds", terms.head.as_secs().to_string()),
             ("idle_seconds", terms.idle.as_secs().to_string()),
             ("cap_member", terms.cap_member.unwrap_or("auto").to_owned()),
+            ("user", if terms.takes_user { "account" } else { "none" }.to_owned()),
             ("retries", terms.retries.to_string()),
         ];
         for (member, value) in members {
@@ -292,6 +298,7 @@ mod tests {
         idle: Duration::from_secs(120),
         whole: Duration::from_secs(3_600),
         cap_member: None,
+        takes_user: true,
         retries: 2,
         disconnect: Disconnect::Auto,
         disconnect_drain: Duration::from_secs(120),

@@ -1,7 +1,9 @@
-//! Members of a request that are refused, whatever they say.
+//! Members of a request that are refused, whatever they say, but for null in most of them.
 //!
 //! Invariant: nothing passes that is known to change the model, its price, its cap, an answer's
 //! length, whose upstream is called or what it tells of its usage, behind admission's back.
+
+use serde_json::value::RawValue;
 
 /// OpenRouter's `models` bills the model that answered; its `debug` shows what its operator sends.
 /// Anthropic's `speed` multiplies the price; xAI's `deferred` gives an answer that has no usage;
@@ -76,10 +78,13 @@ const FALLBACKS: &str = "_fallbacks";
 /// What is in the names of all prices by which LiteLLM says what an answer cost.
 const PRICES: &[&str] = &["cost_per_", "token_cost"];
 
-/// `name` without its case.
+/// `name` without its case. Clients in typed languages send all members that they know: null sets
+/// nothing, but in LiteLLM's settings, where it would take away the operator's own.
 #[must_use]
-pub fn is_refused(name: &str) -> bool {
-    [OF_OTHERS, CAPS, LITELLMS].iter().any(|names| names.contains(&name))
+pub fn is_refused(name: &str, value: &RawValue) -> bool {
+    let is_given = value.get() != "null";
+    is_given && [OF_OTHERS, CAPS].iter().any(|names| names.contains(&name))
+        || LITELLMS.contains(&name)
         || BEGINNINGS.iter().any(|it| name.starts_with(it)) && !NAMES.contains(&name)
         || name.ends_with(FALLBACKS)
         || PRICES.iter().any(|part| name.contains(part))
@@ -91,6 +96,7 @@ mod tests {
 
     #[test]
     fn settings_of_the_call_are_refused_and_openais_members_pass() {
+        let is_refused = |name: &str| is_refused(name, serde_json::from_str("1").unwrap());
         for name in [
             "models",
             "prompt_logprobs",
@@ -133,5 +139,12 @@ mod tests {
         ] {
             assert!(!is_refused(name), "{name}");
         }
+    }
+
+    #[test]
+    fn null_sets_nothing_but_in_litellms_settings() {
+        let is_refused = |name: &str| is_refused(name, serde_json::from_str("null").unwrap());
+        assert!(["models", "preset", "max_output_tokens"].iter().all(|name| !is_refused(name)));
+        assert!(["api_base", "timeout", "mock_response"].iter().all(|name| is_refused(name)));
     }
 }

@@ -6,7 +6,7 @@ use super::depth::{DEPTH_MAX, is_too_deep};
 use super::pairs::{Pairs, folded};
 use super::refused::is_refused;
 use super::splice::Edits;
-use super::tools;
+use super::tools::{self, FileEngine};
 use crate::models::money::Tokens;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -28,6 +28,8 @@ pub struct ChatRequest<'a> {
     pub rest: String,
     /// Searches and the like may be charged on top of tokens.
     pub has_fees: bool,
+    /// By what the files in its prompt are read.
+    pub file_engine: FileEngine,
     pub stream: bool,
     /// Whether the client asked for the usage chunk.
     pub include_usage: bool,
@@ -58,6 +60,9 @@ struct Members<'a> {
     /// Everything else that a model may read: tools, functions, schemas.
     rest: Vec<&'a RawValue>,
     has_fees: bool,
+    file_engine: Option<FileEngine>,
+    /// OpenRouter's older way to ask for the usage chunk.
+    includes_usage: bool,
     is_steered: bool,
 }
 
@@ -65,8 +70,8 @@ struct Members<'a> {
 /// `fast`, `scale`) are billed at prices of their own, which no list of models has.
 /// <https://platform.openai.com/docs/api-reference/chat/create>
 const TIERS: &[&str] = &["auto", "default", "flex", "on_demand", "standard", "standard_only"];
-/// Bring fees on top of tokens: they are held for.
-const WITH_FEES: &[&str] = &["plugins", "web_search_options"];
+/// Brings fees on top of tokens: they are held for.
+const SEARCH: &str = "web_search_options";
 /// OpenRouter's, which names and ranks the providers that may answer.
 const PROVIDER: &str = "provider";
 /// Steer the call; no model reads them.
@@ -95,7 +100,7 @@ impl<'a> Members<'a> {
     /// so: a name that differs from one of ours by case only is refused.
     fn take(&mut self, name: &str, value: &'a RawValue) -> Result<(), Invalid> {
         let lower = folded(name);
-        if is_refused(&lower) {
+        if is_refused(&lower, value) {
             return Err(invalid(&format!("The parameter '{name}' is not supported here."), None));
         }
         if let Some((param, slot)) = self.slot(&lower) {
@@ -107,13 +112,19 @@ impl<'a> Members<'a> {
             }
             return Ok(());
         }
-        self.has_fees |= WITH_FEES.contains(&lower.as_str()) && value.get() != "null";
+        self.has_fees |= lower == SEARCH && value.get() != "null";
         self.is_steered |= lower == PROVIDER && !["null", "{}"].contains(&value.get());
         let unsupported =
             |name| invalid(&format!("'{name}' in '{lower}' is not supported here."), None);
         match lower.as_str() {
             "tools" => self.has_fees |= tools::bring_fees(value).map_err(unsupported)?,
-            "plugins" => tools::check_plugins(value).map_err(unsupported)?,
+            "tool_choice" => tools::check_choice(value).map_err(unsupported)?,
+            "plugins" => {
+                let found = tools::plugins(value).map_err(unsupported)?;
+                self.has_fees |= found.searches;
+                self.file_engine = self.file_engine.max(Some(found.engine));
+            }
+            "usage" => self.includes_usage = asks_for_usage(value),
             _ => {}
         }
         // Numbers and words are settings; what a model reads comes as objects, lists or long texts.
@@ -142,12 +153,15 @@ impl<'a> Members<'a> {
     }
 }
 
-/// By which name an upstream reads the cap on a completion.
+/// How an upstream reads what differs among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CapWord {
-    pub member: &'static str,
+pub struct Dialect {
+    /// The name of the cap on a completion.
+    pub cap: &'static str,
     /// It passes over the other one, and answers at any length.
     pub is_sole: bool,
+    /// It takes a `user`; else one is not added.
+    pub takes_user: bool,
 }
 
 /// The names of the cap.
@@ -189,8 +203,9 @@ impl<'a> ChatRequest<'a> {
             messages: messages(raw.messages)?,
             rest: raw.rest.iter().map(|raw| raw.get()).collect::<Vec<_>>().join(" "),
             has_fees: raw.has_fees,
+            file_engine: raw.file_engine.unwrap_or_default(),
             stream: optional(raw.stream, "stream", "a boolean")?.unwrap_or(false),
-            include_usage: include_usage(raw.stream_options)?,
+            include_usage: include_usage(raw.stream_options)? || raw.includes_usage,
             completion_tokens_max: completion_tokens_max(&raw)?,
             choices: choices(raw.n)?,
             probabilities: probabilities(&raw),
@@ -206,14 +221,14 @@ impl<'a> ChatRequest<'a> {
     }
 
     /// The body for the upstream: `user` set, the usage chunk asked for on streams, and the
-    /// completion capped where `cap` says so, in the upstream's word for it; `model`: its own name
+    /// completion capped where `cap` says so, in the upstream's dialect; `model`: its own name
     /// of the model, where that is another.
     #[must_use]
     pub fn forwarded(
         &self,
         user: &str,
         cap: Option<Tokens>,
-        word: CapWord,
+        dialect: Dialect,
         model: Option<&str>,
     ) -> String {
         let mut edits = Edits::default();
@@ -221,7 +236,8 @@ impl<'a> ChatRequest<'a> {
         // `user` is one of our own ids: nothing in it needs escaping.
         match self.raw.user {
             Some(given) => edits.replace(self.body, given, format!("\"{user}\"")),
-            None => added.push(format!("\"user\":\"{user}\"")),
+            None if dialect.takes_user => added.push(format!("\"user\":\"{user}\"")),
+            None => {}
         }
         if self.stream {
             self.ask_for_usage(&mut edits, &mut added);
@@ -231,7 +247,7 @@ impl<'a> ChatRequest<'a> {
             let model = serde_json::to_string(model).unwrap_or_default();
             edits.replace(self.body, given, model);
         }
-        self.cap_completion(cap, word, &mut edits, &mut added);
+        self.cap_completion(cap, dialect, &mut edits, &mut added);
         if !added.is_empty() {
             edits.add_members(self.body, self.body, &added.join(","));
         }
@@ -241,11 +257,10 @@ impl<'a> ChatRequest<'a> {
     fn cap_completion(
         &self,
         cap: Option<Tokens>,
-        word: CapWord,
+        Dialect { cap: member, is_sole, .. }: Dialect,
         edits: &mut Edits,
         added: &mut Vec<String>,
     ) {
-        let CapWord { member, is_sole } = word;
         let raw = &self.raw;
         let given = [(OLDER, raw.max_tokens), (NEWER, raw.max_completion_tokens)];
         let given = given.into_iter().filter_map(|(name, raw)| Some((name, raw?)));
@@ -279,7 +294,7 @@ impl<'a> ChatRequest<'a> {
         // The options were read once before: they are an object.
         let options: StreamOptions<'_> = serde_json::from_str(given.get()).unwrap_or_default();
         match options.include_usage {
-            Some(_) if self.include_usage => {}
+            Some(include) if include.get() == "true" => {}
             Some(include) => edits.replace(self.body, include, "true".to_owned()),
             None => edits.add_members(self.body, given.get(), r#""include_usage":true"#),
         }
@@ -332,6 +347,14 @@ fn messages(raw: Option<&RawValue>) -> Result<&RawValue, Invalid> {
         Some(']') => Err(invalid("'messages' must not be empty.", Some("messages"))),
         _ => Err(wrong_type("messages", "an array of objects")),
     }
+}
+
+/// `{"include": true}`. <https://openrouter.ai/docs/guides/administration/usage-accounting>
+fn asks_for_usage(usage: &RawValue) -> bool {
+    let pairs: Result<Pairs<'_>, _> = serde_json::from_str(usage.get());
+    pairs.is_ok_and(|Pairs(members)| {
+        members.iter().any(|(name, value)| name == "include" && value.get() == "true")
+    })
 }
 
 fn include_usage(raw: Option<&RawValue>) -> Result<bool, Invalid> {

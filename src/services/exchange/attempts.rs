@@ -68,10 +68,10 @@ impl Trip {
     }
 
     fn pack(&mut self, to: &Candidate, request: &ChatRequest<'_>) {
-        let (word, model) = (to.upstream.cap_word(), to.model.as_deref());
+        let (dialect, model) = (to.upstream.dialect(), to.model.as_deref());
         // Many refuse a cap beyond their own limit.
         let cap = self.cap.map(|cap| cap.min(to.completion_tokens_max.unwrap_or(cap)));
-        self.body = Bytes::from(request.forwarded(&self.user, cap, word, model));
+        self.body = Bytes::from(request.forwarded(&self.user, cap, dialect, model));
     }
 }
 

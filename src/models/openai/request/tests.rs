@@ -4,11 +4,11 @@ use super::*;
 
 const MESSAGES: &str = r#""messages":[{"role":"user","content":"hi"}]"#;
 
-const EITHER: CapWord = CapWord { member: OLDER, is_sole: false };
+const EITHER: Dialect = Dialect { cap: OLDER, is_sole: false, takes_user: true };
 
 #[test]
 fn a_cap_has_the_name_that_is_read() {
-    let sole = CapWord { is_sole: true, ..EITHER };
+    let sole = Dialect { is_sole: true, ..EITHER };
     let sent = |cap: Option<i64>, members: &str| {
         let body = format!(r#"{{{members}"user":"u","model":"m","messages":[{{}}]}}"#);
         ChatRequest::parse(body.as_bytes()).unwrap().forwarded("u", cap.map(Tokens), sole, None)
@@ -74,6 +74,7 @@ fn tools_that_the_upstream_runs_are_looked_at() {
     assert_eq!(parse(r#""tools":[{"type":"function"}]"#), Ok(false));
     assert_eq!(parse(r#""tools":[{"googleSearch":{}}]"#), Ok(true));
     assert_eq!(parse(r#""plugins":[{"id":"web"}]"#), Ok(true));
+    assert_eq!(parse(r#""plugins":[{"id":"file-parser"}]"#), Ok(false));
     for refused in [r#""tools":[{"type":"openrouter:fusion"}]"#, r#""plugins":[{"id":"fusion"}]"#] {
         let told = parse(refused).unwrap_err().message;
         assert!(told.contains("fusion") && told.contains("not supported"), "{told}");
