@@ -29,7 +29,7 @@ pub async fn retrieve(
 ) -> Result<Response, Error> {
     // A name that is not even text.
     let Path(id) = id.map_err(|_| Error::UnknownModel { model: "?".to_owned() })?;
-    Ok(json(app.catalog.model(&id)?.json.clone()))
+    Ok(json(app.catalog.model(&id)?.0.json.clone()))
 }
 
 fn json(body: Bytes) -> Response {

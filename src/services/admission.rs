@@ -22,9 +22,11 @@ use crate::services::commit::{Commit, Placed};
 use crate::services::exchange::{DOCUMENT_BYTES_MAX, Exchange, Trip};
 use crate::services::forwarding::Forwarding;
 use crate::services::ledger::Ledger;
-use crate::services::pricing::WorstCase;
+use crate::services::pricing::{Extras, WorstCase};
 use crate::services::settle::{OpenHold, Settler};
-use crate::services::tokens::{Vocabularies, count_images, estimate_prompt, long_media};
+use crate::services::tokens::{
+    Vocabularies, count_files, count_images, estimate_prompt, long_media,
+};
 use crate::services::trace::RequestTrace;
 use crate::store::{Demand, LedgerOp, Placement};
 use bytes::Bytes;
@@ -75,8 +77,13 @@ struct Size {
     prompt_paid_for: Tokens,
     /// In the prompt, where each has a fee.
     images: Option<i64>,
+    extras: Extras,
     /// Of each choice.
     completion: Tokens,
+    /// What the model's context leaves for it, by the estimate of the prompt.
+    context_room: Option<Tokens>,
+    /// The context alone bounds the completion: many refuse a cap for which it has no room.
+    is_bounded: bool,
     /// The completion was made shorter than it had to be, to fit into the limit of tokens.
     is_fitted: bool,
     limits: LimitsInForce,
@@ -136,7 +143,8 @@ impl Admission {
         let tokenizer = self.vocabularies.for_model(&request.model);
         let settler = self.settler.clone();
         let open = OpenHold::new(hold, first, tokenizer, kept(body), slot, settler, trace);
-        let mut exchange = Exchange::new(open, request, size.prompt_paid_for, kept_for_answer);
+        let mut exchange =
+            Exchange::new(open, request, size.prompt_paid_for, size.extras, kept_for_answer);
         let placed = match comfort {
             Some(funds) => Placed { amount, funds, room: Room::default() },
             None => commit.committed(&mut exchange).await?,
@@ -175,11 +183,15 @@ impl Admission {
         caller: &Caller<'_>,
         request: &ChatRequest<'_>,
     ) -> Result<(Arc<Model>, Vec<Candidate>), Error> {
-        let model = self.catalog.model(&request.model)?;
+        let (model, variant) = self.catalog.model(&request.model)?;
         if !caller.principal.allows(&model.id) {
             return Err(Error::ModelNotAllowed { model: model.id.clone() });
         }
         let candidates = model.candidates(caller.principal.plan.as_deref());
+        let candidates = match variant {
+            Some(variant) => candidates.into_iter().filter_map(|to| to.variant(variant)).collect(),
+            None => candidates,
+        };
         // The random part of the id.
         let (_, seed) = caller.id.0.as_u64_pair();
         let candidates = choice::in_order(candidates, &model.id, seed);
@@ -198,13 +210,32 @@ impl Admission {
         let beyond = long_media(request.messages.get());
         let prompt_paid_for = Tokens(prompt.0.saturating_add(beyond));
         let wanted = self.completion_max(request, model);
-        let fitting = fitting(&limits, prompt, request).filter(|fitting| *fitting < wanted);
-        let completion = fitting.unwrap_or(wanted);
-        let has_fee = candidates.iter().any(|to| to.price.terms.has_image_fee());
-        let images = has_fee.then(|| count_images(request.messages.get()));
-        let images = images.filter(|images| *images > 0);
+        let context_room = context_room(request, model, prompt);
+        let fitting = fitting(&limits, prompt, request)
+            .map(|fitting| fitting.min(context_room.unwrap_or(fitting)))
+            .filter(|fitting| *fitting < wanted);
+        let is_bounded = fitting.is_none() && context_room.is_some_and(|room| room < wanted);
+        let longest = [model.context_tokens_max, model.completion_tokens_max];
+        let longest = longest.into_iter().flatten().min().filter(|_| is_bounded);
+        let completion = fitting.or(longest).unwrap_or(wanted);
+        let images = paid_images(request, candidates);
+        let extras = Extras {
+            has_searches: request.has_fees,
+            images: images.unwrap_or_default(),
+            files: paid_files(request, candidates),
+        };
         let is_fitted = fitting.is_some();
-        Size { prompt, prompt_paid_for, images, completion, is_fitted, limits }
+        Size {
+            prompt,
+            prompt_paid_for,
+            images,
+            extras,
+            completion,
+            context_room,
+            is_bounded,
+            is_fitted,
+            limits,
+        }
     }
 
     fn placement(
@@ -300,6 +331,7 @@ fn affordable(
 ) -> Cap {
     let Size { completion: wanted, is_fitted, limits, .. } = size;
     if let Some(paid) = worst.tokens(placed.amount).filter(|paid| paid < wanted) {
+        let paid = paid.min(size.context_room.unwrap_or(paid));
         return Cap { sent: Some(paid), lowered: Some(paid) };
     }
     // A stream can be ended where its money does, but not where a limit of tokens does, and a plain
@@ -309,7 +341,7 @@ fn affordable(
         return Cap { sent: cap, lowered: cap };
     }
     let is_open = request.completion_tokens_max.is_none_or(|max| max > *wanted);
-    if !is_open {
+    if !is_open || size.is_bounded {
         return Cap::default();
     }
     let is_less = *is_fitted || request.completion_tokens_max.is_some();
@@ -351,7 +383,7 @@ impl Size {
     ) -> WorstCase {
         let of = |to: &Candidate| WorstCase::new(&to.price, self.prompt_paid_for, request.choices);
         let dearest = others.iter().map(of).fold(of(first), WorstCase::or);
-        dearest.with_searches(request.has_fees).with_images(self.images.unwrap_or_default())
+        dearest.with(self.extras)
     }
 
     /// Of a plain answer, which is held in memory, at its longest.
@@ -370,6 +402,27 @@ impl Size {
         let tokens = Tokens(self.prompt.0.saturating_add(completion));
         (!self.limits.is_none()).then_some(Demand { tokens, limits: self.limits })
     }
+}
+
+/// What the context leaves to an answer that has no cap of its own; `None`: it is not known, or too
+/// little to go by.
+fn context_room(request: &ChatRequest<'_>, model: &Model, prompt: Tokens) -> Option<Tokens> {
+    let context = model.context_tokens_max.filter(|_| request.completion_tokens_max.is_none())?;
+    let room = context.0.saturating_sub(prompt.0);
+    Some(Tokens(room.max(COMPLETION_TOKENS_FLOOR)))
+}
+
+/// Pictures in the prompt, where somebody takes a fee for each.
+fn paid_images(request: &ChatRequest<'_>, candidates: &[Candidate]) -> Option<i64> {
+    let has_fee = candidates.iter().any(|to| to.price.terms.has_image_fee());
+    let images = has_fee.then(|| count_images(request.messages.get()));
+    images.filter(|images| *images > 0)
+}
+
+/// Files in the prompt, where somebody takes a fee for reading them.
+fn paid_files(request: &ChatRequest<'_>, candidates: &[Candidate]) -> i64 {
+    let has_fee = candidates.iter().any(|to| to.charges_for_files(request.file_engine));
+    if has_fee { count_files(request.messages.get()) } else { 0 }
 }
 
 fn too_long(request: &ChatRequest<'_>) -> Invalid {

@@ -6,10 +6,9 @@
 use crate::error::Error;
 use crate::models::hold::Hold;
 use crate::models::money::{NanoUsd, Tokens};
-use crate::models::openai::request::ChatRequest;
 use crate::models::price::Price;
 use crate::services::ledger::{Answer, Ledger};
-use crate::services::pricing::WorstCase;
+use crate::services::pricing::{Extras, WorstCase};
 use crate::store::{Extension, LedgerOp, Limit, Outcome};
 use futures::FutureExt;
 use std::sync::Arc;
@@ -18,9 +17,8 @@ use std::task::{Context, Poll, ready};
 pub struct Allowance {
     price: Arc<Price>,
     prompt: Tokens,
-    images: i64,
-    /// What searches may cost is not there for tokens.
-    has_fees: bool,
+    /// What these may cost is not there for tokens.
+    extras: Extras,
     choices: i64,
     /// All that the upstream may say, as it was told. `None`: it was told nothing.
     cap: Option<Tokens>,
@@ -53,14 +51,14 @@ impl Allowance {
         price: Arc<Price>,
         hold: &Hold,
         prompt: Tokens,
-        &ChatRequest { choices, has_fees, .. }: &ChatRequest<'_>,
+        extras: Extras,
+        choices: i64,
     ) -> Self {
         let held = hold.amount_nusd;
-        let images = hold.input_images.unwrap_or_default();
         let (cap, step, paid, asked) = (None, held, None, None);
         let lack = Lack::Money(Limit::Account);
         let mut allowance =
-            Self { price, prompt, images, has_fees, choices, cap, step, held, paid, asked, lack };
+            Self { price, prompt, extras, choices, cap, step, held, paid, asked, lack };
         allowance.set(held);
         allowance
     }
@@ -69,8 +67,7 @@ impl Allowance {
     /// counted.
     pub fn set(&mut self, held: NanoUsd) {
         self.held = held;
-        let worst = WorstCase::new(&self.price, self.prompt, 1);
-        let worst = worst.with_searches(self.has_fees).with_images(self.images);
+        let worst = WorstCase::new(&self.price, self.prompt, 1).with(self.extras);
         self.paid = worst.tokens(held);
     }
 

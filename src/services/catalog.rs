@@ -68,6 +68,10 @@ pub struct PriceInForce {
     pub terms: Terms,
 }
 
+/// OpenRouter's names for ways to choose among a model's providers: what `provider.sort` says. They
+/// are not in its list, and are the same model at its price.
+/// <https://openrouter.ai/docs/guides/routing/model-variants>
+const VARIANTS: [&str; 3] = [":nitro", ":floor", ":exacto"];
 const WELL_KNOWN_MODEL: &str = "openai/gpt-4o-mini";
 /// What an upstream was found to list.
 type Fetched = (Arc<Upstream>, Result<Vec<Offer>, Error>);
@@ -254,16 +258,26 @@ impl Catalog {
         *self.is_filled.borrow()
     }
 
-    /// The model of this name.
+    /// The model of this name, and by which variant of OpenRouter's it is asked for.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], or [`Error::NoModels`] before there has been a list.
-    pub fn model(&self, id: &str) -> Result<Arc<Model>, Error> {
+    pub fn model<'a>(&self, id: &'a str) -> Result<(Arc<Model>, Option<&'a str>), Error> {
         if !self.is_filled() {
             return Err(Error::NoModels);
         }
+        let listing = self.current();
+        if let Some(model) = listing.models.get(id) {
+            return Ok((model.clone(), None));
+        }
         let unknown = || Error::UnknownModel { model: id.to_owned() };
-        self.current().models.get(id).cloned().ok_or_else(unknown)
+        let (base, variant) = id
+            .rfind(':')
+            .map(|at| id.split_at(at))
+            .filter(|(_, variant)| VARIANTS.contains(variant))
+            .ok_or_else(unknown)?;
+        let model = listing.models.get(base).filter(|model| model.has_variants());
+        Ok((model.cloned().ok_or_else(unknown)?, Some(variant)))
     }
 
     /// How fast accounts of this plan, and their keys, may go.

@@ -4,8 +4,10 @@
 //! without a try: those in trouble come last, the least of them first. Pure, but for the health of
 //! upstreams that [`in_order`] reads; knows nothing of what becomes of the calls.
 
+use crate::config::UpstreamKind;
 use crate::models::attempt::ATTEMPTS_MAX;
 use crate::models::money::Tokens;
+use crate::models::openai::tools::FileEngine;
 use crate::models::price::Price;
 use crate::services::breaker::Leave;
 use crate::services::random::Random;
@@ -22,6 +24,8 @@ pub struct Candidate {
     pub price: Arc<Price>,
     /// The longest answer that it gives, where it says so.
     pub completion_tokens_max: Option<Tokens>,
+    /// The model is given files as they are.
+    pub reads_files: bool,
 }
 
 /// What the order is made of.
@@ -103,6 +107,25 @@ pub fn in_order(candidates: Vec<Candidate>, model: &str, seed: u64) -> Vec<Candi
 }
 
 impl Candidate {
+    /// Whether a file in the prompt is read for a fee, by an engine of this kind.
+    #[must_use]
+    pub fn charges_for_files(&self, engine: FileEngine) -> bool {
+        self.upstream.kind == UpstreamKind::OpenRouter
+            && match engine {
+                FileEngine::Free => false,
+                FileEngine::Usual => !self.reads_files,
+                FileEngine::Paid => true,
+            }
+    }
+
+    /// This variant of its route to the model; `None`: it has no such thing.
+    #[must_use]
+    pub fn variant(mut self, variant: &str) -> Option<Self> {
+        // A model that keeps its name is asked for as the client has asked.
+        self.model = self.model.map(|model| format!("{model}{variant}").into());
+        (self.upstream.kind == UpstreamKind::OpenRouter).then_some(self)
+    }
+
     fn standing(&self, model: &str, now: Instant) -> Standing {
         let out = match self.upstream.health.leave(model, now) {
             Leave::Nothing(wait) => Some(wait),

@@ -17,6 +17,7 @@ use crate::models::usage::Ending;
 use crate::services::allowance::Allowance;
 use crate::services::bodies::Room;
 use crate::services::ledger;
+use crate::services::pricing::Extras;
 use crate::services::reading::Reading;
 use crate::services::settle::OpenHold;
 use crate::services::sse::Outgoing;
@@ -98,6 +99,7 @@ impl Exchange {
         open: OpenHold,
         request: &ChatRequest<'_>,
         prompt: Tokens,
+        extras: Extras,
         room: Option<Room>,
     ) -> Self {
         let reading = Reading::new(open.tokenizer.clone());
@@ -109,11 +111,14 @@ impl Exchange {
         };
         let operator = open.upstream.operator.clone();
         let tap = Tap::new(reading, open.price.clone(), operator, asked);
-        let mut allowance = Allowance::new(open.price.clone(), hold, prompt, request);
+        let mut allowance =
+            Allowance::new(open.price.clone(), hold, prompt, extras, request.choices);
         if let Some(cap) = request.completion_tokens_max {
             allowance.cap(cap);
         }
-        let (is_streamed, is_steered) = (request.stream, request.is_steered());
+        // A variant of the model is another way to choose who answers.
+        let is_steered = request.is_steered() || request.model != hold.model;
+        let is_streamed = request.stream;
         let (leg, noted_at) = (Leg::NotCalled, Instant::now());
         let document = BytesMut::new();
         let (noted_tokens, noting, peeked) = (0, None, None);

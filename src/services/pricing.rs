@@ -29,6 +29,20 @@ const SEARCHES_MAX: i64 = 5;
 /// $0.02 a search.
 const WEB_SEARCH_USUAL: PicoUsd = PicoUsd(20_000_000_000);
 
+/// A file of a thousand pages, the longest that is read, at OpenRouter's price of them.
+/// <https://openrouter.ai/docs/guides/overview/multimodal/pdfs>
+const FILE_MAX: PicoUsd = PicoUsd(2_000_000_000_000);
+
+/// What a request may cost beside its tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extras {
+    pub has_searches: bool,
+    /// Pictures in the prompt, where each has a fee.
+    pub images: i64,
+    /// Files in it, where each is read for a fee.
+    pub files: i64,
+}
+
 /// A request's price at its worst, in two parts, so that what an account has can be turned into
 /// completion tokens.
 #[derive(Clone, Copy, Debug)]
@@ -75,18 +89,16 @@ impl WorstCase {
     }
 
     /// With the searches that a request may cause, which are counted only at its end; at
-    /// OpenRouter's usual price where the model names none.
+    /// OpenRouter's usual price where the model names none. And with what is in its prompt.
     #[must_use]
-    pub fn with_searches(mut self, has_fees: bool) -> Self {
-        let searches = if has_fees { SEARCHES_MAX } else { 0 };
-        self.fixed_pico = sum([self.fixed_pico, self.search.times(searches)]);
-        self
-    }
-
-    /// With so many pictures in the prompt.
-    #[must_use]
-    pub fn with_images(mut self, images: i64) -> Self {
-        self.fixed_pico = sum([self.fixed_pico, self.picture.times(images)]);
+    pub fn with(mut self, Extras { has_searches, images, files }: Extras) -> Self {
+        let searches = if has_searches { SEARCHES_MAX } else { 0 };
+        self.fixed_pico = sum([
+            self.fixed_pico,
+            self.search.times(searches),
+            self.picture.times(images),
+            FILE_MAX.times(files),
+        ]);
         self
     }
 

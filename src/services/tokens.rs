@@ -15,14 +15,14 @@
 
 mod counter;
 mod cut;
-mod images;
 mod media;
+mod parts;
 mod prompt;
 mod vocabulary;
 mod words;
 
 pub use counter::{Field, INLINE_BYTES_MAX, Lane, StreamCounter};
-pub use images::count_images;
 pub use media::long_media;
+pub use parts::{count_files, count_images};
 pub use prompt::{count_prompt, estimate_prompt};
 pub use vocabulary::{Count, Tokenizer, TokensError, Vocabularies, Vocabulary};

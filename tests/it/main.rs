@@ -45,6 +45,7 @@ mod limits_burst;
 mod logs;
 mod metrics;
 mod migrations;
+mod offers;
 mod openapi;
 mod oracle;
 mod outage;

@@ -6,6 +6,7 @@
 
 use super::sources::{Offer, Source};
 use super::table::OperatorTable;
+use crate::config::UpstreamKind;
 use crate::error::Error;
 use crate::models::money::{Markup, Tokens};
 use crate::models::price::{Price, Rule, Terms};
@@ -31,6 +32,8 @@ pub struct Model {
     routes: Vec<Route>,
     /// The most that it can answer, when every upstream says so.
     pub completion_tokens_max: Option<Tokens>,
+    /// Prompt and completion together, where it is the longest; when every upstream says so.
+    pub context_tokens_max: Option<Tokens>,
     /// As `GET /v1/models/{id}` shows it.
     pub json: Bytes,
 }
@@ -41,6 +44,8 @@ struct Route {
     /// Its name there, where that is another.
     name: Option<Arc<str>>,
     completion_tokens_max: Option<Tokens>,
+    context_tokens_max: Option<Tokens>,
+    reads_files: bool,
     /// `None`: its price is not known, and it is not called for it.
     price: Option<Arc<Price>>,
     /// For accounts of a plan whose price differs.
@@ -88,10 +93,17 @@ impl Listing {
 
 impl Model {
     fn new(wire: &WireModel, routes: Vec<Route>) -> Result<Self, Error> {
-        let caps = routes.iter().map(|route| route.completion_tokens_max);
         // One that does not say may answer at any length.
-        let completion_tokens_max = caps.reduce(|one, other| Some(one?.max(other?))).flatten();
-        Ok(Self { id: wire.id.clone(), routes, completion_tokens_max, json: to_json(wire)? })
+        let largest = |of: fn(&Route) -> Option<Tokens>| {
+            routes.iter().map(of).reduce(|one, other| Some(one?.max(other?))).flatten()
+        };
+        Ok(Self {
+            id: wire.id.clone(),
+            completion_tokens_max: largest(|route| route.completion_tokens_max),
+            context_tokens_max: largest(|route| route.context_tokens_max),
+            json: to_json(wire)?,
+            routes,
+        })
     }
 
     /// Of completion tokens, at whoever allows the fewest; `None` where somebody does not say.
@@ -101,6 +113,12 @@ impl Model {
         limits.reduce(|one, other| Some(one?.min(other?))).flatten()
     }
 
+    /// Somebody knows variants of it.
+    #[must_use]
+    pub fn has_variants(&self) -> bool {
+        self.routes.iter().any(|route| route.upstream.kind == UpstreamKind::OpenRouter)
+    }
+
     /// Who serves it to accounts of this plan at a known price.
     #[must_use]
     pub fn candidates(&self, plan: Option<&str>) -> Vec<Candidate> {
@@ -108,8 +126,8 @@ impl Model {
             let of_plan = plan.and_then(|plan| route.plan_prices.get(plan));
             let price = of_plan.or(route.price.as_ref())?.clone();
             let (upstream, model) = (route.upstream.clone(), route.name.clone());
-            let completion_tokens_max = route.completion_tokens_max;
-            Some(Candidate { upstream, model, price, completion_tokens_max })
+            let Route { completion_tokens_max, reads_files, .. } = *route;
+            Some(Candidate { upstream, model, price, completion_tokens_max, reads_files })
         });
         priced.collect()
     }
@@ -130,6 +148,8 @@ impl Route {
             completion_tokens_max: offer
                 .completion_tokens_max
                 .or_else(|| table.completion_tokens_max(id)),
+            context_tokens_max: offer.context_tokens_max,
+            reads_files: offer.reads_files,
             price: of(""),
             plan_prices: table.plans().filter_map(priced).collect(),
             upstream: upstream.clone(),

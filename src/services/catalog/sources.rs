@@ -12,6 +12,7 @@ use crate::models::price::{Override, Rates};
 use crate::services::upstream::Upstream;
 use async_openai::types::models::Model as WireModel;
 use serde::Deserialize;
+use serde_json::Number;
 use serde_json::value::RawValue;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +33,10 @@ pub struct Offer {
     created: u32,
     owned_by: String,
     pub completion_tokens_max: Option<Tokens>,
+    /// Prompt and completion together, where it says so.
+    pub context_tokens_max: Option<Tokens>,
+    /// It is given files as they are; else they are read for it first, at a fee.
+    pub reads_files: bool,
     /// What the operator pays.
     pub rates: Option<Rates>,
     pub overrides: Vec<Override>,
@@ -134,13 +139,26 @@ struct List<'a> {
 struct Listed {
     id: String,
     #[serde(default)]
-    created: Option<serde_json::Number>,
+    created: Option<Number>,
     #[serde(default)]
     owned_by: Option<String>,
     #[serde(default)]
     pricing: Option<Pricing>,
     #[serde(default)]
     top_provider: Option<TopProvider>,
+    #[serde(default)]
+    context_length: Option<i64>,
+    /// vLLM's word for it.
+    #[serde(default)]
+    max_model_len: Option<i64>,
+    #[serde(default)]
+    architecture: Option<Architecture>,
+}
+
+#[derive(Deserialize)]
+struct Architecture {
+    #[serde(default)]
+    input_modalities: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -177,11 +195,19 @@ struct Conditional {
     #[serde(flatten)]
     units: Units,
     #[serde(default)]
-    min_prompt_tokens: Option<i64>,
+    min_prompt_tokens: Option<Number>,
     #[serde(default)]
-    utc_start: Option<String>,
+    utc_start: Option<Clock>,
     #[serde(default)]
-    utc_end: Option<String>,
+    utc_end: Option<Clock>,
+}
+
+/// `HHMM`: the schema has a number (400 is four o'clock), examples have text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Clock {
+    Number(Number),
+    Text(String),
 }
 
 #[derive(Deserialize)]
@@ -194,8 +220,18 @@ fn listed(body: &[u8]) -> Result<Vec<Offer>, Error> {
     let list: List<'_> = serde_json::from_slice(body).map_err(unreadable)?;
     // One odd entry does not cost the others.
     let entries = list.data.into_iter().take(MODELS_MAX);
-    let readable = entries.filter_map(|raw| serde_json::from_str::<Listed>(raw.get()).ok());
-    Ok(readable.filter(|model| model.id.len() <= MODEL_ID_BYTES_MAX).map(Listed::offer).collect())
+    let mut unreadable = 0_usize;
+    let readable = entries.filter_map(|raw| {
+        let read = serde_json::from_str::<Listed>(raw.get());
+        unreadable += usize::from(read.is_err());
+        read.ok()
+    });
+    let offers =
+        readable.filter(|model| model.id.len() <= MODEL_ID_BYTES_MAX).map(Listed::offer).collect();
+    if unreadable > 0 {
+        tracing::warn!(unreadable, "a model list has entries that cannot be read");
+    }
+    Ok(offers)
 }
 
 impl Listed {
@@ -212,6 +248,14 @@ impl Listed {
                 .and_then(|provider| provider.max_completion_tokens)
                 .filter(|tokens| *tokens > 0)
                 .map(Tokens),
+            context_tokens_max: self
+                .context_length
+                .or(self.max_model_len)
+                .filter(|tokens| *tokens > 0)
+                .map(Tokens),
+            reads_files: self
+                .architecture
+                .is_some_and(|it| it.input_modalities.iter().any(|modality| modality == "file")),
             rates,
             overrides,
             id: self.id,
@@ -235,10 +279,9 @@ impl Pricing {
 impl Units {
     /// These rates over `base`: what is not named stays.
     fn over(&self, base: Rates) -> Rates {
-        // OpenRouter says "0" where reasoning has no price of its own.
-        let reasoning = dollars(self.internal_reasoning.as_deref()).filter(|rate| rate.0 > 0);
-        // And where pictures have no fee.
-        let image = dollars(self.image.as_deref()).filter(|rate| rate.0 > 0);
+        // OpenRouter says "0" where reasoning has no price of its own, where pictures have no fee,
+        // and where a search has its usual one.
+        let own = |text: &Option<String>| dollars(text.as_deref()).filter(|rate| rate.0 > 0);
         Rates {
             prompt: dollars(self.prompt.as_deref()).unwrap_or(base.prompt),
             completion: dollars(self.completion.as_deref()).unwrap_or(base.completion),
@@ -246,31 +289,43 @@ impl Units {
             cache_write: dollars(self.input_cache_write.as_deref()).or(base.cache_write),
             cache_write_1h: dollars(self.input_cache_write_1h.as_deref()).or(base.cache_write_1h),
             audio_prompt: dollars(self.audio.as_deref()).or(base.audio_prompt),
-            reasoning: reasoning.or(base.reasoning),
+            reasoning: own(&self.internal_reasoning).or(base.reasoning),
             audio_completion: dollars(self.audio_output.as_deref()).or(base.audio_completion),
             image_completion: dollars(self.image_output.as_deref()).or(base.image_completion),
             request: dollars(self.request.as_deref()).or(base.request),
-            web_search: dollars(self.web_search.as_deref()).or(base.web_search),
-            input_image: image.or(base.input_image),
+            web_search: own(&self.web_search).or(base.web_search),
+            input_image: own(&self.image).or(base.input_image),
         }
     }
 }
 
 impl Conditional {
     fn read(&self, base: Rates) -> Option<Override> {
-        let utc_minutes = match (self.utc_start.as_deref(), self.utc_end.as_deref()) {
+        let utc_minutes = match (&self.utc_start, &self.utc_end) {
             (None, None) => None,
-            (from, until) => Some((minutes(from, 0)?, minutes(until, 24 * 60)?)),
+            (from, until) => Some((minutes(from.as_ref(), 0)?, minutes(until.as_ref(), 24 * 60)?)),
         };
-        let rates = self.units.over(base);
-        Some(Override { min_prompt_tokens: self.min_prompt_tokens, utc_minutes, rates })
+        let min_prompt_tokens = match &self.min_prompt_tokens {
+            Some(tokens) => Some(whole(tokens)?),
+            None => None,
+        };
+        Some(Override { min_prompt_tokens, utc_minutes, rates: self.units.over(base) })
     }
 }
 
-/// `HHMM` as minutes of the day.
-fn minutes(text: Option<&str>, default: u16) -> Option<u16> {
-    let Some(text) = text else { return Some(default) };
-    let digits = text.replace(':', "");
+/// A number that has no fraction; it may be written with one.
+fn whole(number: &Number) -> Option<i64> {
+    let text = number.to_string();
+    text.strip_suffix(".0").unwrap_or(&text).parse().ok()
+}
+
+/// As minutes of the day.
+fn minutes(clock: Option<&Clock>, default: u16) -> Option<u16> {
+    let digits = match clock {
+        None => return Some(default),
+        Some(Clock::Number(number)) => format!("{:04}", whole(number)?),
+        Some(Clock::Text(text)) => text.replace(':', ""),
+    };
     let (hours, minutes) = digits.split_at_checked(2)?;
     let minutes = minutes.parse::<u16>().ok()?;
     let total = hours.parse::<u16>().ok()?.checked_mul(60)?.checked_add(minutes)?;
@@ -295,24 +350,31 @@ mod tests {
         let offer = offer(
             r#"{"prompt":"0.000003","completion":"0.000015","input_cache_read":"0.0000003",
                 "overrides":[{"min_prompt_tokens":200000,"prompt":"0.000006"},
-                             {"utc_start":"1630","utc_end":"0030","completion":"0.00001"}]}"#,
+                             {"utc_start":"1630","utc_end":"0030","completion":"0.00001"},
+                             {"utc_start":30,"utc_end":400.0,"completion":"0.00001"}]}"#,
         );
         let base = offer.rates.unwrap();
-        let [long, night] = offer.overrides[..] else { panic!("two overrides") };
+        let [long, night, early] = offer.overrides[..] else { panic!("three overrides") };
         assert_eq!(long.min_prompt_tokens, Some(200_000));
         assert_eq!(long.rates, Rates { prompt: PicoUsd(6_000_000), ..base });
         assert_eq!(night.utc_minutes, Some((16 * 60 + 30, 30)));
+        assert_eq!(early.utc_minutes, Some((30, 4 * 60)));
         assert_eq!(night.rates, Rates { completion: PicoUsd(10_000_000), ..base });
     }
 
     #[test]
-    fn pictures_have_a_fee_where_it_is_not_zero() {
-        let fee = |image: &str| {
-            let pricing = format!(r#"{{"prompt":"0","completion":"0","image":"{image}"}}"#);
-            offer(&pricing).rates.unwrap().input_image
-        };
-        assert_eq!(fee("0.001445"), Some(PicoUsd(1_445_000_000)));
-        assert_eq!((fee("0"), fee("-1"), fee("x")), (None, None, None));
+    fn a_fee_is_there_where_it_is_not_zero() {
+        for (name, fee) in [
+            ("image", (|rates| rates.input_image) as fn(Rates) -> Option<PicoUsd>),
+            ("web_search", |rates| rates.web_search),
+        ] {
+            let fee = |dollars: &str| {
+                let units = format!(r#"{{"prompt":"0","completion":"0","{name}":"{dollars}"}}"#);
+                fee(offer(&units).rates.unwrap())
+            };
+            assert_eq!(fee("0.001445"), Some(PicoUsd(1_445_000_000)));
+            assert_eq!((fee("0"), fee("-1"), fee("x")), (None, None, None));
+        }
     }
 
     #[test]
@@ -324,6 +386,8 @@ mod tests {
             r#"{"prompt":"-1","completion":"-1"}"#,
             r#"{"prompt":"x","completion":"0"}"#,
             r#"{"prompt":"0","completion":"0","overrides":[{"utc_start":"9999"}]}"#,
+            r#"{"prompt":"0","completion":"0","overrides":[{"utc_start":12.5}]}"#,
+            r#"{"prompt":"0","completion":"0","overrides":[{"utc_start":-30}]}"#,
         ] {
             assert!(offer(pricing).rates.is_none(), "{pricing}");
         }

@@ -325,7 +325,9 @@ fn pictures_have_a_fee_each_on_top_of_their_tokens() {
         "without a fee they are their tokens"
     );
     // What is set aside covers the dearest.
-    let worst = |images| WorstCase::new(&price, Tokens(100), 1).with_images(images);
+    let worst = |images| {
+        WorstCase::new(&price, Tokens(100), 1).with(Extras { images, ..Extras::default() })
+    };
     let more = worst(2).amount(Tokens(0)).unwrap().0 - worst(0).amount(Tokens(0)).unwrap().0;
     assert_eq!(more, 2 * 5_000_000);
 }

@@ -1,7 +1,7 @@
-//! Pictures in a prompt, for prices that have a fee for each.
+//! Pictures and files in a prompt, where there is a fee for each.
 //!
-//! Invariant: a part that any upstream may take for a picture counts as one, however its JSON is
-//! written, so that no spelling makes a picture free. Nothing is fetched or decoded.
+//! Invariant: a part that any upstream may take for one counts as one, however its JSON is written,
+//! so that no spelling makes it free. Nothing is fetched or decoded.
 
 use super::prompt::{Members, Text, parse};
 use crate::models::openai::pairs::Pairs;
@@ -10,11 +10,22 @@ use serde_json::value::RawValue;
 /// The pictures in the JSON text of a request's `messages`.
 #[must_use]
 pub fn count_images(messages_json: &str) -> i64 {
+    count(messages_json, &["image_url"], &["image_url", "input_image", "image"])
+}
+
+/// The files in the JSON text of a request's `messages`.
+#[must_use]
+pub fn count_files(messages_json: &str) -> i64 {
+    count(messages_json, &["file", "file_data"], &["file", "input_file", "document"])
+}
+
+/// The parts that have one of these members, or are of one of these types.
+fn count(messages_json: &str, names: &[&str], types: &[&str]) -> i64 {
     let messages: Vec<&RawValue> = serde_json::from_str(messages_json).unwrap_or_default();
     let contents = messages.into_iter().filter_map(parse::<Members<'_>>).flat_map(contents);
     let parts = contents.filter_map(parse::<Vec<&RawValue>>).flatten();
-    let pictures = parts.filter_map(parse::<Members<'_>>).filter(is_picture);
-    i64::try_from(pictures.count()).unwrap_or(i64::MAX)
+    let such = parts.filter_map(parse::<Members<'_>>).filter(|part| is_one(part, names, types));
+    i64::try_from(such.count()).unwrap_or(i64::MAX)
 }
 
 /// A key given twice counts twice: the upstream may read either.
@@ -22,13 +33,10 @@ fn contents(Pairs(members): Members<'_>) -> impl Iterator<Item = &RawValue> {
     members.into_iter().filter(|(key, _)| key == "content").map(|(_, content)| content)
 }
 
-/// By its type, or by what it has.
-fn is_picture(Pairs(members): &Members<'_>) -> bool {
+fn is_one(Pairs(members): &Members<'_>, names: &[&str], types: &[&str]) -> bool {
     members.iter().any(|(key, value)| match &**key {
-        "image_url" => true,
-        "type" => parse::<Text<'_>>(value)
-            .is_some_and(|Text(kind)| matches!(&*kind, "image_url" | "input_image" | "image")),
-        _ => false,
+        "type" => parse::<Text<'_>>(value).is_some_and(|Text(kind)| types.contains(&kind.as_ref())),
+        key => names.contains(&key),
     })
 }
 
@@ -60,6 +68,9 @@ mod tests {
         ] {
             assert_eq!(count_images(&format!(r#"[{{"content":[{part}]}}]"#)), expected, "{part}");
         }
+        let file = json!({"type": "file", "file": {"filename": "a.pdf", "file_data": "data:,"}});
+        let asked = json!([{"role": "user", "content": [file, image, {"type": "input_file"}]}]);
+        assert_eq!(count_files(&asked.to_string()), 2, "{asked}");
         for json in ["", "[]", "null", "7", "[[]]", r#"[{"content":{}}]"#] {
             assert_eq!(count_images(json), 0, "{json}");
         }
