@@ -89,7 +89,8 @@ impl Recovery {
         let may_claim = reached.for_a_lease(self.lease) || self.is_alone;
         // Each may take as long as a look-up, and keeps no other waiting but by the room it takes.
         let free = room.available_permits();
-        if !may_claim || free == 0 {
+        // What is claimed while the process ends could not be asked for any more.
+        if !may_claim || free == 0 || self.settler.stop.is_cancelled() {
             return Ok(());
         }
         // Claimed under an id of their own, whose lease nobody renews: what is not settled by then
@@ -124,6 +125,12 @@ impl Recovery {
 
 async fn settle(store: &Arc<dyn Store>, settler: &Arc<Settler>, hold: Hold) {
     let found = look_up(settler, &hold).await;
+    if found.is_none() && hold.generation_id.is_some() && settler.stop.is_cancelled() {
+        // An estimate would be charged for what can still be asked: whoever finds the hold when the
+        // lease of this claim ends has the time for it.
+        tracing::info!(request.id = %hold.request_id, "an orphan is left to the next process");
+        return;
+    }
     let price = match in_time(store.price(&hold.price_id)).await {
         Ok(price) => price,
         Err(error) => {

@@ -15,6 +15,7 @@ both_stores!(
     sigterm_settles_what_outlasts_the_deadline,
     sigterm_charges_nothing_for_an_answer_that_it_cut,
     sigkill_is_made_good_by_a_look_up,
+    an_orphan_that_is_being_looked_up_is_left_to_the_next,
     sigkill_is_made_good_by_an_estimate,
     sigkill_with_many_streams,
 );
@@ -158,6 +159,29 @@ async fn sigkill_is_made_good_by_a_look_up(store: Store) {
     assert_eq!((record.ending.as_str(), record.source.as_str()), ("killed", "lookup"));
     assert_eq!((record.completion_tokens, record.charge_nusd), (5, 120_000));
     assert_eq!(record.generation_id.as_ref(), Some(&answer.id));
+    app.finish().await;
+}
+
+/// Who is asking for what a killed process left, and is to end itself, estimates nothing.
+async fn an_orphan_that_is_being_looked_up_is_left_to_the_next(store: Store) {
+    let setup = Setup::new(store).env("TOLLGATE_LEASE_SECONDS", "2");
+    let setup = setup.env("TOLLGATE_LOOKUP_SECONDS", "15").env("TOLLGATE_DRAIN_SECONDS", "1");
+    let mut app = setup.start().await;
+    let answer = Answer::openrouter();
+    app.upstream.generation(u32::MAX, answer.generation(12, 5, 0.0001));
+    kill_and_restart(&mut app, &answer).await;
+    eventually("it is asked for", async || {
+        (!app.upstream.calls("/v1/generation").is_empty()).then_some(())
+    })
+    .await;
+    app.sigterm();
+    assert_eq!(app.stopped().await.code(), Some(0));
+    assert_eq!((app.books.left_holds().await.len(), app.books.records().await.len()), (1, 0));
+    app.upstream.generation(0, answer.generation(12, 5, 0.0001));
+    app.restart().await;
+    let record = app.record().await;
+    assert_eq!((record.ending.as_str(), record.source.as_str()), ("killed", "lookup"));
+    assert_eq!(record.charge_nusd, 120_000);
     app.finish().await;
 }
 
