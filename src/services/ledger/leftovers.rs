@@ -3,9 +3,10 @@
 //! Invariant: a journal is only taken when its process is dead, by one process, and taken away when
 //! all of it is in the books. Its open holds are then anybody's orphans.
 
-use super::committer::Committer;
+use super::committer::{Committer, settled_before};
 use super::journal::{Journal, Page};
 use super::measured::Measured;
+use super::writer::report;
 use crate::store::Store;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -67,9 +68,12 @@ impl Leftovers {
                 return tracing::error!("{} cannot be read", path.display());
             };
             count = count.saturating_add(ops.len());
-            if self.committer.replay(ops, self.lease).await.is_err() {
+            let Ok(replayed) = self.committer.replay(ops, self.lease).await else {
                 return tracing::warn!("a journal waits for the database");
-            }
+            };
+            // What was replayed half way before is there already.
+            let is_news = |(op, decided): &&(_, _)| settled_before((op, decided)).is_none();
+            replayed.iter().filter(is_news).for_each(|(op, decided)| report(op, decided));
             if let Err(error) = tokio::task::block_in_place(|| journal.replayed(end)) {
                 return tracing::error!("{} cannot be written: {error}", path.display());
             }

@@ -44,8 +44,13 @@ pub struct Sql {
 impl Sql {
     pub fn new() -> Self {
         Self {
-            lock_accounts: sql::select(&ACCOUNTS, "WHERE id = ANY($1) ORDER BY id FOR UPDATE")
-                .into(),
+            // No stronger: another program's rows that refer to an account must not wait for us,
+            // nor we, and with us everybody's money, for its transaction.
+            lock_accounts: sql::select(
+                &ACCOUNTS,
+                "WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
+            )
+            .into(),
             load: load().into(),
             // Their accounts are locked, and nobody comes to a window by another way. The clock is
             // read behind that lock: it never goes back between two batches.
