@@ -21,27 +21,44 @@
 //!   routes < server, demo, log < commands < main.
 //! - Money and tokens are integers; no float computes anything.
 
-/// The command line.
-pub mod commands;
-/// Environment variables, each read once.
-pub mod config;
-/// HTTP in and out. The files that `controllers::console` serves are in `src/console`.
-pub mod controllers;
-/// An upstream for the first run.
-pub mod demo;
-/// One error, one envelope, one log line.
-pub mod error;
-/// Tracing.
-pub mod log;
-/// Data only: the wire, the tables, money.
-pub mod models;
-/// The table of routes.
-pub mod routes;
+// === the path of a request ===
+
 /// The listener.
 pub mod server;
-/// The trunk of a request and its leaves.
-pub mod services;
+
+/// The table of routes.
+pub mod routes;
+
+/// HTTP in and out. The files that `controllers::console` serves are in `src/console`.
+pub mod controllers;
+
 /// What handlers can reach.
 pub mod state;
+
+/// The trunk of a request and its leaves.
+pub mod services;
+
 /// Business transactions on two databases.
 pub mod store;
+
+// === what all of them stand on ===
+
+/// Data only: the wire, the tables, money.
+pub mod models;
+
+/// One error, one envelope, one log line.
+pub mod error;
+
+/// Environment variables, each read once.
+pub mod config;
+
+// === around them ===
+
+/// The command line.
+pub mod commands;
+
+/// An upstream for the first run.
+pub mod demo;
+
+/// Tracing.
+pub mod log;

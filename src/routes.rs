@@ -73,7 +73,7 @@ fn payments() -> Router<Arc<App>> {
         .route("/v1/billing/checkout", post(billing::checkout))
         .route("/v1/billing/portal", post(billing::portal))
         .route("/webhooks/stripe", post(webhooks::stripe))
-        .route_layer(from_fn(bounded))
+        .route_layer(from_fn(finished_anyway))
 }
 
 /// An account's own keys.
@@ -81,7 +81,7 @@ fn owner() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/keys", get(own_keys::list).post(own_keys::create))
         .route("/v1/keys/{id}", delete(own_keys::revoke))
-        .route_layer(from_fn(bounded))
+        .route_layer(from_fn(finished_anyway))
 }
 
 /// For people, in a browser.
@@ -122,21 +122,21 @@ fn admin() -> Router<Arc<App>> {
         .route("/admin/v1/drift", get(overview::drift))
         .route("/admin/v1/sinks", get(overview::sinks))
         .route("/admin/v1/health", get(overview::health))
-        .route_layer(from_fn(bounded))
+        .route_layer(from_fn(finished_anyway))
 }
 
-/// A request that changes something and takes longer is given up: the database does not answer.
-const CHANGE_WAIT: Duration = Duration::from_secs(15);
+/// The client is told after this that the database does not answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(15);
 
-/// For a change whose request was given up. A database that takes longer does not answer any more.
-const CHANGE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// What it began may go on for this long. A database that takes longer does not answer any more.
+const FINISH_WAIT: Duration = Duration::from_secs(60);
 
 /// In a task of its own: a change that has begun is finished and other processes are told of it,
 /// also when its client has gone or its time is over.
-async fn bounded(request: Request, next: Next) -> Result<Response, Error> {
+async fn finished_anyway(request: Request, next: Next) -> Result<Response, Error> {
     let away = |_| Error::Database("no answer in time".to_owned());
-    let work = tokio::time::timeout(CHANGE_WAIT_MAX, next.run(request).in_current_span());
-    let answer = tokio::time::timeout(CHANGE_WAIT, tokio::spawn(work)).await.map_err(away)?;
+    let work = tokio::time::timeout(FINISH_WAIT, next.run(request).in_current_span());
+    let answer = tokio::time::timeout(ANSWER_WAIT, tokio::spawn(work)).await.map_err(away)?;
     answer.map_err(|error| Error::Internal(format!("a change: {error}")))?.map_err(away)
 }
 

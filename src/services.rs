@@ -42,7 +42,7 @@ pub mod trace;
 /// Polling only what was woken.
 pub mod woken;
 
-// === what a request stands on, and then what it passes ===
+// === what a request passes, from its end to its beginning: `admission` up to the ledger ===
 
 /// The writer: everything that waits becomes one transaction.
 pub mod ledger;
@@ -59,7 +59,7 @@ pub mod allowance;
 /// One upstream.
 pub mod upstream;
 
-/// All of them.
+/// All upstreams, by name.
 pub mod upstreams;
 
 /// Who is asked for a model, and after whom.
@@ -92,7 +92,7 @@ pub mod admission;
 /// The body of a stream.
 pub mod meter;
 
-/// … and of one whose upstream takes its time.
+/// The body of a stream whose upstream has not answered yet.
 pub mod waiting;
 
 // === what goes on beside requests ===

@@ -37,9 +37,9 @@ pub mod reports;
 pub mod sqlite;
 /// Columns, once for both.
 mod table;
-/// Rows that belong to rows.
+/// What a check of the books asks: the rows that belong to others.
 pub mod verify;
-/// What they stand at.
+/// What the metrics ask: what is open, what waits, what accounts have.
 pub mod watch;
 
 use crate::error::Error;

@@ -46,7 +46,7 @@ pub struct Principal {
     pub caller: Caller,
     /// The caller's key has a budget of its own.
     pub has_key_limits: bool,
-    /// When the caller was told.
+    /// What there was when the store was last asked for the caller: an outage goes by it.
     pub funds: Funds,
 }
 
@@ -222,7 +222,7 @@ impl Auth {
         match asked {
             Ok(Some(known)) => {
                 self.last.insert(hash.clone(), known.clone());
-                // Put in after it was ended, perhaps.
+                // The key may have been ended since the store was asked.
                 if as_of != self.changes() {
                     self.last.invalidate(hash);
                 }
@@ -244,11 +244,12 @@ impl Auth {
     }
 
     async fn of_key(&self, hash: &str) -> Result<Option<Known>, Error> {
+        let asked_at = Instant::now();
         let found = self.store.key_by_hash(hash).await?;
         Ok(found.map(|(key, account, budget): (ApiKey, Account, KeyBudget)| {
             let principal = Principal {
                 has_key_limits: budget.has_limits(),
-                funds: funds(&account, Some(budget)),
+                funds: funds(&account, Some(budget), asked_at),
                 account_id: account.id,
                 plan: account.plan,
                 rates: account.rates,
@@ -268,11 +269,12 @@ impl Auth {
     ) -> Result<Option<Known>, Error> {
         let user = users.tokens.verify(token).await?;
         let signup = users.signup();
+        let asked_at = Instant::now();
         let account = within(wait, self.account_of(user.id, &signup)).await?;
         Ok(account.map(|account| {
             let principal = Principal {
                 has_key_limits: false,
-                funds: funds(&account, None),
+                funds: funds(&account, None, asked_at),
                 account_id: account.id,
                 plan: account.plan,
                 rates: account.rates,
@@ -341,8 +343,9 @@ impl Auth {
     }
 }
 
-/// What there is to spend, of what was just read. A sum out of its range is nothing to go by.
-fn funds(account: &Account, budget: Option<KeyBudget>) -> Funds {
+/// What there is to spend, of what was read since `asked_at`: a hold may have been committed
+/// between the reading and now. A sum out of its range is nothing to go by.
+fn funds(account: &Account, budget: Option<KeyBudget>, asked_at: Instant) -> Funds {
     let now = Timestamp::now();
     let is_active = account.status == AccountStatus::Active;
     let available = account.available(now).ok().filter(|_| is_active);
@@ -350,7 +353,7 @@ fn funds(account: &Account, budget: Option<KeyBudget>) -> Funds {
         budget.roll(now);
         budget.available().unwrap_or_default()
     });
-    Funds { account: available.unwrap_or_default(), key: left, read_at: Instant::now() }
+    Funds { account: available.unwrap_or_default(), key: left, read_at: asked_at }
 }
 
 /// What a bearer token is.

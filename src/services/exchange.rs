@@ -36,7 +36,8 @@ use tokio::time::Timeout;
 
 pub struct Exchange {
     live: Option<Box<Live>>,
-    /// Outlives the rest: a whole answer may come in one frame.
+    /// The answer's id on its way to the hold, which may outlive the rest: an answer may come whole
+    /// in one frame, and nothing of it leaves before its id is written down.
     noting: Option<Noting>,
 }
 
@@ -443,7 +444,7 @@ impl Live {
         let is_whole = ending == Ending::Completed || self.tap.judge.is_done;
         let mut reading = self.tap.judge.reading;
         if !is_whole {
-            reading.break_off();
+            reading.discard_stale_usage();
         }
         if ending == Ending::UpstreamFailed && !reading.is_worth_something() {
             return self.open.void(ending);

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 pub struct Forwarding {
     calls: Pin<Box<dyn Future<Output = Answered> + Send>>,
     is_streamed: bool,
-    /// Told when the hold stands.
+    /// Told when the hold is committed; dropped when it is refused.
     held: oneshot::Receiver<()>,
 }
 

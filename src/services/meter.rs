@@ -30,7 +30,7 @@ pub struct Meter {
     idle: Duration,
     silence: Pin<Box<Sleep>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Guards these two.
+    /// The two above are polled only when they were woken.
     woken: Woken,
     last_frame_at: Instant,
     /// The upstream is not read: the money for it is waited for.

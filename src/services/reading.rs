@@ -16,8 +16,8 @@ pub struct Reading {
     pub provider: Option<String>,
     pub finish_reason: Option<String>,
     pub reported: Option<Reported>,
-    /// Text has come since.
-    is_behind: bool,
+    /// Text has come since the usage in `reported`.
+    is_usage_stale: bool,
     pub counter: StreamCounter,
     /// The upstream said in the stream that it failed.
     pub has_failed: bool,
@@ -40,7 +40,7 @@ impl Reading {
             provider: None,
             finish_reason: None,
             reported: None,
-            is_behind: false,
+            is_usage_stale: false,
             counter: StreamCounter::new(tokenizer),
             has_failed: false,
             has_unreadable: false,
@@ -70,17 +70,17 @@ impl Reading {
 
     /// The answer was not heard to its end: servers that say the usage so far on each chunk, or
     /// nothing yet on the first, have not said the usage of what came after.
-    pub fn break_off(&mut self) {
-        if self.is_behind {
+    pub fn discard_stale_usage(&mut self) {
+        if self.is_usage_stale {
             self.reported = None;
         }
     }
 
     /// The answer was heard to its end: a usage that came before its last text is that of all,
     /// unless it says that there was none.
-    pub fn close(&mut self) {
+    pub fn discard_stale_zero(&mut self) {
         if self.reported.is_some_and(|reported| reported.tokens.completion == Tokens(0)) {
-            self.break_off();
+            self.discard_stale_usage();
         }
     }
 
@@ -100,7 +100,7 @@ impl Reading {
         let by_choice = || answer.reported_by_choice().filter(|_| self.begun.len() <= 1);
         if let Some(reported) = answer.reported().or_else(by_choice) {
             self.reported = Some(reported);
-            self.is_behind = false;
+            self.is_usage_stale = false;
         }
         self.has_failed |= answer.failure().is_some();
     }
@@ -117,7 +117,7 @@ impl Reading {
 
     /// Takes in a further piece of a choice's content, known from [`Reading::only_text`].
     pub fn take_text(&mut self, choice: u32, text: &str) {
-        self.is_behind |= !text.is_empty();
+        self.is_usage_stale |= !text.is_empty();
         self.counter.push(Lane { choice, field: Field::Content }, text);
     }
 
@@ -138,7 +138,7 @@ impl Reading {
         self.has_unreadable |= delta.has_more();
         let mut push = |field, text: Option<&str>| {
             if let Some(text) = text {
-                self.is_behind |= !text.is_empty();
+                self.is_usage_stale |= !text.is_empty();
                 self.counter.push(Lane { choice, field }, text);
             }
         };

@@ -63,7 +63,7 @@ pub struct Asked {
     pub shows_usage: bool,
 }
 
-/// How a body that ended had ended.
+/// Whether a body that has ended was a whole answer.
 #[derive(Clone, Debug)]
 pub enum Finish {
     Complete,
@@ -120,7 +120,7 @@ impl Tap {
             return judge.finish();
         }
         // What was said before the last of the text is not the usage of all.
-        judge.reading.break_off();
+        judge.reading.discard_stale_usage();
         if !judge.reading.has_failed && judge.reading.is_finished() {
             if let Some(usage) = judge.own_usage_chunk() {
                 out.put(&usage);
@@ -209,7 +209,7 @@ impl Judge {
 
     fn done(&mut self, event: &[u8]) -> Verdict {
         self.is_done = true;
-        self.reading.close();
+        self.reading.discard_stale_zero();
         let untold = self.failure().filter(|_| !self.has_told).map(|error| error_event(&error));
         match [self.own_usage_chunk(), untold] {
             [None, None] => Verdict::Pass,

@@ -157,31 +157,31 @@ impl Upstream {
 
     /// Whether both are the same server.
     #[must_use]
-    pub fn is_beside(&self, other: &Self) -> bool {
+    pub fn is_same_server(&self, other: &Self) -> bool {
         (self.kind, &self.base) == (other.kind, &other.base)
     }
 
     /// Whether that server takes both for the same client.
     #[must_use]
-    pub fn has_key_of(&self, other: &Self) -> bool {
+    pub fn has_same_key(&self, other: &Self) -> bool {
         self.authorization == other.authorization
     }
 
     /// Whether `other` is the same upstream, configured anew: what one knows counts for the other.
     #[must_use]
-    pub fn is_followed_by(&self, other: &Self) -> bool {
-        self.name == other.name && self.is_beside(other) && self.has_key_of(other)
+    pub fn is_same_upstream(&self, other: &Self) -> bool {
+        self.name == other.name && self.is_same_server(other) && self.has_same_key(other)
     }
 
     /// Whether nothing about it is configured otherwise.
     #[must_use]
-    pub fn serves_as(&self, other: &Self) -> bool {
-        self.is_followed_by(other) && self.terms == other.terms && self.offer == other.offer
+    pub fn is_configured_like(&self, other: &Self) -> bool {
+        self.is_same_upstream(other) && self.terms == other.terms && self.offer == other.offer
     }
 
     /// Takes over what `old` knows of its health.
     #[must_use]
-    pub fn in_place_of(self, old: &Self) -> Self {
+    pub fn with_health_of(self, old: &Self) -> Self {
         Self { health: old.health.clone(), ..self }
     }
 

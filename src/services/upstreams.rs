@@ -70,9 +70,9 @@ impl Upstreams {
         let known = self.all();
         let renewed = in_order(config).map(|one| {
             let fresh = Upstream::new(one, self.metrics.of(&one.name))?;
-            Ok(match known.iter().find(|old| old.is_followed_by(&fresh)) {
-                Some(old) if old.serves_as(&fresh) => old.clone(),
-                Some(old) => Arc::new(fresh.in_place_of(old)),
+            Ok(match known.iter().find(|old| old.is_same_upstream(&fresh)) {
+                Some(old) if old.is_configured_like(&fresh) => old.clone(),
+                Some(old) => Arc::new(fresh.with_health_of(old)),
                 None => Arc::new(fresh),
             })
         });

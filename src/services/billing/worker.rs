@@ -43,7 +43,7 @@ const LANES_PER_CALL: usize = 4;
 /// Lanes whose ends are written down in one transaction, where that many have ended.
 const LANES_PER_FINISH: usize = 32;
 
-/// How the sink is, and the time since when.
+/// Whether the sink may be called, and the clock by which its pauses go.
 struct Standing {
     breaker: Breaker,
     clock: Waking,

@@ -49,7 +49,7 @@ impl Catalog {
         let new: Vec<Arc<Upstream>> = {
             let sources = self.sources.lock().await;
             let is_known =
-                |new: &Upstream| sources.iter().any(|it| it.upstream.is_followed_by(new));
+                |new: &Upstream| sources.iter().any(|it| it.upstream.is_same_upstream(new));
             upstreams.iter().filter(|upstream| !is_known(upstream)).cloned().collect()
         };
         let asked = new.into_iter().map(|new| tokio::time::timeout(TOGETHER_WAIT, fetch(new)));
@@ -64,7 +64,7 @@ fn succeeding(
     upstreams: &[Arc<Upstream>],
 ) -> Vec<Source> {
     let of = |upstream: &Arc<Upstream>| {
-        if let Some(old) = known.iter().find(|old| old.upstream.is_followed_by(upstream)) {
+        if let Some(old) = known.iter().find(|old| old.upstream.is_same_upstream(upstream)) {
             return old.at(upstream.clone());
         }
         let mut source = Source::new(upstream.clone());

@@ -35,7 +35,7 @@ pub struct Trip {
 /// until then another upstream may give it. After that it hears of a silence, as of any other.
 const FIRST_EVENT_WAIT: Duration = Duration::from_secs(10);
 
-/// An error is shorter.
+/// A first event that is longer is no error.
 const FIRST_EVENT_BYTES_MAX: usize = 64 << 10;
 
 /// What is to be done after a failure.
@@ -91,12 +91,12 @@ impl Live {
             let failed = match self.begun(!trip.others.is_empty()).await {
                 Ok(answer) => {
                     self.open.end_attempt(None, self.open.upstream_status, None);
-                    self.open.upstream.health.is_well(&self.open.hold.model);
+                    self.open.upstream.health.note_success(&self.open.hold.model);
                     return Ok(answer);
                 }
                 Err(failed) => failed,
             };
-            self.has_failed(&failed);
+            self.end_failed_call(&failed);
             let next = self.next(&failed, here, &mut trip);
             told = Some(more_telling(told, failed.error));
             match next {
@@ -184,7 +184,7 @@ impl Live {
         self.peeked = Some(frame);
     }
 
-    fn has_failed(&mut self, failed: &Failed) {
+    fn end_failed_call(&mut self, failed: &Failed) {
         let Failed { error, had_begun } = failed;
         self.leg = Leg::NotCalled;
         let status = error.upstream_status().or(self.open.upstream_status);
@@ -195,7 +195,7 @@ impl Live {
         // The provider that its client asked for is to blame, or the client.
         let is_steered = self.is_steered && upstream.kind == UpstreamKind::OpenRouter;
         let is_news = !is_steered || !is_of_model(error);
-        if is_news && upstream.health.has_failed(&self.open.hold.model, error, Instant::now()) {
+        if is_news && upstream.health.note_failure(&self.open.hold.model, error, Instant::now()) {
             tracing::error!(upstream = upstream.name, "an upstream is left alone: {error}");
         }
     }

@@ -46,8 +46,8 @@ impl Measured {
         lock.clone().lock_owned().await
     }
 
-    /// Held while nothing is to be. What may be waited for long comes first, so that meanwhile
-    /// nobody waits for this.
+    /// While it is held nothing is committed or counted. The others' lock comes first: a replay may
+    /// keep it for long, and our own commits must not wait for us meanwhile.
     pub async fn quiet(&self) -> [OwnedMutexGuard<()>; 2] {
         let others = self.others.clone().lock_owned().await;
         [others, self.own.clone().lock_owned().await]

@@ -77,7 +77,7 @@ impl Queue {
         Self { receiver, hurry, last: Last::default() }
     }
 
-    /// For who takes the writer's place.
+    /// For an outage, which reads the queue in the writer's place.
     pub fn receiver(&mut self) -> &mut mpsc::Receiver<Queued> {
         &mut self.receiver
     }

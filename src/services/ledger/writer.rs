@@ -59,7 +59,7 @@ impl Writer {
                 queued.drain(..).map(|queued| (queued.op, queued.sent)).unzip();
             let measured = self.committer.measured();
             let busy = measured.busy().await;
-            // From now on: whoever was at work before is no sign that the database is away.
+            // The patience begins now: what others took before says nothing of the database.
             let deadline = Deadline::after(self.away.patience());
             let began = Instant::now();
             let mut outcomes = self.committer.commit(&ops, deadline).await;

@@ -67,7 +67,7 @@ pub async fn check(
 fn sources(all: &[Arc<Upstream>]) -> Vec<Source<'_>> {
     let mut sources: Vec<Source<'_>> = Vec::new();
     for upstream in all {
-        match sources.iter_mut().find(|source| source.upstreams[0].is_beside(upstream)) {
+        match sources.iter_mut().find(|source| source.upstreams[0].is_same_server(upstream)) {
             Some(source) => {
                 source.name = format!("{}+{}", source.name, upstream.name);
                 source.upstreams.push(upstream);
@@ -99,7 +99,7 @@ impl Source<'_> {
     fn askers(&self) -> Vec<&Upstream> {
         let mut askers: Vec<&Upstream> = Vec::new();
         for upstream in &self.upstreams {
-            if !askers.iter().any(|asker| asker.has_key_of(upstream)) {
+            if !askers.iter().any(|asker| asker.has_same_key(upstream)) {
                 askers.push(upstream);
             }
         }

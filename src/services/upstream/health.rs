@@ -78,7 +78,7 @@ pub fn is_of_model(error: &Error) -> bool {
 
 impl Health {
     /// It has answered.
-    pub fn is_well(&self, model: &str) {
+    pub fn note_success(&self, model: &str) {
         if !self.is_troubled.load(Ordering::Acquire) {
             return;
         }
@@ -89,7 +89,7 @@ impl Health {
     }
 
     /// It has failed; true when it is left alone from now on.
-    pub fn has_failed(&self, model: &str, error: &Error, now: Instant) -> bool {
+    pub fn note_failure(&self, model: &str, error: &Error, now: Instant) -> bool {
         let heard = Heard::Bad { after: asked(error, SystemTime::now()) };
         let mut troubles = self.troubles();
         let opened = match blame(error) {
@@ -169,17 +169,17 @@ mod tests {
     #[test]
     fn a_models_trouble_is_not_the_others() {
         let (health, now) = (Health::default(), Instant::now());
-        assert!(!health.has_failed("a", &failed(500), now));
-        assert!(!health.has_failed("a", &failed(502), now));
-        assert!(health.has_failed("a", &failed(503), now), "the third in a row");
+        assert!(!health.note_failure("a", &failed(500), now));
+        assert!(!health.note_failure("a", &failed(502), now));
+        assert!(health.note_failure("a", &failed(503), now), "the third in a row");
         assert_eq!(health.leave("a", now), Leave::Nothing(PATIENCE.pause_first));
         assert_eq!(health.leave("b", now), Leave::All);
         let seen = health.seen(now);
         assert_eq!(seen.whole, Leave::All);
         assert_eq!(seen.models, [("a".to_owned(), Leave::Nothing(PATIENCE.pause_first))]);
-        health.is_well("b");
+        health.note_success("b");
         assert_ne!(health.leave("a", now), Leave::All, "another model says nothing of it");
-        health.is_well("a");
+        health.note_success("a");
         assert_eq!(health.leave("a", now), Leave::All);
     }
 
@@ -187,7 +187,7 @@ mod tests {
     fn who_cannot_be_reached_is_so_for_all_models() {
         let (health, now) = (Health::default(), Instant::now());
         for model in ["a", "b", "c"] {
-            health.has_failed(model, &unreachable(), now);
+            health.note_failure(model, &unreachable(), now);
         }
         assert!(matches!(health.leave("d", now), Leave::Nothing(_)));
     }
@@ -196,16 +196,16 @@ mod tests {
     fn one_call_is_let_through_and_its_verdict_counts() {
         let (health, now) = (Health::default(), Instant::now());
         for _ in 0..3 {
-            health.has_failed("a", &unreachable(), now);
+            health.note_failure("a", &unreachable(), now);
         }
         assert!(!health.probe("a", now));
         let later = now + PATIENCE.pause_first;
         assert_eq!(health.leave("a", later), Leave::One);
         assert!(health.probe("a", later));
         assert!(!health.probe("b", later), "one for all of them");
-        health.has_failed("a", &unreachable(), later);
+        health.note_failure("a", &unreachable(), later);
         assert_eq!(health.leave("a", later), Leave::Nothing(PATIENCE.pause_first * 2));
-        health.is_well("a");
+        health.note_success("a");
         assert_eq!(health.leave("b", later), Leave::All);
     }
 
@@ -216,9 +216,9 @@ mod tests {
         let (status, message) = (StatusCode::BAD_REQUEST, String::new());
         let rejected = |about| Error::UpstreamRejected { status, message: message.clone(), about };
         for _ in 0..10 {
-            health.has_failed("a", &rejected(About::Model), now);
-            health.has_failed("a", &forbidden, now);
-            health.has_failed("a", &rejected(About::Request), now);
+            health.note_failure("a", &rejected(About::Model), now);
+            health.note_failure("a", &forbidden, now);
+            health.note_failure("a", &rejected(About::Request), now);
         }
         assert_eq!(health.leave("a", now), Leave::All);
     }
