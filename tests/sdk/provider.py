@@ -25,9 +25,13 @@ GATE_WAIT_SECONDS = 150
 FRAME_BYTES = 211
 BY_NAME = {model.name: model for model in models.ALL}
 REFUSALS = {
-    models.LIMITED.name: (429, "Rate limit exceeded"),
-    models.REJECTED.name: (400, "this is a mock context window exceeded error"),
-    models.FAILING.name: (500, "a mock of a failure"),
+    models.LIMITED.name: (429, "Rate limit exceeded", "rate_limit_exceeded"),
+    models.REJECTED.name: (
+        400,
+        "this is a mock context window exceeded error",
+        "context_length_exceeded",
+    ),
+    models.FAILING.name: (500, "a mock of a failure", "server"),
 }
 
 
@@ -121,8 +125,9 @@ class Handler(BaseHTTPRequestHandler):
         if not self.scripted.gates[body["user"]].wait(GATE_WAIT_SECONDS):
             raise TimeoutError(f"nobody opened the gate of {body['user']}")
 
-    def _refuse(self, status: int, message: str) -> None:
-        said = {"error": {"code": status, "message": message}}
+    def _refuse(self, status: int, message: str, kind: str) -> None:
+        metadata = {"error_type": kind}
+        said = {"error": {"code": status, "message": message, "metadata": metadata}}
         self._say(status, json.dumps(said).encode())
 
     def _say(self, status: int, body: bytes, headers: dict | None = None) -> None:

@@ -183,6 +183,7 @@ def test_a_request_that_the_upstream_rejects(customer, streamed):
     with pytest.raises(openai.BadRequestError) as caught:
         ask(customer.client(**PATIENT), REJECTED, stream=streamed)
     assert "this is a mock context window exceeded error" in caught.value.message
+    assert caught.value.code == "context_length_exceeded"
     assert len(customer.attempts) == 1
     check_nothing_used(customer.books.settled(1), 400)
 

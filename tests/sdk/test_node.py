@@ -112,7 +112,7 @@ def test_models(customer):
 @pytest.mark.parametrize(
     ("model", "name", "status", "code"),
     [
-        (REJECTED, "BadRequestError", 400, None),
+        (REJECTED, "BadRequestError", 400, "context_length_exceeded"),
         (LIMITED, "RateLimitError", 429, "rate_limit_exceeded"),
         (FAILING, "InternalServerError", 502, "upstream_error"),
         (SimpleNamespace(name="no/such"), "NotFoundError", 404, "model_not_found"),
