@@ -75,8 +75,6 @@ struct Size {
     prompt: Tokens,
     /// The prompt, for the money alone: with what long media in it may come to.
     prompt_paid_for: Tokens,
-    /// In the prompt, where each has a fee.
-    images: Option<i64>,
     extras: Extras,
     /// Of each choice.
     completion: Tokens,
@@ -214,21 +212,21 @@ impl Admission {
         let fitting = fitting(&limits, prompt, request)
             .map(|fitting| fitting.min(context_room.unwrap_or(fitting)))
             .filter(|fitting| *fitting < wanted);
-        let is_bounded = fitting.is_none() && context_room.is_some_and(|room| room < wanted);
+        let is_bounded = !can_be_ended(request, &limits)
+            && fitting.is_none()
+            && context_room.is_some_and(|room| room < wanted);
         let longest = [model.context_tokens_max, model.completion_tokens_max];
         let longest = longest.into_iter().flatten().min().filter(|_| is_bounded);
         let completion = fitting.or(longest).unwrap_or(wanted);
-        let images = paid_images(request, candidates);
         let extras = Extras {
             has_searches: request.has_fees,
-            images: images.unwrap_or_default(),
+            images: paid_images(request, candidates),
             files: paid_files(request, candidates),
         };
         let is_fitted = fitting.is_some();
         Size {
             prompt,
             prompt_paid_for,
-            images,
             extras,
             completion,
             context_room,
@@ -263,7 +261,7 @@ impl Admission {
             model: model.id.clone(),
             price_id: first.price.id.clone(),
             prompt_tokens_estimate: size.prompt,
-            input_images: size.images,
+            input_images: Some(size.extras.images).filter(|images| *images > 0),
             completion_tokens_seen: Tokens(0),
             generation_id: None,
             idempotency_key: caller.idempotency_key,
@@ -334,9 +332,8 @@ fn affordable(
         let paid = paid.min(size.context_room.unwrap_or(paid));
         return Cap { sent: Some(paid), lowered: Some(paid) };
     }
-    // A stream can be ended where its money does, but not where a limit of tokens does, and a plain
-    // answer not at all: they are capped where the client has not done so.
-    if request.stream && limits.tokens_per_minute().is_none() {
+    // The others are capped where the client has not done so.
+    if can_be_ended(request, limits) {
         let cap = unseen_cap(request, size, worst.tokens(placed.funds), limit);
         return Cap { sent: cap, lowered: cap };
     }
@@ -346,6 +343,12 @@ fn affordable(
     }
     let is_less = *is_fitted || request.completion_tokens_max.is_some();
     Cap { sent: Some(*wanted), lowered: is_less.then_some(*wanted) }
+}
+
+/// A stream can be ended where its money does, but not where a limit of tokens does, and a plain
+/// answer not at all.
+fn can_be_ended(request: &ChatRequest<'_>, limits: &LimitsInForce) -> bool {
+    request.stream && limits.tokens_per_minute().is_none()
 }
 
 /// What a model thinks unseen is known at the end of its answer only, when no stream can be ended
@@ -413,10 +416,9 @@ fn context_room(request: &ChatRequest<'_>, model: &Model, prompt: Tokens) -> Opt
 }
 
 /// Pictures in the prompt, where somebody takes a fee for each.
-fn paid_images(request: &ChatRequest<'_>, candidates: &[Candidate]) -> Option<i64> {
+fn paid_images(request: &ChatRequest<'_>, candidates: &[Candidate]) -> i64 {
     let has_fee = candidates.iter().any(|to| to.price.terms.has_image_fee());
-    let images = has_fee.then(|| count_images(request.messages.get()));
-    images.filter(|images| *images > 0)
+    if has_fee { count_images(request.messages.get()) } else { 0 }
 }
 
 /// Files in the prompt, where somebody takes a fee for reading them.

@@ -79,6 +79,11 @@ pub fn streamed_with_usage(model: &str) -> Value {
     body
 }
 
+/// The cap on the answer is taken off.
+pub fn uncap(body: &mut Value) {
+    body.as_object_mut().expect("an object").remove("max_tokens");
+}
+
 /// Who may read and write it.
 pub fn mode(path: &Path) -> u32 {
     let file = std::fs::metadata(path).expect("it was made");

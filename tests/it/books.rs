@@ -11,6 +11,7 @@ use crate::app::audit;
 use crate::app::books::UsageRecord;
 use crate::app::{
     Kind, Setup, Store, TestApp, both_stores, eventually, question, streamed, streamed_with_usage,
+    uncap,
 };
 use crate::upstream::answer::{Answer, DONE, nano_usd};
 use crate::upstream::catalog::{FREE_MODEL, MODEL, UNPRICED_MODEL, VARIABLE_MODEL};
@@ -342,7 +343,7 @@ async fn a_postpaid_account_needs_no_credit_and_keeps_to_its_limit() {
     assert_eq!(record.account_id, account.id);
     // The limit is a million nano-USD a month; 16,384 tokens at 720 may cost eleven times that.
     let mut body = streamed(MODEL);
-    body.as_object_mut().expect("an object").remove("max_tokens");
+    uncap(&mut body);
     app.upstream.script(Answer::openrouter().stream());
     let got = app.ask(&app.chat_ask(&body).bearer(&key)).await;
     assert_eq!(got.status, 200, "{}", got.text());

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed};
+use crate::app::{Setup, Store, TestApp, both_stores, eventually, question, streamed, uncap};
 use crate::client::{Answered, Ask};
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::MODEL;
@@ -200,7 +200,7 @@ async fn an_answer_without_a_cap_is_made_to_fit(store: Store) {
     let app = TestApp::start(store).await;
     let key = limited(&app, &["--tpm", "150"]).await;
     for mut body in [question(MODEL), streamed(MODEL)] {
-        body.as_object_mut().expect("an object").remove("max_tokens");
+        uncap(&mut body);
         app.upstream.script(match body["stream"] {
             Value::Null => plain(),
             _ => Answer::openrouter().stream(),

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::app::{Kind, Setup, Store, TestApp, both_stores, question, streamed};
+use crate::app::{Kind, Setup, Store, TestApp, both_stores, question, streamed, uncap};
 use crate::upstream::Upstream;
 use crate::upstream::answer::Answer;
 use crate::upstream::catalog::{FREE_MODEL, MODEL, openrouter_models};
@@ -70,7 +70,7 @@ async fn a_short_context_bounds_a_plain_answer_by_itself() {
     let short = json!({"context_length": 8192, "top_provider": {"max_completion_tokens": null}});
     let app = with_list(Setup::new(Store::Sqlite), list(MODEL, &short)).await;
     let mut body = question(MODEL);
-    body.as_object_mut().expect("an object").remove("max_tokens");
+    uncap(&mut body);
     app.upstream.script(Answer::openrouter().plain());
     app.chat(&body).await.ok();
     let sent = app.upstream.last_chat().json();
@@ -86,7 +86,7 @@ async fn what_there_is_money_for_fits_into_a_short_context() {
     let setup = Setup::new(Store::Sqlite).credit("0.0003");
     let app = with_list(setup, list(MODEL, &short)).await;
     let mut body = question(MODEL);
-    body.as_object_mut().expect("an object").remove("max_tokens");
+    uncap(&mut body);
     body["messages"][0]["content"] = json!("toll ".repeat(200));
     app.upstream.script(Answer::openrouter().plain());
     app.chat(&body).await.ok();

@@ -16,7 +16,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 use crate::app::books::UsageRecord;
 use crate::app::process::Process;
 use crate::app::{
-    Kind, Setup, Store, TestApp, address_of, both_stores, eventually, question, streamed,
+    Kind, Setup, Store, TestApp, address_of, both_stores, eventually, question, streamed, uncap,
 };
 use crate::client::{Answered, Ask, Exchange};
 use crate::upstream::answer::Answer;
@@ -58,7 +58,7 @@ fn body(max_tokens: Option<i64>) -> Value {
     let mut body = streamed(OLD_MODEL);
     body["max_tokens"] = json!(max_tokens);
     if max_tokens.is_none() {
-        body.as_object_mut().expect("an object").remove("max_tokens");
+        uncap(&mut body);
     }
     body
 }
@@ -422,7 +422,7 @@ async fn what_was_thought_a_moment_ago_is_not_spent_again(store: Store) {
 async fn a_stream_is_told_no_cap_that_might_be_refused(store: Store) {
     let app = Setup::new(store).kind(Kind::OpenAi).start().await;
     let mut body = streamed("gpt-4o-mini");
-    body.as_object_mut().expect("an object").remove("max_tokens");
+    uncap(&mut body);
     for credit in ["0.02", "5"] {
         let account = app.create_account(credit, &["--credit", credit]).await;
         let key = app.create_key(&account, &[]).await;

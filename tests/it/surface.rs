@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::app::{
-    Kind, Setup, Store, TestApp, UPSTREAM_KEY, both_stores, eventually, question, streamed,
+    Kind, Setup, Store, TestApp, UPSTREAM_KEY, both_stores, eventually, question, streamed, uncap,
 };
 use crate::client::Ask;
 use crate::upstream::answer::Answer;
@@ -127,7 +127,7 @@ async fn a_plain_answers_cap_is_within_the_limit_in_the_table() {
     );
     let app = setup.start().await;
     let mut body = question("gpt-4");
-    body.as_object_mut().expect("an object").remove("max_tokens");
+    uncap(&mut body);
     app.upstream.script(Answer::openai().plain());
     app.chat(&body).await.ok();
     assert_eq!(app.upstream.last_chat().json()["max_completion_tokens"], json!(4_096));

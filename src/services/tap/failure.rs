@@ -5,7 +5,7 @@
 //! (400, 404, 413, 422), shortened, and without what tells of the operator (see `operator`). All
 //! else is said in our own words, a moderation's word of a prompt too.
 
-use super::operator::Operator;
+use super::operator::{Operator, split_class};
 use crate::error::{About, Error};
 use crate::models::openai::answer::is_truthy;
 use crate::models::openai::lenient::{Object, Text};
@@ -198,8 +198,8 @@ impl Failure {
 
 /// What the name of LiteLLM's exception says.
 fn class(message: &str) -> Option<About> {
-    let rest = message.strip_prefix("litellm.")?;
-    CLASSES.iter().find(|(name, _)| rest.starts_with(name)).map(|(_, about)| *about)
+    let (class, _) = split_class(message)?;
+    CLASSES.iter().find(|(name, _)| *name == class).map(|(_, about)| *about)
 }
 
 /// As a number or as text; words such as `server_error` are none.

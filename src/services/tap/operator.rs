@@ -127,9 +127,12 @@ fn speaks_of_keys(text: &str) -> bool {
 }
 
 /// LiteLLM puts the name of its exception before the message.
+pub(super) fn split_class(message: &str) -> Option<(&str, &str)> {
+    message.strip_prefix("litellm.")?.split_once(": ")
+}
+
 fn without_class(message: &str) -> &str {
-    let named = message.strip_prefix("litellm.").and_then(|rest| rest.split_once(": "));
-    named.map_or(message, |(_, message)| message)
+    split_class(message).map_or(message, |(_, message)| message)
 }
 
 /// Whether a part stands in a text without a letter or a digit right beside it.

@@ -5,6 +5,7 @@
 
 use super::prompt::{Members, Text, parse};
 use crate::models::openai::pairs::Pairs;
+use memchr::memmem;
 use serde_json::value::RawValue;
 
 /// The pictures in the JSON text of a request's `messages`.
@@ -21,6 +22,11 @@ pub fn count_files(messages_json: &str) -> i64 {
 
 /// The parts that have one of these members, or are of one of these types.
 fn count(messages_json: &str, names: &[&str], types: &[&str]) -> i64 {
+    // Most prompts are text: they are not taken apart. An escape may spell any word.
+    let has = |word: &str| memmem::find(messages_json.as_bytes(), word.as_bytes()).is_some();
+    if !names.iter().chain(types).chain([&"\\u"]).any(|word| has(word)) {
+        return 0;
+    }
     let messages: Vec<&RawValue> = serde_json::from_str(messages_json).unwrap_or_default();
     let contents = messages.into_iter().filter_map(parse::<Members<'_>>).flat_map(contents);
     let parts = contents.filter_map(parse::<Vec<&RawValue>>).flatten();
